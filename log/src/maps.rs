@@ -1,0 +1,225 @@
+//! The bookkeeping that every kind of log shares: which regions are clean, which are in sync and
+//! which are being recovered, as in the kernel's dm-log, with both counts at hand.
+//!
+//! `clean` is what is durable in the end; `sync` lives in memory only. A region is resynced first,
+//! then `sync` is set, and its `clean` bit follows with the next clear. Bits past the last region
+//! are always 0. It also keeps which pages of the log changed, so that a flush writes no others.
+
+use bitvec::prelude::{BitVec, Lsb0};
+use bitvec::slice::IterZeros;
+use mirrord_raid::Region;
+
+type Bits = BitVec<u8, Lsb0>;
+
+/// Which regions are clean, in sync and being recovered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RegionMaps {
+    clean: Bits,
+    sync: Bits,
+    recovering: Bits,
+    dirty: u32,
+    in_sync: u32,
+    search: u32,
+    page_regions: u32,
+    touched: Bits,
+}
+
+/// The dirty regions of a log in ascending order.
+#[derive(Clone, Debug)]
+pub struct Dirty<'a>(IterZeros<'a, u8, Lsb0>);
+
+impl Iterator for Dirty<'_> {
+    type Item = Region;
+    fn next(&mut self) -> Option<Region> {
+        self.0.next().map(|index| Region(index as u32))
+    }
+}
+
+impl RegionMaps {
+    /// Maps of `regions` regions, all clean and in sync or all neither; `page_regions` share a page
+    /// of the log. Every page counts as changed.
+    pub(crate) fn new(regions: u32, page_regions: u32, clean: bool) -> RegionMaps {
+        let bits = Bits::repeat(clean, regions as usize);
+        let mut maps = RegionMaps {
+            clean: bits.clone(),
+            sync: bits.clone(),
+            recovering: Bits::repeat(false, regions as usize),
+            dirty: 0,
+            in_sync: 0,
+            search: 0,
+            page_regions,
+            touched: Bits::repeat(true, regions.div_ceil(page_regions) as usize),
+        };
+        maps.adopt(bits);
+        maps
+    }
+
+    /// Takes `clean` over as read from disk: in sync is what is clean, the search for work starts
+    /// over.
+    pub(crate) fn adopt(&mut self, mut clean: Bits) {
+        assert_eq!(clean.len(), self.clean.len());
+        clean.set_uninitialized(false);
+        self.in_sync = clean.count_ones() as u32;
+        self.dirty = clean.len() as u32 - self.in_sync;
+        self.sync.clone_from(&clean);
+        self.clean = clean;
+        self.restart();
+    }
+
+    /// Forgets recoveries under way and starts the search for work over.
+    pub(crate) fn restart(&mut self) {
+        self.recovering.fill(false);
+        self.search = 0;
+    }
+
+    /// How many regions.
+    pub fn regions(&self) -> u32 {
+        self.clean.len() as u32
+    }
+
+    /// Whether the region's dirty bit is unset.
+    pub fn is_clean(&self, region: Region) -> bool {
+        self.clean[region.index()]
+    }
+
+    /// Whether the region is the same on every leg.
+    pub fn in_sync(&self, region: Region) -> bool {
+        self.sync[region.index()]
+    }
+
+    /// Sets the region's dirty bit.
+    pub fn mark(&mut self, region: Region) {
+        if self.clean.replace(region.index(), false) {
+            self.dirty += 1;
+            self.touch(region);
+        }
+    }
+
+    /// Unsets the region's dirty bit.
+    pub fn clear(&mut self, region: Region) {
+        if !self.clean.replace(region.index(), true) {
+            self.dirty -= 1;
+            self.touch(region);
+        }
+    }
+
+    /// The next region that is neither in sync nor handed out already.
+    pub fn get_resync_work(&mut self) -> Option<Region> {
+        while self.search < self.regions() {
+            let from = self.search as usize;
+            let found = self.sync[from..].first_zero().map(|ahead| from + ahead);
+            self.search = found.map_or(self.regions(), |index| index as u32 + 1);
+            if let Some(index) = found
+                && !self.recovering.replace(index, true)
+            {
+                return Some(Region(index as u32));
+            }
+        }
+        None
+    }
+
+    /// Records that the region is in sync or is not, and that nobody recovers it now.
+    pub fn set_region_sync(&mut self, region: Region, in_sync: bool) {
+        self.recovering.set(region.index(), false);
+        if self.sync.replace(region.index(), in_sync) != in_sync {
+            if in_sync {
+                self.in_sync += 1;
+            } else {
+                self.in_sync -= 1;
+            }
+        }
+    }
+
+    /// How many regions are in sync.
+    pub fn sync_count(&self) -> u64 {
+        u64::from(self.in_sync)
+    }
+
+    /// How many regions are dirty.
+    pub fn dirty_count(&self) -> u64 {
+        u64::from(self.dirty)
+    }
+
+    /// The dirty regions.
+    pub fn dirty(&self) -> Dirty<'_> {
+        Dirty(self.clean.iter_zeros())
+    }
+
+    /// The clean bits, region r in bit r % 8 of byte r / 8; bits past the last region are 0.
+    pub(crate) fn clean_bytes(&self) -> &[u8] {
+        self.clean.as_raw_slice()
+    }
+
+    /// The pages changed since this was last asked, ascending.
+    pub(crate) fn take_touched(&mut self) -> Vec<u32> {
+        let pages = self.touched.iter_ones().map(|page| page as u32).collect();
+        self.touched.fill(false);
+        pages
+    }
+
+    /// Counts a page as changed.
+    pub(crate) fn touch_page(&mut self, page: u32) {
+        self.touched.set(page as usize, true);
+    }
+
+    fn touch(&mut self, region: Region) {
+        self.touch_page(region.0 / self.page_regions);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_follow_the_bits() {
+        let mut maps = RegionMaps::new(13, 8, false);
+        assert_eq!((maps.dirty_count(), maps.sync_count()), (13, 0));
+        maps.clear(Region(3));
+        maps.clear(Region(3));
+        maps.clear(Region(12));
+        assert_eq!(maps.dirty_count(), 11);
+        maps.mark(Region(12));
+        maps.mark(Region(12));
+        assert_eq!(maps.dirty_count(), 12);
+        assert!(maps.is_clean(Region(3)) && !maps.is_clean(Region(12)));
+        maps.set_region_sync(Region(5), true);
+        maps.set_region_sync(Region(5), true);
+        assert_eq!(maps.sync_count(), 1);
+        maps.set_region_sync(Region(5), false);
+        maps.set_region_sync(Region(5), false);
+        assert_eq!(maps.sync_count(), 0);
+        assert_eq!(maps.dirty().count(), 12);
+    }
+
+    #[test]
+    fn only_pages_whose_bits_change_are_touched() {
+        let mut maps = RegionMaps::new(20, 8, true);
+        assert_eq!(maps.take_touched(), [0, 1, 2]);
+        maps.clear(Region(0));
+        assert_eq!(maps.take_touched(), []);
+        maps.mark(Region(9));
+        maps.mark(Region(19));
+        assert_eq!(maps.take_touched(), [1, 2]);
+        maps.mark(Region(9));
+        assert_eq!(maps.take_touched(), []);
+    }
+
+    #[test]
+    fn work_is_handed_out_once_per_search() {
+        let mut maps = RegionMaps::new(10, 10, true);
+        for region in [2, 7, 9] {
+            maps.set_region_sync(Region(region), false);
+        }
+        assert_eq!(maps.get_resync_work(), Some(Region(2)));
+        assert_eq!(maps.get_resync_work(), Some(Region(7)));
+        maps.set_region_sync(Region(2), false);
+        assert_eq!(maps.get_resync_work(), Some(Region(9)));
+        assert_eq!(maps.get_resync_work(), None);
+        maps.set_region_sync(Region(7), true);
+        maps.restart();
+        assert_eq!(maps.get_resync_work(), Some(Region(2)));
+        assert_eq!(maps.get_resync_work(), Some(Region(9)));
+        assert_eq!(maps.get_resync_work(), None);
+    }
+}

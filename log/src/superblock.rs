@@ -1,0 +1,188 @@
+//! What a volume is and how its legs stand, as every leg records it.
+//!
+//! Two slots are written in turn, generation g to slot g % 2, so that a torn write loses only the
+//! newer one. A slot whose checksum is right but which cannot be understood (newer version, unknown
+//! flags, unknown codes) is not torn: falling back to the older slot would trust an outdated view of
+//! the legs, so the leg is refused. Reserved bytes are written as zero and ignored when read; what a
+//! reader must not ignore gets an incompatible flag.
+
+mod raw;
+
+use std::path::PathBuf;
+
+use mirrord_raid::{Geometry, Leg, LegState, MAX_LEGS};
+use uuid::Uuid;
+
+use crate::log::LogKind;
+
+pub use raw::{KNOWN_FLAGS, SUPERBLOCK_VERSION};
+
+/// Most bytes in the name of a volume.
+pub const MAX_NAME: usize = 64;
+/// Most bytes in the path or address of a log.
+pub const MAX_PLACE: usize = 1024;
+
+/// Where the log of a volume is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LogPlace {
+    /// On every leg.
+    Internal,
+    /// In memory.
+    Core,
+    /// In this file or device.
+    Disk(PathBuf),
+    /// In the log server at this address.
+    Remote(String),
+}
+
+impl LogPlace {
+    /// The kind of log.
+    pub fn kind(&self) -> LogKind {
+        match self {
+            LogPlace::Internal => LogKind::Internal,
+            LogPlace::Core => LogKind::Core,
+            LogPlace::Disk(_) => LogKind::Disk,
+            LogPlace::Remote(_) => LogKind::Remote,
+        }
+    }
+}
+
+/// One leg as the superblock records it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LegEntry {
+    /// The leg.
+    pub uuid: Uuid,
+    /// Its state.
+    pub state: LegState,
+}
+
+/// What a superblock says. The generation is not part of it: it belongs to the write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Superblock {
+    /// The volume.
+    pub volume: Uuid,
+    /// The volume's name: 1 to [`MAX_NAME`] bytes.
+    pub name: String,
+    /// Which of `legs` this leg is.
+    pub leg: Leg,
+    /// Every leg of the volume by index: 1 to [`MAX_LEGS`].
+    pub legs: Vec<LegEntry>,
+    /// Size of the volume in bytes.
+    pub size: u64,
+    /// Size of a region in bytes.
+    pub region_size: u64,
+    /// Where the log is; path or address at most [`MAX_PLACE`] bytes.
+    pub log: LogPlace,
+    /// Grows with each change of leg states; the newest wins at assembly.
+    pub event_count: u64,
+    /// Whether the volume was stopped cleanly: no write was in flight and every leg was flushed.
+    pub clean: bool,
+    /// When the volume was made, in seconds since 1970.
+    pub created: u64,
+    /// When this was written, in seconds since 1970.
+    pub updated: u64,
+}
+
+/// Why one slot cannot be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SlotError {
+    /// No magic: never written, or overwritten.
+    #[error("not a mirrord superblock")]
+    NotMirrord,
+    /// The checksum does not match: torn or damaged.
+    #[error("the superblock fails its checksum")]
+    Checksum,
+    /// Written by a newer mirrord.
+    #[error("the superblock has version {found}, newer than the known {SUPERBLOCK_VERSION}")]
+    NewerVersion {
+        /// Its version.
+        found: u32,
+    },
+    /// Needs features that this mirrord does not have.
+    #[error("the superblock needs unknown features {flags:#x}")]
+    UnknownFlags {
+        /// The bits that are not known.
+        flags: u64,
+    },
+    /// The checksum matches but a field makes no sense.
+    #[error("the superblock has an impossible {field}")]
+    BadField {
+        /// Which.
+        field: &'static str,
+    },
+}
+
+impl SlotError {
+    /// Whether the slot is lost (never written, torn, damaged) rather than not understood.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, SlotError::NotMirrord | SlotError::Checksum)
+    }
+}
+
+/// Why neither slot of a leg can be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PickError {
+    /// Both slots are lost.
+    #[error("both superblock slots are lost: slot 0: {slot0}; slot 1: {slot1}")]
+    BothTorn {
+        /// What is wrong with slot 0: `NotMirrord` or `Checksum`.
+        slot0: SlotError,
+        /// What is wrong with slot 1: `NotMirrord` or `Checksum`.
+        slot1: SlotError,
+    },
+    /// A slot is whole but must not be interpreted: never `NotMirrord` or `Checksum`.
+    #[error(transparent)]
+    Refused(SlotError),
+}
+
+/// The newest superblock of the two slots, with its generation.
+///
+/// # Errors
+/// [`PickError`] if both slots are lost or one of them is whole and not understood.
+pub fn pick(slot0: &[u8], slot1: &[u8]) -> Result<(Superblock, u64), PickError> {
+    match (Superblock::decode(slot0), Superblock::decode(slot1)) {
+        (Err(error), _) | (_, Err(error)) if !error.is_lost() => Err(PickError::Refused(error)),
+        (Ok(first), Ok(second)) => Ok(if first.1 > second.1 { first } else { second }),
+        (Ok(only), Err(_)) | (Err(_), Ok(only)) => Ok(only),
+        (Err(slot0), Err(slot1)) => Err(PickError::BothTorn { slot0, slot1 }),
+    }
+}
+
+impl Superblock {
+    /// This leg's UUID.
+    pub fn leg_uuid(&self) -> Uuid {
+        self.legs[self.leg.index()].uuid
+    }
+
+    /// Size of the volume and of its regions. `None` if they do not fit together.
+    pub fn geometry(&self) -> Option<Geometry> {
+        Geometry::new(self.size, self.region_size).ok()
+    }
+
+    /// Whether every field can be recorded.
+    ///
+    /// # Errors
+    /// [`SlotError::BadField`] names one that cannot.
+    pub fn check(&self) -> Result<(), SlotError> {
+        let place = match &self.log {
+            LogPlace::Internal | LogPlace::Core => 1,
+            LogPlace::Disk(path) => path.as_os_str().len(),
+            LogPlace::Remote(address) => address.len(),
+        };
+        for (field, is_good) in [
+            ("name", (1..=MAX_NAME).contains(&self.name.len()) && !self.name.contains('\0')),
+            ("number of legs", (1..=MAX_LEGS).contains(&self.legs.len())),
+            ("leg index", self.leg.index() < self.legs.len()),
+            ("size or region size", self.geometry().is_some()),
+            ("log place", (1..=MAX_PLACE).contains(&place)),
+        ] {
+            if !is_good {
+                return Err(SlotError::BadField { field });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

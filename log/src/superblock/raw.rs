@@ -1,0 +1,221 @@
+//! The 4096 bytes of a superblock slot, declared once. Little-endian; magic, version and checksum
+//! keep their places in all versions, so that a newer one can be told from a damaged one.
+
+use std::ffi::OsStr;
+use std::mem::{offset_of, size_of};
+use std::os::unix::ffi::OsStrExt;
+
+use mirrord_raid::{FailReason, Leg, LegState, MAX_LEGS};
+use uuid::Uuid;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use super::{LegEntry, LogPlace, MAX_NAME, MAX_PLACE, SlotError, Superblock};
+use crate::layout::PAGE;
+
+/// The format version written and read.
+pub const SUPERBLOCK_VERSION: u32 = 1;
+/// Incompatible features that this version knows: none yet.
+pub const KNOWN_FLAGS: u64 = 0;
+
+const MAGIC: [u8; 8] = *b"mirrordS";
+const FLAG_CLEAN: u8 = 1;
+
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+struct RawLeg {
+    uuid: [u8; 16],
+    state: u8,
+    reason: u8,
+    reserved: [u8; 6],
+}
+
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub(super) struct RawSlot {
+    magic: [u8; 8],
+    pub(super) version: U32,
+    /// Of all 4096 bytes with this field zero.
+    pub(super) crc: U32,
+    /// Features a reader must know to touch the leg.
+    pub(super) incompatible: U64,
+    generation: U64,
+    volume: [u8; 16],
+    leg: [u8; 16],
+    pub(super) size: U64,
+    pub(super) region_size: U64,
+    event_count: U64,
+    created: U64,
+    updated: U64,
+    pub(super) leg_index: u8,
+    pub(super) leg_count: u8,
+    pub(super) log_kind: u8,
+    flags: u8,
+    pub(super) name_len: U16,
+    pub(super) place_len: U16,
+    name: [u8; MAX_NAME],
+    place: [u8; MAX_PLACE],
+    legs: [RawLeg; MAX_LEGS],
+    reserved: [u8; 2704],
+}
+
+const _: () = assert!(size_of::<RawLeg>() == 24);
+const _: () = assert!(size_of::<RawSlot>() == PAGE as usize);
+const _: () = assert!(offset_of!(RawSlot, version) == 8);
+const _: () = assert!(offset_of!(RawSlot, crc) == 12);
+const _: () = assert!(offset_of!(RawSlot, incompatible) == 16);
+const _: () = assert!(offset_of!(RawSlot, generation) == 24);
+const _: () = assert!(offset_of!(RawSlot, volume) == 32);
+const _: () = assert!(offset_of!(RawSlot, size) == 64);
+const _: () = assert!(offset_of!(RawSlot, event_count) == 80);
+const _: () = assert!(offset_of!(RawSlot, leg_index) == 104);
+const _: () = assert!(offset_of!(RawSlot, name) == 112);
+const _: () = assert!(offset_of!(RawSlot, place) == 176);
+const _: () = assert!(offset_of!(RawSlot, legs) == 1200);
+const _: () = assert!(offset_of!(RawSlot, reserved) == 1392);
+
+impl RawSlot {
+    pub(super) fn checksum(&mut self) {
+        self.crc = U32::ZERO;
+        self.crc = crc32fast::hash(self.as_bytes()).into();
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_leg_codes(&mut self, index: usize, state: u8, reason: u8) {
+        (self.legs[index].state, self.legs[index].reason) = (state, reason);
+    }
+}
+
+impl Superblock {
+    /// As the 4096 bytes on disk.
+    ///
+    /// # Panics
+    /// If [`Superblock::check`] fails.
+    pub fn encode(&self, generation: u64) -> Vec<u8> {
+        self.check().expect("a superblock is checked before it is encoded");
+        let mut raw = RawSlot::new_zeroed();
+        raw.magic = MAGIC;
+        raw.version = SUPERBLOCK_VERSION.into();
+        raw.incompatible = KNOWN_FLAGS.into();
+        raw.generation = generation.into();
+        raw.volume = *self.volume.as_bytes();
+        raw.leg = *self.leg_uuid().as_bytes();
+        raw.size = self.size.into();
+        raw.region_size = self.region_size.into();
+        raw.event_count = self.event_count.into();
+        raw.created = self.created.into();
+        raw.updated = self.updated.into();
+        raw.leg_index = self.leg.index() as u8;
+        raw.leg_count = self.legs.len() as u8;
+        raw.flags = if self.clean { FLAG_CLEAN } else { 0 };
+        raw.name_len = (self.name.len() as u16).into();
+        raw.name[..self.name.len()].copy_from_slice(self.name.as_bytes());
+        let (kind, place) = match &self.log {
+            LogPlace::Internal => (1, &[][..]),
+            LogPlace::Core => (2, &[][..]),
+            LogPlace::Disk(path) => (3, path.as_os_str().as_bytes()),
+            LogPlace::Remote(address) => (4, address.as_bytes()),
+        };
+        raw.log_kind = kind;
+        raw.place_len = (place.len() as u16).into();
+        raw.place[..place.len()].copy_from_slice(place);
+        for (slot, entry) in raw.legs.iter_mut().zip(&self.legs) {
+            let (state, reason) = codes(entry.state);
+            *slot = RawLeg { uuid: *entry.uuid.as_bytes(), state, reason, reserved: [0; 6] };
+        }
+        raw.checksum();
+        raw.as_bytes().to_vec()
+    }
+
+    /// The superblock and its generation from the 4096 bytes on disk.
+    ///
+    /// # Errors
+    /// See [`SlotError`]; fewer than 4096 bytes are [`SlotError::NotMirrord`].
+    pub fn decode(bytes: &[u8]) -> Result<(Superblock, u64), SlotError> {
+        let (mut raw, _) = RawSlot::read_from_prefix(bytes).map_err(|_| SlotError::NotMirrord)?;
+        if raw.magic != MAGIC {
+            return Err(SlotError::NotMirrord);
+        }
+        let crc = raw.crc;
+        raw.checksum();
+        if raw.crc != crc {
+            return Err(SlotError::Checksum);
+        }
+        let bad = |field| SlotError::BadField { field };
+        match raw.version.get() {
+            0 => return Err(bad("version")),
+            SUPERBLOCK_VERSION => {}
+            found => return Err(SlotError::NewerVersion { found }),
+        }
+        let unknown = raw.incompatible.get() & !KNOWN_FLAGS;
+        if unknown != 0 {
+            return Err(SlotError::UnknownFlags { flags: unknown });
+        }
+        let count = usize::from(raw.leg_count);
+        let index = usize::from(raw.leg_index);
+        if index >= MAX_LEGS {
+            return Err(bad("leg index"));
+        }
+        let name = raw.name.get(..usize::from(raw.name_len.get())).ok_or(bad("name"))?;
+        let place = raw.place.get(..usize::from(raw.place_len.get())).ok_or(bad("log place"))?;
+        let superblock = Superblock {
+            volume: Uuid::from_bytes(raw.volume),
+            name: String::from_utf8(name.to_vec()).map_err(|_| bad("name"))?,
+            leg: Leg::new(index),
+            legs: raw
+                .legs
+                .get(..count)
+                .ok_or(bad("number of legs"))?
+                .iter()
+                .map(entry)
+                .collect::<Result<_, _>>()?,
+            size: raw.size.get(),
+            region_size: raw.region_size.get(),
+            log: match (raw.log_kind, place) {
+                (1, []) => LogPlace::Internal,
+                (2, []) => LogPlace::Core,
+                (1 | 2, _) => return Err(bad("log place")),
+                (3, path) => LogPlace::Disk(OsStr::from_bytes(path).into()),
+                (4, address) => {
+                    LogPlace::Remote(String::from_utf8(address.to_vec()).map_err(|_| bad("log place"))?)
+                }
+                _ => return Err(bad("log kind")),
+            },
+            event_count: raw.event_count.get(),
+            clean: raw.flags & FLAG_CLEAN != 0,
+            created: raw.created.get(),
+            updated: raw.updated.get(),
+        };
+        superblock.check()?;
+        if *superblock.leg_uuid().as_bytes() != raw.leg {
+            return Err(bad("leg UUID"));
+        }
+        Ok((superblock, raw.generation.get()))
+    }
+}
+
+fn codes(state: LegState) -> (u8, u8) {
+    match state {
+        LegState::InSync => (1, 0),
+        LegState::Syncing => (2, 0),
+        LegState::Failed(FailReason::Io) => (3, 1),
+        LegState::Failed(FailReason::NoSpace) => (3, 2),
+        LegState::Failed(FailReason::Missing) => (3, 3),
+        LegState::Failed(FailReason::Admin) => (3, 4),
+        LegState::Tracked => (4, 0),
+    }
+}
+
+fn entry(raw: &RawLeg) -> Result<LegEntry, SlotError> {
+    let state = match (raw.state, raw.reason) {
+        (1, 0) => LegState::InSync,
+        (2, 0) => LegState::Syncing,
+        (3, 1) => LegState::Failed(FailReason::Io),
+        (3, 2) => LegState::Failed(FailReason::NoSpace),
+        (3, 3) => LegState::Failed(FailReason::Missing),
+        (3, 4) => LegState::Failed(FailReason::Admin),
+        (4, 0) => LegState::Tracked,
+        _ => return Err(SlotError::BadField { field: "leg state" }),
+    };
+    Ok(LegEntry { uuid: Uuid::from_bytes(raw.uuid), state })
+}

@@ -1,0 +1,287 @@
+//! The leg table: the state of every leg, and where each is stale. Written by the log worker alone,
+//! read by every queue.
+//!
+//! All states stand in one atomic word, so a queue sees them as of one moment. Beside its state a
+//! leg has a *recorded* bit: the superblocks of the legs in use say the same durably. A write that
+//! missed a leg may be answered only when that leg is out and recorded so.
+//!
+//! A leg that is syncing has one stale bit per region: set, its copy there may be older than the
+//! volume. Legs that are in sync are stale nowhere; legs that are failed are stale, at most, where
+//! the log is dirty, so they need no bits.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use crate::geometry::Region;
+use crate::types::{FailReason, Leg, LegMap, LegSet, LegState};
+
+const RECORDED: u64 = 0x80;
+
+fn code(state: LegState) -> u64 {
+    match state {
+        LegState::InSync => 1,
+        LegState::Syncing => 2,
+        LegState::Tracked => 3,
+        LegState::Failed(FailReason::Io) => 4,
+        LegState::Failed(FailReason::NoSpace) => 5,
+        LegState::Failed(FailReason::Missing) => 6,
+        LegState::Failed(FailReason::Admin) => 7,
+    }
+}
+
+fn state(byte: u64) -> LegState {
+    match byte & !RECORDED {
+        1 => LegState::InSync,
+        2 => LegState::Syncing,
+        3 => LegState::Tracked,
+        4 => LegState::Failed(FailReason::Io),
+        5 => LegState::Failed(FailReason::NoSpace),
+        6 => LegState::Failed(FailReason::Missing),
+        7 => LegState::Failed(FailReason::Admin),
+        other => unreachable!("leg state code {other}"),
+    }
+}
+
+/// All legs' states as of one moment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct LegStates {
+    word: u64,
+    count: u8,
+}
+
+impl LegStates {
+    fn legs(self) -> impl Iterator<Item = (Leg, u64)> {
+        (0..self.count as usize).map(move |i| (Leg::new(i), (self.word >> (8 * i)) & 0xff))
+    }
+
+    /// The state of one leg.
+    pub fn of(self, leg: Leg) -> LegState {
+        state((self.word >> (8 * leg.index())) & 0xff)
+    }
+
+    /// Every leg of the volume.
+    pub fn all(self) -> LegSet {
+        LegSet::first(self.count as usize)
+    }
+
+    /// Legs that are in sync.
+    pub fn in_sync(self) -> LegSet {
+        self.legs().filter(|&(_, b)| state(b) == LegState::InSync).map(|(leg, _)| leg).collect()
+    }
+
+    /// Legs that are syncing.
+    pub fn syncing(self) -> LegSet {
+        self.legs().filter(|&(_, b)| state(b) == LegState::Syncing).map(|(leg, _)| leg).collect()
+    }
+
+    /// Legs that every write goes to: in sync or syncing.
+    pub fn in_use(self) -> LegSet {
+        self.in_sync().union(self.syncing())
+    }
+
+    /// Legs that are out and durably recorded so.
+    pub fn out_and_recorded(self) -> LegSet {
+        let out = |b: u64| !matches!(state(b), LegState::InSync | LegState::Syncing);
+        self.legs().filter(|&(_, b)| b & RECORDED != 0 && out(b)).map(|(leg, _)| leg).collect()
+    }
+
+    /// Whether the superblocks say the same of this leg.
+    pub fn recorded(self, leg: Leg) -> bool {
+        (self.word >> (8 * leg.index())) & RECORDED != 0
+    }
+}
+
+impl std::fmt::Debug for LegStates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = |b| (state(b), if b & RECORDED != 0 { "recorded" } else { "" });
+        f.debug_map().entries(self.legs().map(|(leg, b)| (leg, name(b)))).finish()
+    }
+}
+
+/// One leg's stale bits.
+#[derive(Debug)]
+struct Stale {
+    words: Box<[AtomicU64]>,
+    count: AtomicU32,
+}
+
+/// One leg's counters, for status.
+#[derive(Debug, Default)]
+pub struct LegCounters {
+    /// Reads answered by this leg now.
+    pub reads_in_flight: AtomicU32,
+    /// Reads answered.
+    pub reads: AtomicU64,
+    /// Writes carried out.
+    pub writes: AtomicU64,
+    /// Bytes written for the front end, resync not counted.
+    pub written_bytes: AtomicU64,
+    /// Bytes copied to this leg by resync.
+    pub resynced_bytes: AtomicU64,
+    /// Failed reads.
+    pub read_errors: AtomicU64,
+    /// Failed writes.
+    pub write_errors: AtomicU64,
+    /// Failed flushes.
+    pub flush_errors: AtomicU64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct LegTable {
+    word: AtomicU64,
+    count: u8,
+    regions: u32,
+    stale: LegMap<Stale>,
+    /// Per leg counters.
+    pub counters: LegMap<LegCounters>,
+    flush_broken: AtomicBool,
+}
+
+impl LegTable {
+    /// Legs in these states, all recorded, stale nowhere.
+    pub fn new(states: &LegMap<LegState>, regions: u32) -> LegTable {
+        let word = states.iter().fold(0, |w, (leg, &s)| w | (code(s) | RECORDED) << (8 * leg.index()));
+        let words = regions.div_ceil(64) as usize;
+        LegTable {
+            word: AtomicU64::new(word),
+            count: states.len() as u8,
+            regions,
+            stale: LegMap::from_fn(states.len(), |_| Stale {
+                words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+                count: AtomicU32::new(0),
+            }),
+            counters: LegMap::from_fn(states.len(), |_| LegCounters::default()),
+            flush_broken: AtomicBool::new(false),
+        }
+    }
+
+    /// All states as of now.
+    pub fn states(&self) -> LegStates {
+        LegStates { word: self.word.load(SeqCst), count: self.count }
+    }
+
+    /// Moves a leg to a state that is not recorded yet. Log worker only.
+    pub(crate) fn set(&self, leg: Leg, to: LegState) {
+        self.put(leg, code(to));
+    }
+
+    /// The superblocks say `to` of this leg; nothing if it moved on meanwhile. Log worker only.
+    pub(crate) fn set_recorded(&self, leg: Leg, to: LegState) {
+        if self.states().of(leg) == to {
+            self.put(leg, code(to) | RECORDED);
+        }
+    }
+
+    fn put(&self, leg: Leg, byte: u64) {
+        let shift = 8 * leg.index();
+        let word = self.word.load(SeqCst);
+        self.word.store((word & !(0xff << shift)) | (byte << shift), SeqCst);
+    }
+
+    /// Whether `leg` is stale in `region` (meant for legs that are syncing).
+    pub fn is_stale(&self, leg: Leg, region: Region) -> bool {
+        let word = self.stale[leg].words[region.index() / 64].load(SeqCst);
+        word & (1 << (region.index() % 64)) != 0
+    }
+
+    /// In how many regions `leg` is stale.
+    pub fn stale_count(&self, leg: Leg) -> u32 {
+        self.stale[leg].count.load(SeqCst)
+    }
+
+    /// The first region at or after `from` where `leg` is stale.
+    pub fn next_stale(&self, leg: Leg, from: u32) -> Option<Region> {
+        let words = &self.stale[leg].words;
+        let mut mask = !0 << (from % 64);
+        for (i, word) in words.iter().enumerate().skip(from as usize / 64) {
+            let bits = word.load(SeqCst) & mask;
+            if bits != 0 {
+                return Some(Region(i as u32 * 64 + bits.trailing_zeros()));
+            }
+            mask = !0;
+        }
+        None
+    }
+
+    /// Log worker only (and assembly, before the volume is served).
+    pub(crate) fn set_stale(&self, leg: Leg, region: Region) {
+        let bit = 1 << (region.index() % 64);
+        if self.stale[leg].words[region.index() / 64].fetch_or(bit, SeqCst) & bit == 0 {
+            self.stale[leg].count.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// Log worker only.
+    pub(crate) fn clear_stale(&self, leg: Leg, region: Region) {
+        let bit = 1 << (region.index() % 64);
+        if self.stale[leg].words[region.index() / 64].fetch_and(!bit, SeqCst) & bit != 0 {
+            self.stale[leg].count.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// Sets or clears every stale bit of a leg. Log worker only.
+    pub(crate) fn set_all_stale(&self, leg: Leg, stale: bool) {
+        for (i, word) in self.stale[leg].words.iter().enumerate() {
+            let valid = self.regions as usize - i * 64;
+            let full = if valid >= 64 { !0 } else { (1u64 << valid) - 1 };
+            word.store(if stale { full } else { 0 }, SeqCst);
+        }
+        self.stale[leg].count.store(if stale { self.regions } else { 0 }, SeqCst);
+    }
+
+    /// Legs that a read of `region` may be served from.
+    pub fn readable(&self, region: Region) -> LegSet {
+        let states = self.states();
+        let syncing = states.syncing().iter().filter(|&leg| !self.is_stale(leg, region)).collect();
+        states.in_sync().union(syncing)
+    }
+
+    /// Whether a flush failed on the last leg in sync: data may be lost below, so no flush of this
+    /// volume may ever be said to have worked until it is started anew.
+    pub fn flush_broken(&self) -> bool {
+        self.flush_broken.load(SeqCst)
+    }
+
+    pub(crate) fn break_flush(&self) {
+        self.flush_broken.store(true, SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_and_recorded_bits() {
+        let states = LegMap::from(vec![LegState::InSync, LegState::InSync, LegState::Syncing]);
+        let table = LegTable::new(&states, 100);
+        let (a, b, c) = (Leg::new(0), Leg::new(1), Leg::new(2));
+        assert_eq!(table.states().in_sync(), LegSet::first(2));
+        assert_eq!(table.states().in_use(), LegSet::first(3));
+        table.set(b, LegState::Failed(FailReason::Io));
+        assert_eq!(table.states().out_and_recorded(), LegSet::EMPTY);
+        table.set_recorded(b, LegState::InSync);
+        assert!(!table.states().recorded(b), "recorded as something else");
+        table.set_recorded(b, LegState::Failed(FailReason::Io));
+        assert_eq!(table.states().out_and_recorded(), LegSet::one(b));
+        assert_eq!(table.states().in_sync(), LegSet::one(a));
+        assert_eq!(table.states().of(c), LegState::Syncing);
+    }
+
+    #[test]
+    fn stale_bits_count_and_search() {
+        let table = LegTable::new(&LegMap::from(vec![LegState::Syncing]), 130);
+        let leg = Leg::new(0);
+        table.set_all_stale(leg, true);
+        assert_eq!(table.stale_count(leg), 130);
+        for region in 0..129 {
+            table.clear_stale(leg, Region(region));
+        }
+        table.clear_stale(leg, Region(5));
+        assert_eq!(table.stale_count(leg), 1);
+        assert_eq!(table.next_stale(leg, 0), Some(Region(129)));
+        assert_eq!(table.next_stale(leg, 129), Some(Region(129)));
+        assert_eq!(table.readable(Region(129)), LegSet::EMPTY);
+        assert_eq!(table.readable(Region(7)), LegSet::one(leg));
+    }
+}

@@ -1,0 +1,36 @@
+//! `mirrord-raid` decides what a RAID1 mirror does and never does it.
+//!
+//! No file descriptor, thread, clock or `unsafe` is in this crate. Events go in, actions come
+//! out; the driver (crate `mirrord`) carries actions out on real files, the simulator (tests/)
+//! on disks it invents. Both run this very code.
+//!
+//! - [`MirrorQueue`]: one per queue of the front end; requests become leg IO.
+//! - [`LogWorker`]: marks, clears, leg states: all that is durable.
+//! - [`Background`]: copies stale regions and flushes legs for the log worker.
+//! - [`Mirror`]: the tables they share.
+//! - [`assemble`]: what a set of legs found on disk amounts to.
+
+#![forbid(unsafe_code)]
+
+mod assemble;
+mod background;
+mod geometry;
+mod legs;
+mod mirror;
+mod queue;
+mod ranges;
+mod region;
+mod sync;
+mod types;
+mod worker;
+
+pub use assemble::{AssembleError, AssembleOptions, Assembly, LegRecord, assemble};
+pub use background::{Background, BackgroundAction, BackgroundEvent, COPY_SLOTS, WINDOW};
+pub use geometry::{Geometry, GeometryError, MAX_REGIONS, Parts, Region, SECTOR};
+pub use legs::{LegCounters, LegStates, LegTable};
+pub use mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
+pub use queue::{Action, Event, MirrorQueue, Op, Request};
+pub use ranges::{Hold, Owner, RangeLocks};
+pub use region::{Begin, RegionState, RegionTable};
+pub use types::{Errno, FailReason, Leg, LegIo, LegMap, LegOp, LegSet, LegState, MAX_LEGS, QueueId};
+pub use worker::{LogWorker, Record, WorkerAction, WorkerEvent};

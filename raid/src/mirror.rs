@@ -1,0 +1,198 @@
+//! What the queues, the background worker and the log worker of one volume share, and the notes
+//! they leave each other.
+//!
+//! The tables are atomics. Notes are small values in one box per receiver; a box's mutex is held
+//! for a push or a swap. Whoever leaves a note also emits a wake action for the receiver, which the
+//! driver turns into an eventfd write (and the simulator into an event).
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+use crate::geometry::{Geometry, Region};
+use crate::legs::LegTable;
+use crate::ranges::{Owner, RangeLocks};
+use crate::region::RegionTable;
+use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
+
+/// Error of each leg that failed, if any.
+pub type LegErrors = [Option<Errno>; MAX_LEGS];
+
+/// What the log worker is told or asked.
+#[derive(Clone, Copy, Debug)]
+pub enum WorkerNote {
+    /// Make the region's mark durable, then answer `from`.
+    Mark {
+        /// The region.
+        region: Region,
+        /// Who waits.
+        from: Owner,
+    },
+    /// A write or flush did not reach every leg of the volume. Record what has to be recorded, then
+    /// answer `from` with the result of the request.
+    Missed {
+        /// Where it wrote; none for a flush.
+        region: Option<Region>,
+        /// Legs that carried it out.
+        ok: LegSet,
+        /// Errors of those that did not.
+        errors: LegErrors,
+        /// Whether it was a flush, or a write that had to be durable.
+        durable: bool,
+        /// Who waits.
+        from: Owner,
+    },
+    /// The background worker flushed legs.
+    Flushed {
+        /// Which it was told to.
+        legs: LegSet,
+        /// Errors of those that failed.
+        errors: LegErrors,
+    },
+    /// The background worker is done with copying a region.
+    Copied {
+        /// The region.
+        region: Region,
+        /// Legs that now hold the source's bytes.
+        ok: LegSet,
+        /// Errors of those that failed.
+        errors: LegErrors,
+    },
+}
+
+/// What a queue, or the background worker, is told.
+#[derive(Clone, Copy, Debug)]
+pub enum QueueNote {
+    /// The slot holds its range now.
+    Granted {
+        /// The slot.
+        io: u32,
+    },
+    /// The mark of the slot's region is durable, or could not be made so.
+    Marked {
+        /// The slot.
+        io: u32,
+        /// How it went.
+        result: Result<(), Errno>,
+    },
+    /// The result of the slot's request, after what had to be recorded is durable.
+    Settled {
+        /// The slot.
+        io: u32,
+        /// The result.
+        result: Result<(), Errno>,
+    },
+    /// Background worker: copy a region from a leg in sync to these legs.
+    Copy {
+        /// The region.
+        region: Region,
+        /// To which legs.
+        targets: LegSet,
+    },
+    /// Background worker: flush these legs.
+    Flush {
+        /// Which.
+        legs: LegSet,
+    },
+}
+
+/// Counters of the whole volume, for status.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Read requests answered.
+    pub reads: AtomicU64,
+    /// Write requests answered (zero requests too).
+    pub writes: AtomicU64,
+    /// Flush requests answered.
+    pub flushes: AtomicU64,
+    /// Requests answered with an error.
+    pub errors: AtomicU64,
+    /// Log commits.
+    pub commits: AtomicU64,
+    /// Regions copied by resync since start.
+    pub resynced_regions: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Relaxed);
+    }
+}
+
+type NoteBox<T> = Mutex<Vec<T>>;
+
+fn swap_out<T>(notes: &NoteBox<T>, into: &mut Vec<T>) {
+    into.clear();
+    std::mem::swap(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner), into);
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Sizes.
+    pub geometry: Geometry,
+    /// Region states.
+    pub regions: RegionTable,
+    /// Leg states and stale regions.
+    pub legs: LegTable,
+    /// Ranges held by requests and resync.
+    pub ranges: RangeLocks,
+    /// Counters.
+    pub counters: Counters,
+    worker_notes: NoteBox<WorkerNote>,
+    queue_notes: Box<[NoteBox<QueueNote>]>,
+}
+
+impl Mirror {
+    /// A volume with `queues` queues and one background worker. `dirty` are the regions whose bits are
+    /// durable; `states` are the legs' states as recorded; every leg that is syncing is stale in
+    /// all of `dirty`.
+    pub fn new(
+        geometry: Geometry,
+        states: &LegMap<LegState>,
+        dirty: impl IntoIterator<Item = Region>,
+        queues: u16,
+    ) -> Mirror {
+        let mirror = Mirror {
+            geometry,
+            regions: RegionTable::new(geometry.regions()),
+            legs: LegTable::new(states, geometry.regions()),
+            ranges: RangeLocks::default(),
+            counters: Counters::default(),
+            worker_notes: NoteBox::default(),
+            queue_notes: (0..=queues).map(|_| NoteBox::default()).collect(),
+        };
+        for region in dirty {
+            mirror.regions.assume_dirty(region);
+            for leg in mirror.legs.states().syncing().iter() {
+                mirror.legs.set_stale(leg, region);
+            }
+        }
+        mirror
+    }
+
+    /// The queue number of the background worker: one past the front end's queues.
+    pub fn background(&self) -> QueueId {
+        QueueId(self.queue_notes.len() as u16 - 1)
+    }
+
+    /// Legs of the volume, all states.
+    pub fn all_legs(&self) -> impl Iterator<Item = Leg> {
+        self.legs.states().all().iter()
+    }
+
+    pub(crate) fn tell_worker(&self, note: WorkerNote) {
+        self.worker_notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+    }
+
+    pub(crate) fn take_worker_notes(&self, into: &mut Vec<WorkerNote>) {
+        swap_out(&self.worker_notes, into);
+    }
+
+    pub(crate) fn tell_queue(&self, queue: QueueId, note: QueueNote) {
+        self.queue_notes[queue.0 as usize].lock().unwrap_or_else(PoisonError::into_inner).push(note);
+    }
+
+    pub(crate) fn take_queue_notes(&self, queue: QueueId, into: &mut Vec<QueueNote>) {
+        swap_out(&self.queue_notes[queue.0 as usize], into);
+    }
+}

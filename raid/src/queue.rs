@@ -1,0 +1,535 @@
+//! One queue of the front end as a state machine: requests and completions in, leg IO and answers out.
+//!
+//! A request is split at region borders into *parts*. Life of a part:
+//!
+//! ```text
+//! write: Range -> Mark -> (Fetch -> overlay ->) Write -> (Settle ->) done
+//! read:  (Range ->) Read -> done                  flush: Flush -> (Settle ->) done
+//! ```
+//!
+//! - `Range`: waits for its range lock. Writes always take one; reads only where writes are in
+//!   flight in their region, so that a byte once read is not older at the next read.
+//! - `Mark`: waits until the region's bit is durable. The write is counted in the region from here on.
+//! - `Fetch`: reads the blocks around an unaligned write.
+//! - `Settle`: a leg was missed; the log worker records that and says how the request ends.
+//!
+//! Runs on the queue's thread, which alone owns it. Nothing here blocks or allocates once the
+//! tables have grown to the working size.
+
+use std::sync::Arc;
+
+use crate::mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
+use crate::ranges::{Hold, Owner};
+use crate::region::Begin;
+use crate::types::{Errno, Leg, LegIo, LegOp, LegSet, LegState, MAX_LEGS, QueueId};
+use crate::{Region, legs::LegStates};
+
+/// Parts of one request under way at once: bounds the memory of a discard over the whole volume.
+const PARTS_AT_ONCE: u32 = 8;
+
+/// What a request asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Fill the request's buffer.
+    Read,
+    /// Write the request's buffer.
+    Write,
+    /// Make the range read as zeroes.
+    Zero,
+    /// Make every completed write durable.
+    Flush,
+}
+
+/// A request of the front end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// Names the request and its buffer until it is completed; small numbers, reused.
+    pub tag: u32,
+    /// What.
+    pub op: Op,
+    /// Where, in bytes; a multiple of the volume's block size for reads and writes.
+    pub offset: u64,
+    /// How much, in bytes; likewise.
+    pub len: u64,
+    /// The write is to be durable when it completes.
+    pub fua: bool,
+    /// The write is unaligned at heart: its blocks are read first and [`Action::Overlay`] lays the
+    /// caller's bytes over them.
+    pub patch: bool,
+}
+
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The front end has a request.
+    Request(Request),
+    /// A leg IO is done.
+    LegDone {
+        /// As in [`LegIo::io`].
+        io: u32,
+        /// Which leg.
+        leg: Leg,
+        /// How it went.
+        result: Result<(), Errno>,
+    },
+    /// Somebody emitted a wake for this queue.
+    Woken,
+}
+
+/// What to do, in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Start a leg IO; its completion comes back as [`Event::LegDone`].
+    Submit(LegIo),
+    /// Lay the caller's bytes over the request's buffer, as far as they lie in this range of the volume.
+    Overlay {
+        /// The request.
+        tag: u32,
+        /// Start of the range, in bytes.
+        offset: u64,
+        /// Its length, in bytes.
+        len: u64,
+    },
+    /// The request is done.
+    Complete {
+        /// The request.
+        tag: u32,
+        /// How it went.
+        result: Result<(), Errno>,
+    },
+    /// Give the log worker a `Woken`.
+    WakeWorker,
+    /// Give another queue, or the background worker, a `Woken`.
+    Wake(QueueId),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Free,
+    Range,
+    Mark,
+    Fetch,
+    Write,
+    Read,
+    Flush,
+    Settle,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    step: Step,
+    tag: u32,
+    op: Op,
+    region: Region,
+    offset: u64,
+    len: u64,
+    /// Holds its range.
+    locked: bool,
+    /// Counted in its region as a write in flight.
+    counted: bool,
+    /// Legs the current step was sent to.
+    targets: LegSet,
+    /// Of these, not back yet.
+    pending: LegSet,
+    /// Of these, back and well.
+    ok: LegSet,
+    errors: LegErrors,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    request: Request,
+    /// Where the next part starts, in bytes of the volume.
+    cursor: u64,
+    parts: u32,
+    error: Option<Errno>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct MirrorQueue {
+    mirror: Arc<Mirror>,
+    id: QueueId,
+    parts: Vec<Part>,
+    free: Vec<u32>,
+    requests: Vec<Option<InFlight>>,
+    /// Parts of this queue that were granted their range while another part was handled.
+    granted: Vec<u32>,
+    released: Vec<Owner>,
+    notes: Vec<QueueNote>,
+    /// Breaks ties between equally busy legs.
+    turn: usize,
+}
+
+impl MirrorQueue {
+    /// Queue `id` of `mirror`.
+    pub fn new(mirror: Arc<Mirror>, id: QueueId) -> MirrorQueue {
+        MirrorQueue {
+            mirror,
+            id,
+            parts: Vec::new(),
+            free: Vec::new(),
+            requests: Vec::new(),
+            granted: Vec::new(),
+            released: Vec::new(),
+            notes: Vec::new(),
+            turn: 0,
+        }
+    }
+
+    /// Takes one event and adds what is to be done to `actions`.
+    ///
+    /// # Panics
+    /// If the driver breaks the contract: a tag in use, a range outside the volume, a completion
+    /// that nothing waits for.
+    pub fn handle(&mut self, event: Event, actions: &mut Vec<Action>) {
+        match event {
+            Event::Request(request) => self.request(request, actions),
+            Event::LegDone { io, leg, result } => self.leg_done(io, leg, result, actions),
+            Event::Woken => {
+                let mut notes = std::mem::take(&mut self.notes);
+                self.mirror.take_queue_notes(self.id, &mut notes);
+                for note in &notes {
+                    self.note(*note, actions);
+                }
+                self.notes = notes;
+            }
+        }
+        while let Some(io) = self.granted.pop() {
+            self.range_granted(io, actions);
+        }
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> usize {
+        self.requests.iter().flatten().count()
+    }
+
+    fn owner(&self, io: u32) -> Owner {
+        Owner { queue: self.id, io }
+    }
+
+    fn tell_worker(&self, note: WorkerNote, actions: &mut Vec<Action>) {
+        self.mirror.tell_worker(note);
+        actions.push(Action::WakeWorker);
+    }
+
+    fn note(&mut self, note: QueueNote, actions: &mut Vec<Action>) {
+        match note {
+            QueueNote::Granted { io } => self.range_granted(io, actions),
+            QueueNote::Marked { io, result } => {
+                assert_eq!(self.parts[io as usize].step, Step::Mark);
+                match result {
+                    Ok(()) => self.marked(io, actions),
+                    Err(errno) => self.finish_part(io, Err(errno), actions),
+                }
+            }
+            QueueNote::Settled { io, result } => {
+                assert_eq!(self.parts[io as usize].step, Step::Settle);
+                self.finish_part(io, result, actions);
+            }
+            QueueNote::Copy { .. } | QueueNote::Flush { .. } => {
+                unreachable!("a note for the background worker came to a queue")
+            }
+        }
+    }
+
+    // ---- requests and their parts
+
+    fn request(&mut self, request: Request, actions: &mut Vec<Action>) {
+        let slot = request.tag as usize;
+        if self.requests.len() <= slot {
+            self.requests.resize(slot + 1, None);
+        }
+        assert!(self.requests[slot].is_none(), "tag {slot} is in use");
+        assert!(self.mirror.geometry.contains(request.offset, request.len), "beyond the volume");
+        let cursor = request.offset;
+        self.requests[slot] = Some(InFlight { request, cursor, parts: 0, error: None });
+        if request.op == Op::Flush {
+            self.flush(request, actions);
+        } else {
+            self.start_parts(request.tag, actions);
+            self.complete_if_done(request.tag, actions);
+        }
+    }
+
+    fn start_parts(&mut self, tag: u32, actions: &mut Vec<Action>) {
+        loop {
+            let entry = self.requests[tag as usize].as_mut().expect("a request under way");
+            let request = entry.request;
+            let rest = request.offset + request.len - entry.cursor;
+            if entry.error.is_some() || rest == 0 || entry.parts == PARTS_AT_ONCE {
+                return;
+            }
+            let (region, offset, len) =
+                self.mirror.geometry.parts(entry.cursor, rest).next().expect("rest is not 0");
+            entry.cursor += len;
+            entry.parts += 1;
+            let io = self.new_part(request, region, offset, len);
+            if request.op == Op::Read {
+                self.read(io, actions);
+            } else if self.lock(io, Hold::Exclusive) {
+                self.range_granted(io, actions);
+            }
+        }
+    }
+
+    fn new_part(&mut self, request: Request, region: Region, offset: u64, len: u64) -> u32 {
+        let part = Part {
+            step: Step::Range,
+            tag: request.tag,
+            op: request.op,
+            region,
+            offset,
+            len,
+            locked: false,
+            counted: false,
+            targets: LegSet::EMPTY,
+            pending: LegSet::EMPTY,
+            ok: LegSet::EMPTY,
+            errors: [None; MAX_LEGS],
+        };
+        if let Some(io) = self.free.pop() {
+            self.parts[io as usize] = part;
+            io
+        } else {
+            self.parts.push(part);
+            self.parts.len() as u32 - 1
+        }
+    }
+
+    fn request_of(&self, io: u32) -> Request {
+        let tag = self.parts[io as usize].tag;
+        self.requests[tag as usize].as_ref().expect("a request under way").request
+    }
+
+    fn finish_part(&mut self, io: u32, result: Result<(), Errno>, actions: &mut Vec<Action>) {
+        let part = self.parts[io as usize];
+        if part.counted {
+            self.mirror.regions.end_write(part.region);
+        }
+        if part.locked {
+            self.mirror.ranges.release(self.owner(io), part.region, &mut self.released);
+            for owner in self.released.drain(..) {
+                if owner.queue == self.id {
+                    self.granted.push(owner.io);
+                } else {
+                    self.mirror.tell_queue(owner.queue, QueueNote::Granted { io: owner.io });
+                    actions.push(Action::Wake(owner.queue));
+                }
+            }
+        }
+        self.parts[io as usize].step = Step::Free;
+        self.free.push(io);
+        let entry = self.requests[part.tag as usize].as_mut().expect("a request under way");
+        entry.parts -= 1;
+        if let Err(errno) = result {
+            entry.error.get_or_insert(errno);
+        }
+        if part.op != Op::Flush {
+            self.start_parts(part.tag, actions);
+        }
+        self.complete_if_done(part.tag, actions);
+    }
+
+    fn complete_if_done(&mut self, tag: u32, actions: &mut Vec<Action>) {
+        let slot = &mut self.requests[tag as usize];
+        let Some(InFlight { request, error, .. }) = slot.take_if(|entry| entry.parts == 0) else {
+            return;
+        };
+        let counters = &self.mirror.counters;
+        Counters::add(
+            match request.op {
+                Op::Read => &counters.reads,
+                Op::Write | Op::Zero => &counters.writes,
+                Op::Flush => &counters.flushes,
+            },
+            1,
+        );
+        Counters::add(&counters.errors, u64::from(error.is_some()));
+        actions.push(Action::Complete { tag, result: error.map_or(Ok(()), Err) });
+    }
+
+    // ---- ranges and marks
+
+    /// Whether the part holds its range now.
+    fn lock(&mut self, io: u32, hold: Hold) -> bool {
+        let part = self.parts[io as usize];
+        let granted =
+            self.mirror.ranges.acquire(self.owner(io), part.region, part.offset, part.len, hold);
+        self.parts[io as usize].locked = granted;
+        granted
+    }
+
+    fn range_granted(&mut self, io: u32, actions: &mut Vec<Action>) {
+        let part = &mut self.parts[io as usize];
+        assert_eq!(part.step, Step::Range);
+        part.locked = true;
+        if part.op == Op::Read {
+            return self.read(io, actions);
+        }
+        part.counted = true;
+        part.step = Step::Mark;
+        let region = part.region;
+        match self.mirror.regions.begin_write(region) {
+            Begin::Write => self.marked(io, actions),
+            Begin::Mark => {
+                let from = self.owner(io);
+                self.tell_worker(WorkerNote::Mark { region, from }, actions);
+            }
+        }
+    }
+
+    fn marked(&mut self, io: u32, actions: &mut Vec<Action>) {
+        if self.request_of(io).patch {
+            self.fetch(io, actions);
+        } else {
+            self.write(io, actions);
+        }
+    }
+
+    // ---- leg IO
+
+    fn submit(&mut self, io: u32, step: Step, targets: LegSet, op: LegOp, actions: &mut Vec<Action>) {
+        let request = self.request_of(io);
+        let part = &mut self.parts[io as usize];
+        part.step = step;
+        part.targets = targets;
+        part.pending = targets;
+        part.ok = LegSet::EMPTY;
+        let buf_offset = if op == LegOp::Flush { 0 } else { (part.offset - request.offset) as u32 };
+        let (tag, offset, len) = (part.tag, part.offset, part.len);
+        for leg in targets.iter() {
+            actions.push(Action::Submit(LegIo { io, tag, leg, op, offset, len, buf_offset }));
+        }
+    }
+
+    fn write(&mut self, io: u32, actions: &mut Vec<Action>) {
+        let request = self.request_of(io);
+        self.parts[io as usize].errors = [None; MAX_LEGS];
+        let op = match request.op {
+            Op::Write => LegOp::Write { fua: request.fua },
+            Op::Zero => LegOp::Zero { fua: request.fua },
+            Op::Read | Op::Flush => unreachable!("only writes get here"),
+        };
+        let targets = self.mirror.legs.states().in_use();
+        self.submit(io, Step::Write, targets, op, actions);
+    }
+
+    fn flush(&mut self, request: Request, actions: &mut Vec<Action>) {
+        let io = self.new_part(request, Region(0), 0, 0);
+        self.requests[request.tag as usize].as_mut().expect("just put there").parts = 1;
+        if self.mirror.legs.flush_broken() {
+            return self.finish_part(io, Err(Errno::EIO), actions);
+        }
+        let targets = self.mirror.legs.states().in_use();
+        self.submit(io, Step::Flush, targets, LegOp::Flush, actions);
+    }
+
+    fn read(&mut self, io: u32, actions: &mut Vec<Action>) {
+        let part = self.parts[io as usize];
+        if !part.locked && self.mirror.regions.writes(part.region) > 0 {
+            self.parts[io as usize].step = Step::Range;
+            if !self.lock(io, Hold::Shared) {
+                return;
+            }
+        }
+        self.read_from_a_leg(io, Step::Read, actions);
+    }
+
+    fn fetch(&mut self, io: u32, actions: &mut Vec<Action>) {
+        self.read_from_a_leg(io, Step::Fetch, actions);
+    }
+
+    /// Reads from the least busy leg that did not fail yet; fails the part when there is none.
+    fn read_from_a_leg(&mut self, io: u32, step: Step, actions: &mut Vec<Action>) {
+        let part = self.parts[io as usize];
+        let tried: LegSet = self.mirror.all_legs().filter(|l| part.errors[l.index()].is_some()).collect();
+        let left = self.mirror.legs.readable(part.region).minus(tried);
+        let counters = &self.mirror.legs.counters;
+        let turn = self.turn;
+        let busy = |leg: Leg| {
+            let reads = counters[leg].reads_in_flight.load(std::sync::atomic::Ordering::Relaxed);
+            (reads, (leg.index() + turn) % MAX_LEGS)
+        };
+        let Some(leg) = left.iter().min_by_key(|&leg| busy(leg)) else {
+            let errno = part.errors.iter().flatten().next().copied().unwrap_or(Errno::EIO);
+            return self.finish_part(io, Err(errno), actions);
+        };
+        self.turn = self.turn.wrapping_add(1);
+        counters[leg].reads_in_flight.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.submit(io, step, LegSet::one(leg), LegOp::Read, actions);
+    }
+
+    fn leg_done(&mut self, io: u32, leg: Leg, result: Result<(), Errno>, actions: &mut Vec<Action>) {
+        let part = &mut self.parts[io as usize];
+        assert!(part.pending.contains(leg), "a completion that nothing waits for");
+        part.pending.remove(leg);
+        match result {
+            Ok(()) => part.ok.insert(leg),
+            Err(errno) => part.errors[leg.index()] = Some(errno),
+        }
+        let part = *part;
+        self.count(&part, leg, result.is_ok());
+        if !part.pending.is_empty() {
+            return;
+        }
+        match (part.step, result) {
+            (Step::Read, Ok(())) => self.finish_part(io, Ok(()), actions),
+            (Step::Read, Err(_)) => self.read(io, actions),
+            (Step::Fetch, Ok(())) => {
+                actions.push(Action::Overlay { tag: part.tag, offset: part.offset, len: part.len });
+                self.write(io, actions);
+            }
+            (Step::Fetch, Err(_)) => self.fetch(io, actions),
+            (Step::Write | Step::Flush, _) => self.all_legs_done(io, actions),
+            (step, _) => unreachable!("leg IO in step {step:?}"),
+        }
+    }
+
+    /// A write or flush came back from every leg it was sent to: done if that is every leg that counts.
+    fn all_legs_done(&mut self, io: u32, actions: &mut Vec<Action>) {
+        let part = self.parts[io as usize];
+        let request = self.request_of(io);
+        let durable = request.fua || part.op == Op::Flush;
+        let states = self.mirror.legs.states();
+        if missed_legs_are_settled(&part, states) {
+            let broken = durable && self.mirror.legs.flush_broken();
+            let result = if broken { Err(Errno::EIO) } else { Ok(()) };
+            return self.finish_part(io, result, actions);
+        }
+        self.parts[io as usize].step = Step::Settle;
+        let region = (part.op != Op::Flush).then_some(part.region);
+        let from = self.owner(io);
+        let note = WorkerNote::Missed { region, ok: part.ok, errors: part.errors, durable, from };
+        self.tell_worker(note, actions);
+    }
+
+    fn count(&self, part: &Part, leg: Leg, ok: bool) {
+        let counters = &self.mirror.legs.counters[leg];
+        match part.step {
+            Step::Read | Step::Fetch => {
+                counters.reads_in_flight.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+                Counters::add(if ok { &counters.reads } else { &counters.read_errors }, 1);
+            }
+            Step::Write => {
+                Counters::add(if ok { &counters.writes } else { &counters.write_errors }, 1);
+                Counters::add(&counters.written_bytes, if ok { part.len } else { 0 });
+            }
+            _ => Counters::add(&counters.flush_errors, u64::from(!ok)),
+        }
+    }
+}
+
+/// Whether every leg that the part did not reach may be left out of account: it is out and durably
+/// recorded so, or it came back as syncing after the part was sent (then it is stale here).
+fn missed_legs_are_settled(part: &Part, states: LegStates) -> bool {
+    let missed = states.all().minus(part.ok);
+    let came_back: LegSet = missed
+        .minus(part.targets)
+        .iter()
+        .filter(|&leg| states.of(leg) == LegState::Syncing)
+        .collect();
+    missed.minus(states.out_and_recorded()).minus(came_back).is_empty()
+        && part.errors.iter().all(Option::is_none)
+}

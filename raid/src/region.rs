@@ -1,0 +1,360 @@
+//! The region table: one atomic word per region, shared by every queue and the log worker.
+//!
+//! A word holds the region's state, a *touched* bit and the number of writes in flight. Who may
+//! move a region, and when:
+//!
+//! | from | to | who | when |
+//! |---|---|---|---|
+//! | clean | marking | queue | a write begins ([`RegionTable::begin_write`]) |
+//! | marking | dirty | log worker | the mark is durable ([`RegionTable::marked`]) |
+//! | marking | clean | log worker | the mark could not be made durable ([`RegionTable::mark_failed`]) |
+//! | dirty | cleaning | log worker | no write in flight, untouched for a whole interval ([`RegionTable::start_cleaning`]) |
+//! | cleaning | dirty | queue | a write begins |
+//! | cleaning | dirty | log worker | the flush failed or a leg is stale here ([`RegionTable::stop_cleaning`]) |
+//! | cleaning | clean | log worker | every leg was flushed and still no write began ([`RegionTable::finish_cleaning`]) |
+//!
+//! A write holds its count from before its mark is asked for until its request is answered, so a
+//! region with a write anywhere between the two can be neither cleaned nor forgotten.
+//! All operations are sequentially consistent: the return of a leg relies on a total order between
+//! these words and the leg states.
+
+use crate::geometry::Region;
+use crate::sync::{AtomicU32, Ordering::SeqCst};
+
+const STATE: u32 = 0b11;
+const TOUCHED: u32 = 0b100;
+const ONE_WRITE: u32 = 0b1000;
+
+/// The state of a region in the dirty-region log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RegionState {
+    /// Its bit is not set: the legs are equal here.
+    Clean,
+    /// A write waits for its bit to become durable.
+    Marking,
+    /// Its bit is durable.
+    Dirty,
+    /// Its bit is durable; the legs are being flushed in order to clear it.
+    Cleaning,
+}
+
+impl RegionState {
+    const fn of(word: u32) -> RegionState {
+        match word & STATE {
+            0 => RegionState::Clean,
+            1 => RegionState::Marking,
+            2 => RegionState::Dirty,
+            _ => RegionState::Cleaning,
+        }
+    }
+
+    const fn code(self) -> u32 {
+        match self {
+            RegionState::Clean => 0,
+            RegionState::Marking => 1,
+            RegionState::Dirty => 2,
+            RegionState::Cleaning => 3,
+        }
+    }
+}
+
+/// What a write that begins has to do next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Begin {
+    /// The region's bit is durable: write.
+    Write,
+    /// Ask the log worker for the mark and wait for its answer.
+    Mark,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct RegionTable {
+    words: Box<[AtomicU32]>,
+    /// Regions that are not clean.
+    unclean: AtomicU32,
+}
+
+impl RegionTable {
+    /// `count` clean regions.
+    pub fn new(count: u32) -> RegionTable {
+        RegionTable { words: (0..count).map(|_| AtomicU32::new(0)).collect(), unclean: AtomicU32::new(0) }
+    }
+
+    /// How many regions there are.
+    pub fn len(&self) -> u32 {
+        self.words.len() as u32
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// Regions that are not clean.
+    pub fn unclean(&self) -> u32 {
+        self.unclean.load(SeqCst)
+    }
+
+    /// The state of a region.
+    pub fn state(&self, region: Region) -> RegionState {
+        RegionState::of(self.words[region.index()].load(SeqCst))
+    }
+
+    /// Writes in flight in a region.
+    pub fn writes(&self, region: Region) -> u32 {
+        self.words[region.index()].load(SeqCst) / ONE_WRITE
+    }
+
+    /// Regions that are not clean, in order.
+    pub fn unclean_regions(&self) -> impl Iterator<Item = Region> {
+        (0..self.len()).map(Region).filter(|&r| self.state(r) != RegionState::Clean)
+    }
+
+    /// Sets a region dirty before the volume is served: its bit is durable already.
+    pub fn assume_dirty(&self, region: Region) {
+        let old = self.update(region, |word| Some((word & !STATE) | RegionState::Dirty.code()));
+        if RegionState::of(old) == RegionState::Clean {
+            self.unclean.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// A write begins: counts it, and says whether the region's mark has to be asked for first.
+    pub fn begin_write(&self, region: Region) -> Begin {
+        let old = self.update(region, |word| {
+            let next = match RegionState::of(word) {
+                RegionState::Clean | RegionState::Marking => RegionState::Marking,
+                RegionState::Dirty | RegionState::Cleaning => RegionState::Dirty,
+            };
+            Some(((word & !STATE) | next.code() | TOUCHED) + ONE_WRITE)
+        });
+        match RegionState::of(old) {
+            RegionState::Clean => {
+                self.unclean.fetch_add(1, SeqCst);
+                Begin::Mark
+            }
+            RegionState::Marking => Begin::Mark,
+            RegionState::Dirty | RegionState::Cleaning => Begin::Write,
+        }
+    }
+
+    /// A write is over.
+    pub fn end_write(&self, region: Region) {
+        let old = self.words[region.index()].fetch_sub(ONE_WRITE, SeqCst);
+        assert!(old >= ONE_WRITE, "a write ended that never began");
+    }
+
+    /// The log worker is asked for a mark. `true`: it has to commit one (the region is marking now);
+    /// `false`: the bit is durable already.
+    pub fn want_mark(&self, region: Region) -> bool {
+        let old = self.update(region, |word| match RegionState::of(word) {
+            RegionState::Clean => Some((word & !STATE) | RegionState::Marking.code()),
+            _ => None,
+        });
+        if RegionState::of(old) == RegionState::Clean {
+            self.unclean.fetch_add(1, SeqCst);
+        }
+        matches!(RegionState::of(old), RegionState::Clean | RegionState::Marking)
+    }
+
+    /// The mark is durable.
+    pub fn marked(&self, region: Region) {
+        self.update(region, |word| match RegionState::of(word) {
+            RegionState::Marking => Some((word & !STATE) | RegionState::Dirty.code()),
+            _ => None,
+        });
+    }
+
+    /// The mark could not be made durable.
+    pub fn mark_failed(&self, region: Region) {
+        let old = self.update(region, |word| match RegionState::of(word) {
+            RegionState::Marking => Some(word & !STATE),
+            _ => None,
+        });
+        if RegionState::of(old) == RegionState::Marking {
+            self.unclean.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// First step of a clear: `true` if the region is now cleaning. A region that was touched since
+    /// the last call only loses its touched bit, unless `at_once`.
+    pub fn start_cleaning(&self, region: Region, at_once: bool) -> bool {
+        let old = self.update(region, |word| {
+            if RegionState::of(word) != RegionState::Dirty || word >= ONE_WRITE {
+                None
+            } else if word & TOUCHED != 0 && !at_once {
+                Some(word & !TOUCHED)
+            } else {
+                Some(RegionState::Cleaning.code())
+            }
+        });
+        RegionState::of(old) == RegionState::Dirty && old < ONE_WRITE && (at_once || old & TOUCHED == 0)
+    }
+
+    /// Gives a clear up: the region is dirty again.
+    pub fn stop_cleaning(&self, region: Region) {
+        self.update(region, |word| match RegionState::of(word) {
+            RegionState::Cleaning => Some((word & !STATE) | RegionState::Dirty.code()),
+            _ => None,
+        });
+    }
+
+    /// Second step of a clear, after the flush: `true` if no write began meanwhile and the region is
+    /// clean.
+    pub fn finish_cleaning(&self, region: Region) -> bool {
+        let old = self.update(region, |word| match RegionState::of(word) {
+            RegionState::Cleaning => Some(word & !STATE),
+            _ => None,
+        });
+        let clean = RegionState::of(old) == RegionState::Cleaning;
+        if clean {
+            assert!(old < ONE_WRITE, "a region with a write in flight was cleaned");
+            self.unclean.fetch_sub(1, SeqCst);
+        }
+        clean
+    }
+
+    /// Applies `step` atomically; returns the word before it (also where `step` changed nothing).
+    fn update(&self, region: Region, step: impl Fn(u32) -> Option<u32>) -> u32 {
+        let word = &self.words[region.index()];
+        let mut old = word.load(SeqCst);
+        while let Some(new) = step(old) {
+            match word.compare_exchange_weak(old, new, SeqCst, SeqCst) {
+                Ok(_) => return old,
+                Err(now) => old = now,
+            }
+        }
+        old
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Puts a region into a state with the public operations.
+    fn region_in(state: RegionState) -> RegionTable {
+        let table = RegionTable::new(1);
+        let r = Region(0);
+        match state {
+            RegionState::Clean => {}
+            RegionState::Marking => assert!(table.want_mark(r)),
+            RegionState::Dirty => table.assume_dirty(r),
+            RegionState::Cleaning => {
+                table.assume_dirty(r);
+                assert!(table.start_cleaning(r, true));
+            }
+        }
+        assert_eq!(table.state(r), state);
+        table
+    }
+
+    #[test]
+    fn every_transition_is_as_the_table_says() {
+        use RegionState::*;
+        type Step = fn(&RegionTable);
+        let begin: Step = |t| drop(t.begin_write(Region(0)));
+        let want: Step = |t| drop(t.want_mark(Region(0)));
+        let marked: Step = |t| t.marked(Region(0));
+        let failed: Step = |t| t.mark_failed(Region(0));
+        let start: Step = |t| drop(t.start_cleaning(Region(0), false));
+        let stop: Step = |t| t.stop_cleaning(Region(0));
+        let finish: Step = |t| drop(t.finish_cleaning(Region(0)));
+        #[rustfmt::skip]
+        let rows: [(&str, Step, [RegionState; 4]); 7] = [
+            //            from: Clean    Marking  Dirty     Cleaning
+            ("begin_write",     begin,  [Marking, Marking, Dirty,    Dirty]),
+            ("want_mark",       want,   [Marking, Marking, Dirty,    Cleaning]),
+            ("marked",          marked, [Clean,   Dirty,   Dirty,    Cleaning]),
+            ("mark_failed",     failed, [Clean,   Clean,   Dirty,    Cleaning]),
+            ("start_cleaning",  start,  [Clean,   Marking, Cleaning, Cleaning]),
+            ("stop_cleaning",   stop,   [Clean,   Marking, Dirty,    Dirty]),
+            ("finish_cleaning", finish, [Clean,   Marking, Dirty,    Clean]),
+        ];
+        for (name, step, to) in rows {
+            for (from, to) in [Clean, Marking, Dirty, Cleaning].into_iter().zip(to) {
+                let table = region_in(from);
+                step(&table);
+                assert_eq!(table.state(Region(0)), to, "{name} from {from:?}");
+                assert_eq!(table.unclean(), u32::from(to != Clean), "{name} from {from:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_write_in_flight_forbids_cleaning() {
+        let table = RegionTable::new(1);
+        let r = Region(0);
+        assert_eq!(table.begin_write(r), Begin::Mark);
+        table.marked(r);
+        assert!(!table.start_cleaning(r, true));
+        table.end_write(r);
+        assert!(!table.start_cleaning(r, false), "touched: only the bit goes");
+        assert!(table.start_cleaning(r, false));
+        assert_eq!(table.begin_write(r), Begin::Write);
+        assert!(!table.finish_cleaning(r), "a write came between");
+        assert_eq!(table.writes(r), 1);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    //! `RUSTFLAGS="--cfg loom" cargo test -p mirrord-raid --release loom`
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicBool;
+
+    /// A writer against a clear: a write that was let through without a mark is never in a region
+    /// that ended clean.
+    #[test]
+    fn loom_write_against_clear() {
+        loom::model(|| {
+            let table = Arc::new(RegionTable::new(1));
+            table.assume_dirty(Region(0));
+            let writer = {
+                let table = table.clone();
+                loom::thread::spawn(move || table.begin_write(Region(0)))
+            };
+            let cleaned = table.start_cleaning(Region(0), true) && table.finish_cleaning(Region(0));
+            let begun = writer.join().unwrap();
+            match begun {
+                Begin::Write => assert_eq!(table.state(Region(0)), RegionState::Dirty),
+                Begin::Mark => {
+                    assert!(cleaned);
+                    assert_eq!(table.state(Region(0)), RegionState::Marking);
+                }
+            }
+            assert_eq!(table.unclean(), 1);
+            assert_eq!(table.writes(Region(0)), 1);
+        });
+    }
+
+    /// Two writers and the worker that marks: nobody writes before the mark is durable.
+    #[test]
+    fn loom_two_writers_and_a_mark() {
+        loom::model(|| {
+            let table = Arc::new(RegionTable::new(1));
+            let durable = Arc::new(AtomicBool::new(false));
+            let writers: Vec<_> = (0..2)
+                .map(|_| {
+                    let (table, durable) = (table.clone(), durable.clone());
+                    loom::thread::spawn(move || {
+                        if table.begin_write(Region(0)) == Begin::Write {
+                            assert!(durable.load(SeqCst), "wrote before the mark was durable");
+                        }
+                        table.end_write(Region(0));
+                    })
+                })
+                .collect();
+            if table.want_mark(Region(0)) {
+                durable.store(true, SeqCst);
+                table.marked(Region(0));
+            }
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            assert_eq!(table.writes(Region(0)), 0);
+            assert_eq!(table.unclean(), 1);
+        });
+    }
+}

@@ -1,0 +1,192 @@
+//! The seam between a front end and the engine.
+//!
+//! A front end ([`FrontEnd`]) turns what clients ask into [`Request`]s and gives them to an
+//! [`Engine`], which answers each through its [`Done`]. Guarantees of every front end: ranges of
+//! reads and writes lie within the volume and are multiples of its block size; the data of a write
+//! is one private copy; nothing acknowledged is held back in the front end. `submit` is called on
+//! the front end's threads and must not block.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::buffer::Buffer;
+use crate::done::Done;
+
+/// What a client asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Read into the buffer.
+    Read,
+    /// Write from the buffer.
+    Write,
+    /// Make the range read as zeroes, giving space back where possible.
+    Zero,
+    /// Make every write that was acknowledged durable.
+    Flush,
+}
+
+/// One request, with its buffer and the answer it owes. Sizes in bytes.
+#[derive(Debug)]
+pub struct Request {
+    /// What to do.
+    pub op: Op,
+    /// Where in the volume; a multiple of its block size.
+    pub offset: u64,
+    /// How much; a multiple of the block size, 0 for a flush. A read or write covers at most the
+    /// front end's `max_io` rounded out to whole blocks at both ends; a zero may be as large as the
+    /// volume.
+    pub len: u64,
+    /// Durable before it is answered.
+    pub fua: bool,
+    /// For reads and writes `len` bytes. A write with a patch gets it with contents of no meaning.
+    pub buf: Option<Buffer>,
+    /// For a write that does not cover whole blocks: the engine reads the range into `buf`,
+    /// applies this and writes the range, all under its overlap lock.
+    pub patch: Option<Patch>,
+    /// Where the answer goes.
+    pub done: Done,
+}
+
+/// What a write that does not cover whole blocks changes. Offsets are in the volume.
+#[derive(Debug)]
+pub struct Patch {
+    offset: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Data(Buffer),
+    Zeroes(u64),
+}
+
+impl Patch {
+    /// Writes `data` at `offset`.
+    pub fn data(offset: u64, data: Buffer) -> Patch {
+        Patch { offset, bytes: Bytes::Data(data) }
+    }
+
+    /// Writes `len` zeroes at `offset`.
+    pub fn zeroes(offset: u64, len: u64) -> Patch {
+        Patch { offset, bytes: Bytes::Zeroes(len) }
+    }
+
+    /// Lays what the patch changes in `range_offset..range_offset + range_len` over `buf`, whose
+    /// first byte is the volume's byte `buf_offset`.
+    ///
+    /// # Panics
+    /// If `buf` does not hold the part of that range that the patch changes.
+    pub fn apply(&self, buf: &mut [u8], buf_offset: u64, range_offset: u64, range_len: u64) {
+        let len = match &self.bytes {
+            Bytes::Data(data) => data.len() as u64,
+            Bytes::Zeroes(len) => *len,
+        };
+        let start = self.offset.max(range_offset);
+        let end = (self.offset + len).min(range_offset + range_len);
+        if start >= end {
+            return;
+        }
+        let target = &mut buf[(start - buf_offset) as usize..(end - buf_offset) as usize];
+        match &self.bytes {
+            Bytes::Data(data) => {
+                target.copy_from_slice(&data[(start - self.offset) as usize..(end - self.offset) as usize]);
+            }
+            Bytes::Zeroes(_) => target.fill(0),
+        }
+    }
+}
+
+/// What a front end gives its requests to.
+pub trait Engine: Send + Sync + 'static {
+    /// Takes a request in; never blocks. `queue` is below [`queues`](Engine::queues).
+    fn submit(&self, queue: usize, request: Request);
+
+    /// How many queues there are. At least one, and always the same.
+    fn queues(&self) -> usize;
+}
+
+/// Kinds of front end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrontKind {
+    /// A block device `/dev/ublkbN`.
+    Ublk,
+    /// A file served through FUSE.
+    Fuse,
+}
+
+/// How to end a front end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shutdown {
+    /// Refuse while somebody uses the volume.
+    Clean,
+    /// Take it away from whoever uses it: their IO fails from now on.
+    Force,
+}
+
+/// A volume being served.
+pub trait FrontEnd: Send {
+    /// Which kind.
+    fn kind(&self) -> FrontKind;
+
+    /// The device or file that clients open.
+    fn path(&self) -> &Path;
+
+    /// Stops serving. Afterwards nothing is submitted to the engine any more; after a clean one every
+    /// request was answered.
+    ///
+    /// # Errors
+    /// [`FrontError::Busy`] while clients have it open: the front end goes on serving.
+    fn shutdown(&mut self, how: Shutdown) -> Result<(), FrontError>;
+}
+
+/// Why a front end did not stop.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontError {
+    /// Somebody uses the volume.
+    #[error("{} is in use: close it (`fuser -vm` shows who has it open) or stop with --force", path.display())]
+    Busy {
+        /// The device or file.
+        path: PathBuf,
+    },
+    /// The system said no.
+    #[error("cannot stop serving {}", path.display())]
+    Io {
+        /// The device or file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::{BufferPool, PoolConfig};
+
+    #[test]
+    fn a_patch_changes_its_bytes_and_no_other() {
+        let pool = BufferPool::new(PoolConfig::default()).unwrap();
+        let mut data = pool.take(600);
+        data.fill(7);
+        let patch = Patch::data(1000, data);
+        for (range, changed) in [
+            (512..1536, 1000..1536),
+            (1536..2048, 1536..1600),
+            (1024..1536, 1024..1536),
+            (2048..2560, 0..0),
+            (0..512, 0..0),
+        ] {
+            let mut buf = vec![1u8; 2560];
+            patch.apply(&mut buf, 0, range.start, range.end - range.start);
+            for (at, byte) in buf.iter().enumerate() {
+                assert_eq!(*byte == 7, changed.contains(&at), "{range:?} at {at}");
+            }
+        }
+        let mut buf = vec![1u8; 1024];
+        patch.apply(&mut buf, 1024, 1024, 1024);
+        assert!(buf[..576].iter().all(|&b| b == 7) && buf[576..].iter().all(|&b| b == 1));
+        Patch::zeroes(1030, 4).apply(&mut buf, 1024, 1024, 512);
+        assert_eq!(buf[5..11], [7, 0, 0, 0, 0, 7]);
+    }
+}

@@ -1,0 +1,128 @@
+//! One open leg, for data IO.
+//!
+//! Owns the open file. Guarantees: opened for reading and writing, O_DIRECT where the file system
+//! has it, and says which alignment that needs. Holds no lock and knows nothing of superblocks.
+//! Shared by all rings; used from any thread.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use mirrord_raid::SECTOR;
+use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
+
+/// An open leg.
+#[derive(Debug)]
+pub struct LegFile {
+    path: PathBuf,
+    file: File,
+    direct: bool,
+    block_device: bool,
+    offset_align: u32,
+    memory_align: u32,
+}
+
+/// What is taken as alignment where the system does not tell: a page, which no device exceeds.
+const UNKNOWN_ALIGN: u32 = 4096;
+
+impl LegFile {
+    /// Opens the leg at `path`. With `exclusive`, a block device that is mounted, part of an array
+    /// or opened exclusively by another is refused (`EBUSY`); files have no such claim.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    pub fn open(path: impl Into<PathBuf>, exclusive: bool) -> io::Result<LegFile> {
+        let path = path.into();
+        let block_device = std::fs::metadata(&path)?.file_type().is_block_device();
+        let excl = if exclusive && block_device { libc::O_EXCL } else { 0 };
+        let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
+        let (file, direct) = match open(excl | libc::O_DIRECT) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (open(excl)?, false),
+            file => (file?, true),
+        };
+        let (offset_align, memory_align) = match direct {
+            true => alignment(&file, block_device),
+            false => (SECTOR as u32, 1),
+        };
+        Ok(LegFile { path, file, direct, block_device, offset_align, memory_align })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether IO goes past the page cache.
+    pub fn direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Whether it is a block device, not a file.
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
+    }
+
+    /// What offsets and lengths of IO must be multiples of, in bytes.
+    pub fn offset_align(&self) -> u32 {
+        self.offset_align
+    }
+
+    /// What buffer addresses must be multiples of, in bytes. A [`crate::Buffer`] satisfies it.
+    pub fn memory_align(&self) -> u32 {
+        self.memory_align
+    }
+
+    /// The open file, for what is not data IO (sizes, locks).
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+impl AsFd for LegFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Offset and memory alignment of direct IO.
+fn alignment(file: &File, block_device: bool) -> (u32, u32) {
+    if let Ok(stat) = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+        && stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0
+        && stat.stx_dio_offset_align != 0
+    {
+        return (stat.stx_dio_offset_align, stat.stx_dio_mem_align.max(1));
+    }
+    match block_device.then(|| ioctl_blksszget(file)) {
+        Some(Ok(size)) => (size, size),
+        _ => (UNKNOWN_ALIGN, UNKNOWN_ALIGN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_opens_with_a_sane_alignment() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leg");
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let leg = LegFile::open(&path, true).unwrap();
+        assert!(!leg.is_block_device());
+        assert_eq!(leg.path(), path);
+        assert!(leg.offset_align().is_power_of_two() && leg.offset_align() <= 4096);
+        assert!(leg.memory_align() <= 4096);
+    }
+
+    #[test]
+    fn a_missing_leg_is_an_error() {
+        let error = LegFile::open("/nonexistent/leg", false).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,415 @@
+//! The [`Ring`]: all leg IO of one queue.
+//!
+//! Owns the buffer of every tag and the slot of every leg IO in flight. Guarantees: a buffer is
+//! never freed, and never borrowed for writing, while the kernel may touch it; every submitted IO
+//! gets exactly one completion, also on a leg that is not there; short transfers are finished here.
+//! No allocation after start-up unless more IOs than `depth` are in flight. A ring belongs to the
+//! thread that made it; only its [`Wake`] goes to others.
+
+mod step;
+mod threads;
+mod uring;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mirrord_raid::{Errno, Leg, LegIo, LegMap, LegOp};
+
+use crate::Spawn;
+use crate::buffer::{Buffer, BufferPool};
+use crate::leg_file::LegFile;
+use crate::wake::Wake;
+use step::{Call, Step};
+use threads::Threads;
+use uring::{Memory, Uring};
+
+/// How long a dropped ring waits for IO in flight before it leaks its buffers.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// How a ring does its IO.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EngineKind {
+    /// io_uring.
+    IoUring,
+    /// A pool of threads with `pread` and `pwrite`, where io_uring is forbidden.
+    Threads,
+}
+
+/// What a [`Ring`] is made from.
+#[derive(Clone)]
+pub struct RingConfig {
+    /// Prefix of thread names.
+    pub name: String,
+    /// Leg IOs in flight that are provided for; more work, but allocate.
+    pub depth: u32,
+    /// Tags are `0..tags`.
+    pub tags: u32,
+    /// Where the buffers come from. Its small buffers are registered with the kernel.
+    pub pool: Arc<BufferPool>,
+    /// Starts the workers of [`EngineKind::Threads`].
+    pub spawn: Spawn,
+    /// The wake to use, when it was given out before the ring; else the ring makes one.
+    pub wake: Option<Wake>,
+    /// Use this engine and no other. `None`: io_uring, or threads where it cannot be set up.
+    pub force: Option<EngineKind>,
+}
+
+impl fmt::Debug for RingConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RingConfig")
+            .field("name", &self.name)
+            .field("depth", &self.depth)
+            .field("tags", &self.tags)
+            .field("force", &self.force)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A leg IO that ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LegDone {
+    /// [`LegIo::io`] of what was submitted.
+    pub io: u32,
+    /// The leg.
+    pub leg: Leg,
+    /// Whether all of it was done.
+    pub result: Result<(), Errno>,
+}
+
+/// All leg IO of one queue thread. See the crate's documentation.
+pub struct Ring {
+    engine: Engine,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    tags: Vec<Tag>,
+    legs: LegMap<LegSlot>,
+    /// Completions to give out at the next `wait`.
+    ready: Vec<LegDone>,
+    pool: Arc<BufferPool>,
+    wake: Wake,
+    /// DEFER_TASKRUN and SINGLE_ISSUER bind the ring to its thread.
+    _not_send: PhantomData<*const ()>,
+}
+
+enum Engine {
+    Uring(Box<Uring>),
+    Threads(Threads),
+}
+
+struct Slot {
+    step: Step,
+    /// [`LegSlot::generation`] at submission.
+    generation: u32,
+}
+
+#[derive(Default)]
+struct Tag {
+    buffer: Option<Buffer>,
+    /// IOs in flight that read the buffer (leg writes) or write it (leg reads).
+    using: u32,
+    /// Those of them that write it.
+    filling: u32,
+}
+
+struct LegSlot {
+    file: Option<Arc<LegFile>>,
+    /// Counts replacements, so that an IO is not continued on another file.
+    generation: u32,
+}
+
+impl Ring {
+    /// A ring for these legs, on the calling thread.
+    ///
+    /// # Errors
+    /// When neither engine can be set up (descriptors, memory, threads).
+    pub fn new(config: RingConfig, legs: LegMap<Option<Arc<LegFile>>>) -> io::Result<Ring> {
+        let wake = config.wake.map_or_else(Wake::new, Ok)?;
+        let threads =
+            |wake: &Wake| Threads::new(config.depth, &config.spawn, &config.name, wake).map(Engine::Threads);
+        let uring = |wake: &Wake| {
+            Uring::new(config.depth, &config.pool, wake).map(|uring| Engine::Uring(Box::new(uring)))
+        };
+        let engine = match config.force {
+            Some(EngineKind::IoUring) => uring(&wake)?,
+            Some(EngineKind::Threads) => threads(&wake)?,
+            None => uring(&wake).or_else(|error| {
+                tracing::info!(%error, "no io_uring: leg IO goes through threads");
+                threads(&wake)
+            })?,
+        };
+        let mut ring = Ring {
+            engine,
+            slots: Vec::with_capacity(config.depth as usize),
+            free: Vec::with_capacity(config.depth as usize),
+            tags: (0..config.tags).map(|_| Tag::default()).collect(),
+            legs: LegMap::from_fn(legs.len(), |_| LegSlot { file: None, generation: 0 }),
+            ready: Vec::new(),
+            pool: config.pool,
+            wake,
+            _not_send: PhantomData,
+        };
+        for (leg, file) in legs.iter() {
+            if let Some(file) = file {
+                ring.replace_leg(leg, Some(Arc::clone(file)))?;
+            }
+        }
+        Ok(ring)
+    }
+
+    /// How this ring does its IO.
+    pub fn kind(&self) -> EngineKind {
+        match self.engine {
+            Engine::Uring(_) => EngineKind::IoUring,
+            Engine::Threads(_) => EngineKind::Threads,
+        }
+    }
+
+    /// Wakes this ring from any thread.
+    pub fn wake_handle(&self) -> Wake {
+        self.wake.clone()
+    }
+
+    /// Leg IOs submitted whose completion was not given out yet.
+    pub fn inflight(&self) -> usize {
+        self.slots.len() - self.free.len() + self.ready.len()
+    }
+
+    /// Gives `tag` its buffer.
+    ///
+    /// # Panics
+    /// If it has one.
+    pub fn attach(&mut self, tag: u32, buffer: Buffer) {
+        let old = self.tags[tag as usize].buffer.replace(buffer);
+        assert!(old.is_none(), "tag {tag} has a buffer already");
+    }
+
+    /// Takes the buffer of `tag` back.
+    ///
+    /// # Panics
+    /// If it has none, or IO on it is in flight.
+    pub fn detach(&mut self, tag: u32) -> Buffer {
+        let slot = &mut self.tags[tag as usize];
+        assert_eq!(slot.using, 0, "tag {tag} has IO in flight");
+        slot.buffer.take().expect("the tag has a buffer")
+    }
+
+    /// The buffer of `tag`, to write to.
+    ///
+    /// # Panics
+    /// If it has none, or IO on it is in flight.
+    pub fn buffer_mut(&mut self, tag: u32) -> &mut [u8] {
+        let slot = &mut self.tags[tag as usize];
+        assert_eq!(slot.using, 0, "tag {tag} has IO in flight");
+        slot.buffer.as_mut().expect("the tag has a buffer")
+    }
+
+    /// The buffer of `tag`.
+    ///
+    /// # Panics
+    /// If it has none, or a leg read into it is in flight.
+    pub fn buffer(&self, tag: u32) -> &[u8] {
+        let slot = &self.tags[tag as usize];
+        assert_eq!(slot.filling, 0, "tag {tag} is being read into");
+        slot.buffer.as_ref().expect("the tag has a buffer")
+    }
+
+    /// Queues a leg IO; the next [`wait`](Ring::wait) hands it to the kernel. On a leg that is not
+    /// there it completes with `ENODEV`.
+    ///
+    /// # Panics
+    /// If a read or write does not lie inside the buffer of its tag, or the leg is not the volume's.
+    pub fn submit(&mut self, io: &LegIo) {
+        let leg = &self.legs[io.leg];
+        if leg.file.is_none() {
+            self.ready.push(LegDone { io: io.io, leg: io.leg, result: Err(Errno(libc::ENODEV)) });
+            return;
+        }
+        let generation = leg.generation;
+        if let LegOp::Read | LegOp::Write { .. } = io.op {
+            let tag = &mut self.tags[io.tag as usize];
+            let room = tag.buffer.as_ref().map_or(0, |b| b.len() as u64);
+            let end = u64::from(io.buf_offset).checked_add(io.len);
+            assert!(io.len > 0 && end.is_some_and(|end| end <= room), "{io:?} outside {room} bytes");
+            tag.using += 1;
+            tag.filling += u32::from(io.op == LegOp::Read);
+        }
+        let slot = Slot { step: Step::new(*io), generation };
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.slots[index as usize] = slot;
+                index
+            }
+            None => {
+                self.slots.push(slot);
+                self.slots.len() as u32 - 1
+            }
+        };
+        self.issue(index);
+    }
+
+    /// Hands what is queued to the kernel and blocks until something completed, somebody woke the
+    /// ring or `timeout` passed. Completions are appended to `out`; true if woken.
+    ///
+    /// # Errors
+    /// When the kernel refuses to go on with this ring; IO in flight is then lost track of, and the
+    /// ring is to be dropped.
+    pub fn wait(&mut self, out: &mut Vec<LegDone>, timeout: Option<Duration>) -> io::Result<bool> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut left = timeout;
+        let before = out.len();
+        loop {
+            self.collect(out);
+            if out.len() > before || !self.wake.sleep() {
+                let woken = self.finish(out)?;
+                if woken || out.len() > before {
+                    return Ok(woken);
+                }
+                continue;
+            }
+            let in_time = match &mut self.engine {
+                Engine::Uring(uring) => uring.block(left),
+                Engine::Threads(threads) => threads.block(left),
+            };
+            let woken = self.wake.awake();
+            self.collect(out);
+            if woken || out.len() > before || !in_time? {
+                return Ok(woken);
+            }
+            left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// As [`wait`](Ring::wait), without blocking.
+    ///
+    /// # Errors
+    /// As for `wait`.
+    pub fn poll(&mut self, out: &mut Vec<LegDone>) -> io::Result<bool> {
+        self.finish(out)
+    }
+
+    /// Replaces the file of `leg`. IO in flight ends on the old file; what of it would need another
+    /// system call there completes with `ENODEV`.
+    ///
+    /// # Errors
+    /// When the kernel does not take the new file.
+    pub fn replace_leg(&mut self, leg: Leg, file: Option<Arc<LegFile>>) -> io::Result<()> {
+        while let Engine::Uring(uring) = &mut self.engine {
+            if !uring.flush()? {
+                uring.set_leg(leg, file.as_deref())?;
+                break;
+            }
+            let mut ready = mem::take(&mut self.ready);
+            self.collect(&mut ready);
+            self.ready = ready;
+        }
+        let slot = &mut self.legs[leg];
+        slot.file = file;
+        slot.generation = slot.generation.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Submits, collects, and says whether the ring was woken.
+    fn finish(&mut self, out: &mut Vec<LegDone>) -> io::Result<bool> {
+        let woken = self.wake.awake();
+        if let Engine::Uring(uring) = &mut self.engine {
+            uring.turn()?;
+        }
+        self.collect(out);
+        Ok(woken)
+    }
+
+    /// Moves every completion that is there to `out`.
+    fn collect(&mut self, out: &mut Vec<LegDone>) {
+        out.append(&mut self.ready);
+        loop {
+            let next = match &mut self.engine {
+                Engine::Uring(uring) => uring.reap(),
+                Engine::Threads(threads) => threads.reap(),
+            };
+            let Some((index, result)) = next else { return };
+            out.extend(self.complete(index, result));
+        }
+    }
+
+    /// Takes in the result of a call; makes the next one, if there is one.
+    fn complete(&mut self, index: u32, result: i32) -> Option<LegDone> {
+        let slot = &mut self.slots[index as usize];
+        let io = slot.step.io;
+        let result = match slot.step.advance(result) {
+            Some(result) => result,
+            None if slot.generation == self.legs[io.leg].generation => {
+                self.issue(index);
+                return None;
+            }
+            None => Err(Errno(libc::ENODEV)),
+        };
+        if let LegOp::Read | LegOp::Write { .. } = io.op {
+            let tag = &mut self.tags[io.tag as usize];
+            tag.using -= 1;
+            tag.filling -= u32::from(io.op == LegOp::Read);
+        }
+        self.free.push(index);
+        Some(LegDone { io: io.io, leg: io.leg, result })
+    }
+
+    fn issue(&mut self, index: u32) {
+        let step = &self.slots[index as usize].step;
+        let (leg, call) = (step.io.leg, step.call());
+        let memory = match call {
+            Call::Read { buf_offset, .. } | Call::Write { buf_offset, .. } => {
+                let tag = &self.tags[step.io.tag as usize];
+                let buffer = tag.buffer.as_ref().expect("a buffer in use stays attached");
+                // The offset lies inside the buffer: `submit` checked the whole range.
+                let ptr = buffer.as_raw().wrapping_add(buf_offset as usize);
+                Memory { ptr, registered: buffer.is_small() && buffer.is_of(&self.pool) }
+            }
+            Call::WriteZeroes { .. } => Memory { ptr: self.pool.zeroes().cast_mut(), registered: false },
+            _ => Memory { ptr: std::ptr::null_mut(), registered: false },
+        };
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.issue(index, leg, call, memory),
+            Engine::Threads(threads) => {
+                let file = self.legs[leg].file.as_ref().expect("an IO is issued on a leg that is there");
+                threads.issue(index, file, call, memory);
+            }
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let mut out = Vec::new();
+        let deadline = Instant::now() + DRAIN;
+        while self.inflight() > 0 && Instant::now() < deadline {
+            out.clear();
+            if self.wait(&mut out, Some(DRAIN)).is_err() {
+                break;
+            }
+        }
+        if self.inflight() > 0 {
+            // The kernel may still write to them.
+            tracing::error!(inflight = self.inflight(), "a ring ends with IO in flight: leaking its buffers");
+            mem::forget(mem::take(&mut self.tags));
+            mem::forget(Arc::clone(&self.pool));
+            if let Engine::Threads(threads) = &mut self.engine {
+                threads.abandon();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("kind", &self.kind())
+            .field("inflight", &self.inflight())
+            .finish_non_exhaustive()
+    }
+}

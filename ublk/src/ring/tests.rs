@@ -1,0 +1,256 @@
+//! Both engines through the same body: a model, wakes, short files, replaced legs.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+
+use mirrord_raid::LegSet;
+use tempfile::TempDir;
+
+use super::*;
+use crate::buffer::PoolConfig;
+use crate::plain_spawn;
+
+const SIZE: u64 = 1 << 20;
+const BLOCK: u64 = 4096;
+const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
+
+struct Bed {
+    dir: TempDir,
+    pool: Arc<BufferPool>,
+    ring: Ring,
+}
+
+fn leg_file(dir: &Path, name: &str, len: u64) -> Arc<LegFile> {
+    let path = dir.join(name);
+    File::create(&path).unwrap().set_len(len).unwrap();
+    Arc::new(LegFile::open(path, true).unwrap())
+}
+
+/// A ring on legs of these sizes; `None` where io_uring is forbidden.
+fn bed(kind: EngineKind, sizes: &[Option<u64>]) -> Option<Bed> {
+    let dir = tempfile::tempdir().unwrap();
+    let config = PoolConfig { small_len: 8192, small_count: 4, ..PoolConfig::default() };
+    let pool = BufferPool::new(config).unwrap();
+    let legs = LegMap::from_fn(sizes.len(), |leg| {
+        sizes[leg.index()].map(|len| leg_file(dir.path(), &format!("leg{leg}"), len))
+    });
+    let config = RingConfig {
+        name: "test".to_owned(),
+        depth: 8,
+        tags: 8,
+        pool: Arc::clone(&pool),
+        spawn: plain_spawn(),
+        wake: None,
+        force: Some(kind),
+    };
+    match Ring::new(config, legs) {
+        Ok(ring) => Some(Bed { dir, pool, ring }),
+        Err(error) if kind == EngineKind::IoUring => {
+            println!("skipped: no io_uring here: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+impl Bed {
+    fn finish(&mut self) -> Vec<LegDone> {
+        let mut out = Vec::new();
+        while self.ring.inflight() > 0 {
+            self.ring.wait(&mut out, None).unwrap();
+        }
+        out
+    }
+
+    /// One IO on one leg, to its end.
+    fn one(&mut self, leg: usize, op: LegOp, offset: u64, len: u64) -> Result<(), Errno> {
+        self.ring.submit(&io(9, 0, leg, op, offset, len));
+        let done = self.finish();
+        assert_eq!(done.len(), 1);
+        assert_eq!((done[0].io, done[0].leg), (9, Leg::new(leg)));
+        done[0].result
+    }
+}
+
+fn io(io: u32, tag: u32, leg: usize, op: LegOp, offset: u64, len: u64) -> LegIo {
+    LegIo { io, tag, leg: Leg::new(leg), op, offset, len, buf_offset: 0 }
+}
+
+/// A small generator, so that a failure replays.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % n
+    }
+}
+
+#[test]
+fn legs_hold_what_was_written() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE), Some(SIZE)]) else { continue };
+        assert_eq!(bed.ring.kind(), kind);
+        let mut model = vec![0u8; SIZE as usize];
+        let mut rng = Rng(1);
+        for round in 0..300u32 {
+            // Up to 4 tags in flight on disjoint quarters of the volume, each on both legs.
+            let mut reads = Vec::new();
+            for tag in 0..4u32 {
+                let quarter = SIZE / 4;
+                let len = BLOCK * (1 + rng.below(6));
+                let offset = u64::from(tag) * quarter + BLOCK * rng.below((quarter - len) / BLOCK);
+                let range = offset as usize..(offset + len) as usize;
+                let mut buffer = bed.pool.take(len as usize);
+                buffer.fill(round as u8 ^ tag as u8);
+                let op = match rng.below(8) {
+                    0..4 => LegOp::Write { fua: rng.below(8) == 0 },
+                    4..6 => LegOp::Read,
+                    6 => LegOp::Zero { fua: rng.below(2) == 0 },
+                    _ => LegOp::Flush,
+                };
+                match op {
+                    LegOp::Write { .. } => model[range.clone()].copy_from_slice(&buffer),
+                    LegOp::Zero { .. } => model[range.clone()].fill(0),
+                    LegOp::Read => reads.push((tag, range.clone())),
+                    LegOp::Flush => {}
+                }
+                bed.ring.attach(tag, buffer);
+                let legs = if op == LegOp::Read { 1 } else { 2 };
+                for leg in LegSet::first(legs).iter() {
+                    let len = if op == LegOp::Flush { 0 } else { len };
+                    bed.ring.submit(&io(tag, tag, leg.index(), op, offset, len));
+                }
+            }
+            assert!(bed.finish().iter().all(|done| done.result.is_ok()), "{kind:?} round {round}");
+            for (tag, range) in reads {
+                assert!(bed.ring.buffer(tag) == &model[range], "{kind:?} round {round}");
+            }
+            for tag in 0..4 {
+                bed.ring.detach(tag);
+            }
+        }
+        for leg in ["leg0", "leg1"] {
+            assert!(std::fs::read(bed.dir.path().join(leg)).unwrap() == model, "{kind:?} {leg}");
+        }
+    }
+}
+
+#[test]
+fn a_wake_from_another_thread_ends_the_wait() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE)]) else { continue };
+        let mut out = Vec::new();
+        for _ in 0..50 {
+            let wake = bed.ring.wake_handle();
+            let waker = thread::spawn(move || {
+                wake.wake();
+                wake.wake();
+            });
+            assert!(bed.ring.wait(&mut out, None).unwrap(), "{kind:?}");
+            waker.join().unwrap();
+            bed.ring.poll(&mut out).unwrap();
+        }
+        assert!(!bed.ring.wait(&mut out, Some(Duration::from_millis(1))).unwrap(), "{kind:?}");
+        assert!(out.is_empty());
+        bed.ring.wake_handle().wake();
+        assert!(bed.ring.poll(&mut out).unwrap());
+        assert!(!bed.ring.poll(&mut out).unwrap());
+    }
+}
+
+#[test]
+fn a_short_leg_is_an_error_not_zeroes() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(BLOCK)]) else { continue };
+        let buffer = bed.pool.take(2 * BLOCK as usize);
+        bed.ring.attach(0, buffer);
+        assert_eq!(bed.one(0, LegOp::Read, 0, BLOCK), Ok(()), "{kind:?}");
+        assert_eq!(bed.one(0, LegOp::Read, 0, 2 * BLOCK), Err(Errno::EIO), "{kind:?}");
+        assert_eq!(bed.one(0, LegOp::Read, BLOCK, BLOCK), Err(Errno::EIO), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_leg_that_is_not_there_says_so_and_can_come() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE), None]) else { continue };
+        let buffer = bed.pool.take(BLOCK as usize);
+        bed.ring.attach(0, buffer);
+        bed.ring.buffer_mut(0).fill(0x5a);
+        let write = LegOp::Write { fua: false };
+        assert_eq!(bed.one(1, write, 0, BLOCK), Err(Errno(libc::ENODEV)));
+        let new = leg_file(bed.dir.path(), "new", SIZE);
+        bed.ring.replace_leg(Leg::new(1), Some(Arc::clone(&new))).unwrap();
+        assert_eq!(bed.one(1, write, BLOCK, BLOCK), Ok(()));
+        let mut byte = [0u8];
+        File::open(new.path()).unwrap().read_exact_at(&mut byte, BLOCK).unwrap();
+        assert_eq!(byte, [0x5a]);
+        bed.ring.replace_leg(Leg::new(1), None).unwrap();
+        assert_eq!(bed.one(1, LegOp::Flush, 0, 0), Err(Errno(libc::ENODEV)));
+    }
+}
+
+#[test]
+fn io_queued_before_a_replacement_goes_to_the_old_file() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE)]) else { continue };
+        let buffer = bed.pool.take(BLOCK as usize);
+        bed.ring.attach(0, buffer);
+        bed.ring.buffer_mut(0).fill(0x77);
+        bed.ring.submit(&io(9, 0, 0, LegOp::Write { fua: false }, 0, BLOCK));
+        let new = leg_file(bed.dir.path(), "new", SIZE);
+        bed.ring.replace_leg(Leg::new(0), Some(new)).unwrap();
+        assert_eq!(bed.finish().len(), 1);
+        let first = |name: &str| std::fs::read(bed.dir.path().join(name)).unwrap()[0];
+        assert_eq!((first("leg0"), first("new")), (0x77, 0), "{kind:?}");
+    }
+}
+
+#[test]
+fn more_than_the_depth_may_be_in_flight() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE)]) else { continue };
+        let buffer = bed.pool.take(BLOCK as usize);
+        bed.ring.attach(0, buffer);
+        for i in 0..200 {
+            bed.ring.submit(&io(i, 0, 0, LegOp::Write { fua: false }, u64::from(i) * BLOCK, BLOCK));
+        }
+        let mut ios: Vec<u32> = bed.finish().iter().map(|done| done.io).collect();
+        ios.sort_unstable();
+        assert!(ios.into_iter().eq(0..200), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_ring_dropped_with_io_in_flight_lets_it_end() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE)]) else { continue };
+        let buffer = bed.pool.take(BLOCK as usize);
+        bed.ring.attach(0, buffer);
+        bed.ring.submit(&io(0, 0, 0, LegOp::Read, 0, BLOCK));
+        drop(bed.ring);
+        assert_eq!(Arc::strong_count(&bed.pool), 1, "{kind:?}: nothing leaked");
+    }
+}
+
+#[test]
+#[should_panic(expected = "outside")]
+fn io_beyond_the_buffer_is_a_programming_error() {
+    let mut bed = bed(EngineKind::Threads, &[Some(SIZE)]).unwrap();
+    let buffer = bed.pool.take(BLOCK as usize);
+    bed.ring.attach(0, buffer);
+    bed.ring.submit(&io(0, 0, 0, LegOp::Read, 0, BLOCK + 1));
+}
+
+#[test]
+#[should_panic(expected = "in flight")]
+fn a_buffer_in_use_cannot_be_taken() {
+    let mut bed = bed(EngineKind::Threads, &[Some(SIZE)]).unwrap();
+    let buffer = bed.pool.take(BLOCK as usize);
+    bed.ring.attach(0, buffer);
+    bed.ring.submit(&io(0, 0, 0, LegOp::Read, 0, BLOCK));
+    bed.ring.detach(0);
+}

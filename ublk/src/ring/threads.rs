@@ -1,0 +1,186 @@
+//! The thread-pool engine, for systems that forbid io_uring.
+//!
+//! Owns a queue of calls and the workers that make them. Guarantees the semantics of the io_uring
+//! engine: results are byte counts or negated errnos, nothing is retried here. The queue and the
+//! list of results are behind locks held for a push or pop; `issue`, `reap` and `block` run on the
+//! ring's thread, `work` on the workers.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::step::Call;
+use super::uring::Memory;
+use crate::leg_file::LegFile;
+use crate::wake::Wake;
+use crate::{Spawn, Task};
+
+/// Most workers of one ring. A queue depth of 8 keeps two SSDs busy; this engine is a fallback.
+const WORKERS: u32 = 8;
+
+pub(super) struct Threads {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    jobs: Mutex<Jobs>,
+    more: Condvar,
+    results: Mutex<VecDeque<(u32, i32)>>,
+    wake: Wake,
+}
+
+struct Jobs {
+    queue: VecDeque<Job>,
+    closed: bool,
+}
+
+struct Job {
+    slot: u32,
+    call: Call,
+    ptr: *mut u8,
+    file: Arc<LegFile>,
+}
+
+// SAFETY: `ptr` points into a buffer that the ring leaves alone until this job's result was reaped;
+// the one worker that takes the job is the only one to use it.
+unsafe impl Send for Job {}
+
+impl Threads {
+    pub(super) fn new(depth: u32, spawn: &Spawn, name: &str, wake: &Wake) -> io::Result<Threads> {
+        let shared = Arc::new(Shared {
+            jobs: Mutex::new(Jobs { queue: VecDeque::with_capacity(depth as usize), closed: false }),
+            more: Condvar::new(),
+            results: Mutex::new(VecDeque::with_capacity(depth as usize)),
+            wake: wake.clone(),
+        });
+        let mut threads = Threads { shared, workers: Vec::new() };
+        for i in 0..depth.clamp(1, WORKERS) {
+            let shared = Arc::clone(&threads.shared);
+            let task: Task = Box::new(move || shared.work());
+            threads.workers.push(spawn(format!("{name}-io{i}"), task)?);
+        }
+        Ok(threads)
+    }
+
+    /// Queues a call. `memory` must stay valid, and not be borrowed against it, until the slot's
+    /// result was reaped.
+    pub(super) fn issue(&mut self, slot: u32, file: &Arc<LegFile>, call: Call, memory: Memory) {
+        let job = Job { slot, call, ptr: memory.ptr, file: Arc::clone(file) };
+        self.shared.jobs().queue.push_back(job);
+        self.shared.more.notify_one();
+    }
+
+    pub(super) fn reap(&mut self) -> Option<(u32, i32)> {
+        self.shared.results().pop_front()
+    }
+
+    /// Waits for a result or wake. False: the time-out passed.
+    pub(super) fn block(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        let timeout =
+            timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
+        let wake = self.shared.wake.fd();
+        match poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], timeout.as_ref()) {
+            Ok(0) => Ok(false),
+            Err(rustix::io::Errno::INTR) => Ok(true),
+            Err(errno) => Err(errno.into()),
+            Ok(_) => {
+                rustix::io::read(wake, &mut [0u8; 8])?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Lets the workers end after what is queued.
+    fn close(&self) {
+        self.shared.jobs().closed = true;
+        self.shared.more.notify_all();
+    }
+
+    /// Leaves workers that hang in a call to themselves.
+    pub(super) fn abandon(&mut self) {
+        self.close();
+        self.workers.clear();
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.close();
+        for worker in self.workers.drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a leg IO worker panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn results(&self) -> MutexGuard<'_, VecDeque<(u32, i32)>> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        loop {
+            let mut jobs = self.jobs();
+            let job = loop {
+                match jobs.queue.pop_front() {
+                    Some(job) => break job,
+                    None if jobs.closed => return,
+                    None => jobs = self.more.wait(jobs).unwrap_or_else(PoisonError::into_inner),
+                }
+            };
+            drop(jobs);
+            let result = job.run();
+            self.results().push_back((job.slot, result));
+            self.wake.done();
+        }
+    }
+}
+
+impl Job {
+    /// Makes the call. Bytes or 0, or an errno negated.
+    fn run(&self) -> i32 {
+        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        let result = match self.call {
+            Call::Read { offset, len, .. } => self.read(offset, len),
+            Call::Write { offset, len, dsync, .. } => {
+                self.write(offset, len, if dsync { libc::RWF_DSYNC } else { 0 })
+            }
+            Call::WriteZeroes { offset, len } => self.write(offset, len, 0),
+            Call::Punch { offset, len } => self.fallocate(PUNCH, offset, len),
+            Call::ZeroRange { offset, len } => self.fallocate(ZERO, offset, len),
+            // SAFETY: no pointer; the descriptor is open as long as `self.file`.
+            Call::Sync => unsafe { libc::fdatasync(self.file.raw_fd()) as isize },
+        };
+        match result {
+            -1 => -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO),
+            result => result as i32,
+        }
+    }
+
+    fn read(&self, offset: u64, len: u32) -> isize {
+        // SAFETY: `len` bytes at `ptr` are valid and the kernel's alone until the result is reaped.
+        unsafe { libc::pread(self.file.raw_fd(), self.ptr.cast(), len as usize, offset as i64) }
+    }
+
+    fn write(&self, offset: u64, len: u32, flags: i32) -> isize {
+        let iovec = libc::iovec { iov_base: self.ptr.cast(), iov_len: len as usize };
+        // SAFETY: `len` bytes at `ptr` are valid and nobody writes to them until the result is reaped.
+        unsafe { libc::pwritev2(self.file.raw_fd(), &iovec, 1, offset as i64, flags) }
+    }
+
+    fn fallocate(&self, mode: i32, offset: u64, len: u64) -> isize {
+        // SAFETY: no pointer; the descriptor is open as long as `self.file`.
+        unsafe { libc::fallocate(self.file.raw_fd(), mode, offset as i64, len as i64) as isize }
+    }
+}

@@ -1,0 +1,222 @@
+//! The io_uring engine: calls become SQEs, one `io_uring_enter` submits and waits.
+//!
+//! Owns the io_uring, its table of legs (fixed files) and the registered small buffers. Guarantees
+//! that a file is resolved by the kernel before the table entry changes. A read of the wake's
+//! eventfd is always pending. Runs on the ring's thread only.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use mirrord_raid::{Leg, MAX_LEGS};
+
+use super::step::Call;
+use crate::buffer::BufferPool;
+use crate::leg_file::LegFile;
+use crate::wake::Wake;
+
+/// `user_data` of the eventfd read; every other is a slot index.
+const WAKE: u64 = u64::MAX;
+
+/// Largest SQ asked for. More in flight costs more enters, nothing else.
+const MAX_ENTRIES: u32 = 4096;
+
+pub(super) struct Uring {
+    ring: IoUring,
+    /// SQEs that found the SQ full and the kernel busy. All but always empty.
+    backlog: VecDeque<squeue::Entry>,
+    /// What the kernel reads the eventfd into. Leaked: a read may be pending when the ring goes.
+    wake_value: *mut u64,
+    wake_fd: RawFd,
+    wake_armed: bool,
+    fixed_buffers: bool,
+}
+
+/// Memory of a call: address, and whether it lies in the registered region.
+#[derive(Clone, Copy)]
+pub(super) struct Memory {
+    pub(super) ptr: *mut u8,
+    pub(super) registered: bool,
+}
+
+impl Uring {
+    /// # Errors
+    /// What `io_uring_setup` says, `ENOSYS` for a kernel without what is needed here.
+    pub(super) fn new(depth: u32, pool: &Arc<BufferPool>, wake: &Wake) -> io::Result<Uring> {
+        let entries = (depth + 1).next_power_of_two().clamp(8, MAX_ENTRIES);
+        let ring = build(entries)?;
+        let params = ring.params();
+        if !params.is_feature_ext_arg() || !params.is_feature_nodrop() {
+            return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+        }
+        let submitter = ring.submitter();
+        submitter
+            .register_files_sparse(MAX_LEGS as u32)
+            .or_else(|_| submitter.register_files(&[-1; MAX_LEGS]))?;
+        let (base, len) = pool.small_region();
+        let region = libc::iovec { iov_base: base.cast(), iov_len: len };
+        // SAFETY: the region is mapped as long as the pool lives, and the `Ring` that owns this
+        // engine holds the pool (and leaks it if it must go with IO in flight).
+        let fixed_buffers = unsafe { submitter.register_buffers(&[region]) }.is_ok();
+        if !fixed_buffers {
+            tracing::debug!(bytes = len, "io_uring without registered buffers: too little lockable memory");
+        }
+        let mut uring = Uring {
+            ring,
+            backlog: VecDeque::new(),
+            wake_value: Box::leak(Box::new(0u64)),
+            wake_fd: wake.raw_fd(),
+            wake_armed: false,
+            fixed_buffers,
+        };
+        uring.arm_wake();
+        Ok(uring)
+    }
+
+    /// Puts `file` in the table for `leg`. The kernel looks a file up when it takes the call: all
+    /// calls for the old file must have been flushed.
+    pub(super) fn set_leg(&mut self, leg: Leg, file: Option<&LegFile>) -> io::Result<()> {
+        let fd = file.map_or(-1, LegFile::raw_fd);
+        self.ring.submitter().register_files_update(leg.index() as u32, &[fd]).map(drop)
+    }
+
+    /// Queues a call. `memory` must stay valid, and not be borrowed against it, until the slot's
+    /// completion was reaped.
+    pub(super) fn issue(&mut self, slot: u32, leg: Leg, call: Call, memory: Memory) {
+        let entry = self.entry(Fixed(leg.index() as u32), call, memory);
+        self.push(entry.user_data(u64::from(slot)));
+    }
+
+    fn entry(&self, fd: Fixed, call: Call, Memory { ptr, registered }: Memory) -> squeue::Entry {
+        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        let fixed = registered && self.fixed_buffers;
+        match call {
+            Call::Read { offset, len, .. } if fixed => {
+                opcode::ReadFixed::new(fd, ptr, len, 0).offset(offset).build()
+            }
+            Call::Read { offset, len, .. } => opcode::Read::new(fd, ptr, len).offset(offset).build(),
+            Call::Write { offset, len, dsync, .. } => {
+                let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+                match fixed {
+                    true => opcode::WriteFixed::new(fd, ptr, len, 0).offset(offset).rw_flags(flags).build(),
+                    false => opcode::Write::new(fd, ptr, len).offset(offset).rw_flags(flags).build(),
+                }
+            }
+            Call::WriteZeroes { offset, len } => opcode::Write::new(fd, ptr, len).offset(offset).build(),
+            Call::Punch { offset, len } => opcode::Fallocate::new(fd, len).offset(offset).mode(PUNCH).build(),
+            Call::ZeroRange { offset, len } => {
+                opcode::Fallocate::new(fd, len).offset(offset).mode(ZERO).build()
+            }
+            Call::Sync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+        }
+    }
+
+    /// Hands queued calls to the kernel. True while some are left that it did not take yet.
+    pub(super) fn flush(&mut self) -> io::Result<bool> {
+        self.refill();
+        if !self.ring.submission().is_empty() {
+            match self.ring.submit() {
+                Err(error) if !is_transient(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(!self.backlog.is_empty() || !self.ring.submission().is_empty())
+    }
+
+    /// Submits and runs what the kernel deferred, without waiting.
+    pub(super) fn turn(&mut self) -> io::Result<()> {
+        self.refill();
+        let submission = self.ring.submission();
+        let needed = !submission.is_empty() || submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        match needed.then(|| self.ring.submit()) {
+            Some(Err(error)) if !is_transient(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Submits and waits for a completion (or wake). False: the time-out passed.
+    pub(super) fn block(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        self.refill();
+        let result = match timeout {
+            None => self.ring.submitter().submit_and_wait(1),
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+            }
+        };
+        match result {
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => Ok(false),
+            Err(error) if !is_transient(&error) => Err(error),
+            _ => Ok(true),
+        }
+    }
+
+    /// The next completion: slot and result.
+    pub(super) fn reap(&mut self) -> Option<(u32, i32)> {
+        loop {
+            let cqe = self.ring.completion().next()?;
+            if cqe.user_data() != WAKE {
+                return Some((cqe.user_data() as u32, cqe.result()));
+            }
+            self.wake_armed = false;
+            self.arm_wake();
+        }
+    }
+
+    fn arm_wake(&mut self) {
+        if !self.wake_armed {
+            self.wake_armed = true;
+            let read = opcode::Read::new(Fd(self.wake_fd), self.wake_value.cast(), 8);
+            self.push(read.build().user_data(WAKE));
+        }
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        if self.backlog.is_empty() && self.try_push(&entry) {
+            return;
+        }
+        // Whatever is wrong shows up again at the next wait, which can say so.
+        let _ = self.ring.submit();
+        self.backlog.push_back(entry);
+        self.refill();
+    }
+
+    fn refill(&mut self) {
+        while let Some(entry) = self.backlog.pop_front() {
+            if !self.try_push(&entry) {
+                self.backlog.push_front(entry);
+                return;
+            }
+        }
+    }
+
+    fn try_push(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: the memory of the entry stays valid until its completion: `Ring` keeps attached
+        // buffers in place while IO is in flight and leaks them rather than free them under it;
+        // the zeroes belong to the pool it holds; `wake_value` is leaked.
+        unsafe { self.ring.submission().push(entry) }.is_ok()
+    }
+}
+
+/// The best set-up this kernel has.
+fn build(entries: u32) -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_coop_taskrun()
+        .build(entries)
+        .or_else(|_| IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().build(entries))
+        .or_else(|_| IoUring::new(entries))
+}
+
+/// Errors of `io_uring_enter` that pass: interrupted, or completions must be reaped first.
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
