@@ -151,9 +151,7 @@ impl Assembly {
 pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembly, AssembleError> {
     check_same_volume(found)?;
     let newest = match options.source {
-        Some(source) => {
-            found.iter().position(|r| r.index == source).ok_or(AssembleError::SourceMissing)?
-        }
+        Some(source) => found.iter().position(|r| r.index == source).ok_or(AssembleError::SourceMissing)?,
         None => {
             check_split_brain(found)?;
             (0..found.len()).max_by_key(|&i| found[i].event_count).ok_or(AssembleError::NoLeg)?
@@ -204,9 +202,8 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let forced = options.source.is_some();
     let trusted = if forced { present } else { present.iter().filter(|&leg| in_use(leg)).collect() };
     let unclean_core = options.log_is_core && trusted.iter().any(|l| !found[at[l].unwrap_or(newest)].clean);
-    let all_dirty = found.iter().any(|record| record.log_failed)
-        || unclean_core
-        || (forced && !options.log_on_legs);
+    let all_dirty =
+        found.iter().any(|record| record.log_failed) || unclean_core || (forced && !options.log_on_legs);
     let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
     Ok(Assembly { at, source, event_count, trusted, all_dirty, returned, states })
 }

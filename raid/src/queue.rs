@@ -355,8 +355,7 @@ impl MirrorQueue {
     /// Whether the part holds its range now.
     fn lock(&mut self, io: u32, hold: Hold) -> bool {
         let part = self.parts[io as usize];
-        let granted =
-            self.mirror.ranges.acquire(self.owner(io), part.region, part.offset, part.len, hold);
+        let granted = self.mirror.ranges.acquire(self.owner(io), part.region, part.offset, part.len, hold);
         self.parts[io as usize].locked = granted;
         granted
     }
@@ -525,11 +524,8 @@ impl MirrorQueue {
 /// recorded so, or it came back as syncing after the part was sent (then it is stale here).
 fn missed_legs_are_settled(part: &Part, states: LegStates) -> bool {
     let missed = states.all().minus(part.ok);
-    let came_back: LegSet = missed
-        .minus(part.targets)
-        .iter()
-        .filter(|&leg| states.of(leg) == LegState::Syncing)
-        .collect();
+    let came_back: LegSet =
+        missed.minus(part.targets).iter().filter(|&leg| states.of(leg) == LegState::Syncing).collect();
     missed.minus(states.out_and_recorded()).minus(came_back).is_empty()
         && part.errors.iter().all(Option::is_none)
 }

@@ -186,7 +186,12 @@ pub struct LogWorker {
 impl LogWorker {
     /// The log worker of a volume whose legs are in these states, recorded with this event count.
     /// `log_on_legs`: the log is on every leg, so a commit that fails on a leg fails the leg.
-    pub fn new(mirror: Arc<Mirror>, states: LegMap<LegState>, event_count: u64, log_on_legs: bool) -> LogWorker {
+    pub fn new(
+        mirror: Arc<Mirror>,
+        states: LegMap<LegState>,
+        event_count: u64,
+        log_on_legs: bool,
+    ) -> LogWorker {
         LogWorker {
             mirror,
             log_on_legs,
@@ -508,12 +513,7 @@ impl LogWorker {
         actions.push(WorkerAction::Commit { legs });
     }
 
-    fn committed(
-        &mut self,
-        errors: LegErrors,
-        log_error: Option<Errno>,
-        actions: &mut Vec<WorkerAction>,
-    ) {
+    fn committed(&mut self, errors: LegErrors, log_error: Option<Errno>, actions: &mut Vec<WorkerAction>) {
         let Doing::Commit { legs, marks } = std::mem::replace(&mut self.doing, Doing::Nothing) else {
             unreachable!("no commit is under way")
         };

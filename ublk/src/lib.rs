@@ -14,7 +14,7 @@
 mod buffer;
 mod done;
 mod front;
-pub mod fuse;
+mod fuse;
 mod leg_file;
 mod ring;
 mod wake;

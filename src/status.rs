@@ -1,0 +1,146 @@
+//! What `status --json` prints: the one description of a running volume, made by the engine, sent over
+//! the control socket, shown by the command line. Field names are the interface: add, never rename.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A running volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Process id of its daemon.
+    pub pid: u32,
+    /// The device or file that users open.
+    pub device: PathBuf,
+    /// Front end: `fuse` or `ublk`.
+    pub front: String,
+    /// Who does the leg IO: `io_uring` or `threads`.
+    pub engine: String,
+    /// Why the engine or front end is not the better one, if it is not.
+    pub engine_note: Option<String>,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Region size in bytes.
+    pub region_size_bytes: u64,
+    /// Number of regions.
+    pub regions: u32,
+    /// Smallest unit of IO on the legs, in bytes.
+    pub block_size_bytes: u32,
+    /// Queues.
+    pub queues: u16,
+    /// The volume's state.
+    pub state: VolumeState,
+    /// Event count of the newest record.
+    pub event_count: u64,
+    /// Its legs, by index.
+    pub legs: Vec<LegStatus>,
+    /// Its log.
+    pub log: LogStatus,
+    /// Resync.
+    pub resync: ResyncStatus,
+    /// Requests answered since start.
+    pub io: IoStatus,
+}
+
+/// The state of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Every leg is in sync.
+    InSync,
+    /// A leg is being resynced, none is out.
+    Resyncing,
+    /// A leg is out.
+    Degraded,
+    /// A flush failed on the last leg in sync: flushes fail until the volume is started anew.
+    Failed,
+}
+
+/// A leg of a running volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LegStatus {
+    /// Where it is (or was, if it is missing).
+    pub path: PathBuf,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its place in the volume.
+    pub index: usize,
+    /// `in_sync` `syncing` `tracked` `failed` `missing`.
+    pub state: String,
+    /// Why it is failed: `io_error` `no_space` `missing` `by_hand`.
+    pub reason: Option<String>,
+    /// Regions in which its copy may be older than the volume.
+    pub stale_regions: u32,
+    /// Whether IO to it goes past the page cache.
+    pub direct_io: bool,
+    /// Reads it answered.
+    pub reads: u64,
+    /// Writes it carried out.
+    pub writes: u64,
+    /// Bytes written to it for users of the volume.
+    pub written_bytes: u64,
+    /// Bytes copied to it by resync.
+    pub resynced_bytes: u64,
+    /// Reads that failed.
+    pub read_errors: u64,
+    /// Writes that failed.
+    pub write_errors: u64,
+    /// Flushes that failed.
+    pub flush_errors: u64,
+}
+
+/// The dirty-region log of a running volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// `internal` `core` `disk` `remote`.
+    pub kind: String,
+    /// Where it is, if it is not on the legs.
+    pub place: Option<String>,
+    /// Regions whose bit is set.
+    pub dirty_regions: u32,
+    /// Regions that were dirty when the volume was started.
+    pub dirty_regions_at_start: u32,
+    /// Commits since start.
+    pub commits: u64,
+    /// What was wrong with the log at start, or since.
+    pub note: Option<String>,
+}
+
+/// Resync of a running volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    /// Stale regions are being copied, or wait for it.
+    pub active: bool,
+    /// Held by `resync --pause`.
+    pub paused: bool,
+    /// Rate limit in bytes per second, if one was set.
+    pub limit_bytes_per_second: Option<u64>,
+    /// Regions copied in the present or last resync.
+    pub done_regions: u64,
+    /// Regions of the present or last resync.
+    pub total_regions: u64,
+    /// Regions copied since start.
+    pub copied_regions: u64,
+    /// Bytes per second, lately.
+    pub bytes_per_second: u64,
+    /// Seconds to go, if it is going.
+    pub eta_seconds: Option<u64>,
+}
+
+/// Requests of the front end since start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IoStatus {
+    /// Reads.
+    pub reads: u64,
+    /// Writes and zero requests.
+    pub writes: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Answered with an error.
+    pub errors: u64,
+}
