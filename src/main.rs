@@ -1,1 +1,5 @@
-fn main(){}
+//! mirrord.
+
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -77,6 +77,8 @@ pub struct Superblock {
     pub event_count: u64,
     /// Whether the volume was stopped cleanly: no write was in flight and every leg was flushed.
     pub clean: bool,
+    /// Whether the log lost a mark (its own place failed): every region is dirty, whatever it says.
+    pub log_failed: bool,
     /// When the volume was made, in seconds since 1970.
     pub created: u64,
     /// When this was written, in seconds since 1970.

@@ -98,6 +98,7 @@ fn any_bit_flip_is_detected() {
         log: LogPlace::Disk("/log".into()),
         event_count: 3,
         clean: false,
+        log_failed: false,
         created: 4,
         updated: 5,
     };

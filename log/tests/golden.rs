@@ -46,6 +46,7 @@ fn superblock() -> Superblock {
         log: LogPlace::Internal,
         event_count: 42,
         clean: false,
+        log_failed: false,
         created: 1_700_000_000,
         updated: 1_700_000_100,
     }

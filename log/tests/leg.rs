@@ -24,6 +24,7 @@ fn superblock() -> Superblock {
         log: LogPlace::Internal,
         event_count: 1,
         clean: true,
+        log_failed: false,
         created: 1,
         updated: 1,
     }

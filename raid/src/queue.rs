@@ -258,7 +258,9 @@ impl MirrorQueue {
             let entry = self.requests[tag as usize].as_mut().expect("a request under way");
             let request = entry.request;
             let rest = request.offset + request.len - entry.cursor;
-            if entry.error.is_some() || rest == 0 || entry.parts == PARTS_AT_ONCE {
+            // The parts of an unaligned write share a buffer that each reads, changes and writes.
+            let at_once = if request.patch { 1 } else { PARTS_AT_ONCE };
+            if entry.error.is_some() || rest == 0 || entry.parts == at_once {
                 return;
             }
             let (region, offset, len) =

@@ -557,26 +557,29 @@ impl LogWorker {
 
     // ---- clears
 
-    /// First step of a clear. Not while a leg is out: it is stale wherever the log is dirty.
-    fn start_clear(&mut self, at_once: bool) {
-        let legs = self.in_use();
-        let every_leg = self.mirror.legs.states().all();
-        if !matches!(self.flushing, Flushing::Nothing) || self.mirror.legs.flush_broken() {
+    /// First step of a clear: flushes the legs if there is a region to clear. When stopping, legs are
+    /// flushed in any case, and a region need not have been left alone for a while.
+    fn start_clear(&mut self, stopping: bool) {
+        if !matches!(self.flushing, Flushing::Nothing) {
             return;
         }
-        if legs != every_leg || self.mirror.regions.unclean() == 0 {
-            return;
+        let regions = self.clearable(stopping);
+        if stopping || !regions.is_empty() {
+            self.flushing = Flushing::Clear(regions);
+            self.tell_background(QueueNote::Flush { legs: self.in_use() });
+        }
+    }
+
+    /// Regions that are cleaning now. None while a leg is out: it is stale wherever the log is dirty.
+    fn clearable(&self, at_once: bool) -> Vec<Region> {
+        let legs = &self.mirror.legs;
+        let every_leg = legs.states().all();
+        if self.in_use() != every_leg || legs.flush_broken() || self.mirror.regions.unclean() == 0 {
+            return Vec::new();
         }
         let table = &self.mirror.regions;
-        let regions: Vec<Region> = table
-            .unclean_regions()
-            .filter(|&region| self.mirror.legs.readable(region) == every_leg)
-            .filter(|&region| table.start_cleaning(region, at_once))
-            .collect();
-        if !regions.is_empty() {
-            self.flushing = Flushing::Clear(regions);
-            self.tell_background(QueueNote::Flush { legs });
-        }
+        let in_sync = table.unclean_regions().filter(|&region| legs.readable(region) == every_leg);
+        in_sync.filter(|&region| table.start_cleaning(region, at_once)).collect()
     }
 
     fn flushed(&mut self, legs: LegSet, errors: LegErrors, actions: &mut Vec<WorkerAction>) {
@@ -726,10 +729,7 @@ impl LogWorker {
         }
         if self.stopping == Stopping::Asked {
             self.stopping = Stopping::Cleared;
-            self.start_clear(true);
-            if !matches!(self.flushing, Flushing::Nothing) {
-                return;
-            }
+            return self.start_clear(true);
         }
         if self.stopping == Stopping::Cleared {
             if self.clears {

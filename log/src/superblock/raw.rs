@@ -20,6 +20,7 @@ pub const KNOWN_FLAGS: u64 = 0;
 
 const MAGIC: [u8; 8] = *b"mirrordS";
 const FLAG_CLEAN: u8 = 1;
+const FLAG_LOG_FAILED: u8 = 2;
 
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -107,7 +108,8 @@ impl Superblock {
         raw.updated = self.updated.into();
         raw.leg_index = self.leg.index() as u8;
         raw.leg_count = self.legs.len() as u8;
-        raw.flags = if self.clean { FLAG_CLEAN } else { 0 };
+        let flag = |set, flag| if set { flag } else { 0 };
+        raw.flags = flag(self.clean, FLAG_CLEAN) | flag(self.log_failed, FLAG_LOG_FAILED);
         raw.name_len = (self.name.len() as u16).into();
         raw.name[..self.name.len()].copy_from_slice(self.name.as_bytes());
         let (kind, place) = match &self.log {
@@ -183,6 +185,7 @@ impl Superblock {
             },
             event_count: raw.event_count.get(),
             clean: raw.flags & FLAG_CLEAN != 0,
+            log_failed: raw.flags & FLAG_LOG_FAILED != 0,
             created: raw.created.get(),
             updated: raw.updated.get(),
         };

@@ -16,6 +16,7 @@ fn superblock() -> Superblock {
         log: LogPlace::Disk("/var/lib/home.log".into()),
         event_count: 5,
         clean: true,
+        log_failed: false,
         created: 1_700_000_000,
         updated: 1_700_000_001,
     }

@@ -1,0 +1,543 @@
+//! The engine: a volume being served. Starts the threads, wires the state machines of `mirrord-raid` to
+//! rings, logs and the front end, and takes all of it down again.
+//!
+//! ```text
+//! front end's threads --requests--> queue threads (ring + MirrorQueue) --leg IO--> legs
+//!                                      |      ^
+//!                                 notes|      |notes
+//!                                      v      |
+//!            log worker thread (LogWorker + log + superblocks)  <--->  background thread (ring + Background)
+//! ```
+//!
+//! Guarantee: once [`Volume::serve`] returns, the superblocks say that the volume is in use; once
+//! [`Volume::stop`] returns, everything written is on the legs, the log is as clean as it can be, and
+//! the legs are unlocked.
+
+mod background;
+mod meter;
+mod queue;
+mod shared;
+mod status;
+mod throttle;
+mod worker;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mirrord_log::{
+    Backing, CoreLog, DirtyLog, DiskLog, InternalLog, LogKind, LogPlace, MetaIo, ResumeNote, SyncMode,
+};
+use mirrord_raid::{COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, WorkerEvent};
+use mirrord_ublk::{
+    BufferPool, Engine, EngineKind, FrontEnd, FrontError, FuseError, FuseFront, FuseOptions, LegFile,
+    PoolConfig, RingConfig, Shutdown, Wake, plain_spawn,
+};
+
+use crate::start::{Opened, leg_paths};
+use crate::status::VolumeStatus;
+use background::READY;
+use meter::Meter;
+use rustix::fs::FlockOperation;
+use shared::{Inbox, Mailbox, Shared, lock};
+use status::Facts;
+use throttle::Throttle;
+use worker::{Durable, LegMeta, Worker};
+
+/// Queues when none are asked for: more than this and they only wait for each other's legs.
+const MOST_QUEUES: usize = 4;
+
+/// Largest request, in bytes: what FUSE and ublk can send at once.
+const MAX_IO: u32 = 1 << 20;
+
+/// Which front end to serve through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FrontChoice {
+    /// The best one there is.
+    #[default]
+    Auto,
+    /// A file through FUSE.
+    Fuse,
+    /// A block device through ublk.
+    Ublk,
+    /// None: requests come through [`Volume::engine`] (benchmarks, programs that embed a volume).
+    None,
+}
+
+/// How to serve a volume.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// The file that becomes the volume.
+    pub mount: PathBuf,
+    /// Which front end.
+    pub front: FrontChoice,
+    /// Queues, each a thread; `None`: by the number of processors.
+    pub queues: Option<u16>,
+    /// Requests in flight per queue.
+    pub depth: u32,
+    /// Do leg IO with a pool of threads instead of io_uring.
+    pub threads_engine: bool,
+    /// Let other users reach the FUSE file.
+    pub allow_other: bool,
+    /// Resync at most so many bytes per second.
+    pub resync_rate: Option<u64>,
+}
+
+/// Why a volume cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The front end asked for is not to be had.
+    #[error("--front ublk: this version serves through FUSE only; use --front fuse or auto")]
+    NoUblk,
+    /// A leg needs larger blocks than the volume has.
+    #[error(
+        "leg {} needs IO in blocks of {block_size} bytes, and the volume's size or region size is no \
+         multiple of that: move the leg to a file system or device with smaller blocks", path.display()
+    )]
+    BlockSize {
+        /// The leg.
+        path: PathBuf,
+        /// What it needs, in bytes.
+        block_size: u32,
+    },
+    /// The disk log cannot be opened.
+    #[error("log {}: {source}", path.display())]
+    Log {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The log is of a kind that this version cannot use.
+    #[error("the volume's log is on a log server ({address}): this version cannot use that")]
+    RemoteLog {
+        /// The server.
+        address: String,
+    },
+    /// A thread, ring or buffer could not be had.
+    #[error("cannot start the engine")]
+    Engine(#[source] io::Error),
+    /// The superblocks could not be written.
+    #[error("cannot record on the legs that the volume is in use")]
+    Record(#[source] io::Error),
+    /// The FUSE front end could not start.
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
+}
+
+/// Why a volume did not stop.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// The front end did not stop; the volume is still served.
+    #[error(transparent)]
+    Front(#[from] FrontError),
+}
+
+/// A volume being served. Dropping it without [`Volume::stop`] is like a crash.
+pub struct Volume {
+    shared: Arc<Shared>,
+    facts: Facts,
+    front: Mutex<Option<Box<dyn FrontEnd>>>,
+    meter: Mutex<Meter>,
+    threads: Mutex<Threads>,
+    closing: Arc<Closing>,
+    pool: Arc<BufferPool>,
+}
+
+#[derive(Default)]
+struct Threads {
+    queues: Vec<JoinHandle<()>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// Whether the front end is gone, by our doing or not, and whether all is closed.
+#[derive(Default)]
+struct Closing {
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+impl Closing {
+    fn unmounted(&self) {
+        lock(&self.state).0 = true;
+        self.changed.notify_all();
+    }
+
+    fn closed(&self) {
+        lock(&self.state).1 = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Volume {
+    /// Serves `opened`: brings the logs up to date, records the legs' states, starts resync where it is
+    /// due, and mounts. Returns when the volume can be used.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub fn serve(opened: Opened, options: ServeOptions) -> Result<Volume, ServeError> {
+        if options.front == FrontChoice::Ublk {
+            return Err(ServeError::NoUblk);
+        }
+        let block_size = block_size(&opened)?;
+        let paths = leg_paths(&opened);
+        let template = opened.authority().clone();
+        let (mut log, log_file) = open_log(&opened)?;
+        let resumed = resume_log(&opened, log.as_mut(), log_file.as_ref())?;
+        let any_dirty = log.dirty_count() > 0;
+        let states = opened.assembly.states(any_dirty);
+        let log_on_legs = log.kind() == LogKind::Internal;
+        let queues = options.queues.map_or_else(default_queues, usize::from).max(1);
+        let mirror = Mirror::new(opened.geometry, &states, log.dirty(), queues as u16);
+
+        let shared = Arc::new(Shared {
+            mirror: Arc::new(mirror),
+            inboxes: (0..queues).map(|_| Inbox::default()).collect(),
+            wakes: (0..=queues)
+                .map(|_| Wake::new())
+                .collect::<io::Result<_>>()
+                .map_err(ServeError::Engine)?,
+            mailbox: Mailbox::default(),
+            throttle: Throttle::new(options.resync_rate),
+            in_flight: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            event_count: AtomicU64::new(opened.assembly.event_count),
+            resync_paused: AtomicBool::new(false),
+            log_failed: AtomicBool::new(false),
+        });
+        let pool = BufferPool::new(PoolConfig { max_io: MAX_IO as usize, ..PoolConfig::default() })
+            .map_err(ServeError::Engine)?;
+
+        let mut facts = Facts {
+            name: template.name.clone(),
+            uuid: template.volume,
+            device: options.mount.clone(),
+            front: if options.front == FrontChoice::None { "none" } else { "fuse" },
+            engine: EngineKind::IoUring,
+            block_size,
+            log: template.log.clone(),
+            log_note: note_text(resumed),
+            dirty_at_start: log.dirty_count() as u32,
+            legs: LegMap::from_fn(paths.len(), |leg| status::LegFacts {
+                path: paths[leg].clone(),
+                uuid: template.legs[leg.index()].uuid,
+                direct: opened.members[leg].as_ref().is_some_and(|member| member.leg.data.direct()),
+            }),
+        };
+        let event_count = opened.assembly.event_count;
+        let files = LegMap::from_fn(paths.len(), |leg| {
+            opened.members[leg].as_ref().map(|member| Arc::clone(&member.leg.data))
+        });
+        let metas = legs_metadata(opened);
+        let machine = LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, log_on_legs);
+        let worker_thread = {
+            let shared = Arc::clone(&shared);
+            let (tell, ready) = sync_channel(1);
+            let durable = move |io: MetaIo| Durable { legs: metas, log, log_file, superblock: template, io };
+            let blocking = options.threads_engine;
+            let thread = spawn("mirrord-log", move || {
+                let io = if blocking { MetaIo::blocking() } else { MetaIo::new() };
+                run_worker(&shared, machine, durable(io), &states, &tell);
+            })?;
+            await_ready(&ready).map_err(ServeError::Record)?;
+            thread
+        };
+        let mut threads = Threads { queues: Vec::new(), worker: Some(worker_thread) };
+        for index in 0..=queues {
+            let (thread, kind) = start_ring(&shared, index, queues, &options, &pool, &files)?;
+            facts.engine = kind;
+            threads.queues.push(thread);
+        }
+        // Resync, if any is due, is handed out at the worker's next turn.
+        shared.mailbox.send(WorkerEvent::Woken);
+
+        let closing = Arc::new(Closing::default());
+        let front = (options.front != FrontChoice::None).then(|| {
+            let closing = Arc::clone(&closing);
+            FuseFront::mount(
+                FuseOptions {
+                    mount: options.mount,
+                    name: facts.name.clone(),
+                    size: shared.mirror.geometry.size(),
+                    block_size,
+                    threads: queues.max(2),
+                    max_io: MAX_IO,
+                    allow_other: options.allow_other,
+                    read_only: false,
+                    spawn: plain_spawn(),
+                    on_unmounted: Some(Box::new(move || closing.unmounted())),
+                },
+                Arc::clone(&shared) as Arc<dyn Engine>,
+                Arc::clone(&pool),
+            )
+        });
+        let volume = Volume {
+            shared,
+            facts,
+            front: Mutex::new(None),
+            meter: Mutex::default(),
+            threads: Mutex::new(threads),
+            closing,
+            pool,
+        };
+        match front.transpose() {
+            Ok(front) => *lock(&volume.front) = front.map(|front| Box::new(front) as Box<dyn FrontEnd>),
+            Err(error) => {
+                volume.close();
+                return Err(error.into());
+            }
+        }
+        Ok(volume)
+    }
+
+    /// What there is to say of it now.
+    pub fn status(&self) -> VolumeStatus {
+        let mut meter = lock(&self.meter);
+        status::status(&self.facts, &self.shared, &mut meter, Instant::now())
+    }
+
+    /// Where requests go, for a volume that is served without a front end.
+    pub fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.shared) as Arc<dyn Engine>
+    }
+
+    /// Where the buffers of such requests come from.
+    pub fn pool(&self) -> &Arc<BufferPool> {
+        &self.pool
+    }
+
+    /// Holds resync, or lets it go on.
+    pub fn pause_resync(&self, paused: bool) {
+        self.shared.mailbox.send(WorkerEvent::PauseResync(paused));
+        self.shared.resync_paused.store(paused, Ordering::Relaxed);
+    }
+
+    /// Limits resync to so many bytes per second, from now on.
+    pub fn set_resync_rate(&self, bytes_per_second: Option<u64>) {
+        self.shared.throttle.set(bytes_per_second);
+        self.shared.wake(self.shared.mirror.background());
+    }
+
+    /// Stops serving, flushes and records everything, and lets go of the legs. `force` takes the volume
+    /// away from whoever uses it.
+    ///
+    /// # Errors
+    /// [`StopError::Front`] while the volume is in use and `force` is not given: it is still served.
+    pub fn stop(&self, force: bool) -> Result<(), StopError> {
+        if let Some(front) = lock(&self.front).as_mut() {
+            front.shutdown(if force { Shutdown::Force } else { Shutdown::Clean })?;
+        }
+        self.close();
+        Ok(())
+    }
+
+    /// Waits until the volume is stopped. One that was unmounted from outside is stopped first.
+    pub fn wait_closed(&self) {
+        let mut state = lock(&self.closing.state);
+        while !state.1 {
+            if state.0 {
+                drop(state);
+                self.close();
+                return;
+            }
+            state = self.closing.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends the engine once nothing is submitted any more.
+    fn close(&self) {
+        let mut threads = lock(&self.threads);
+        let Some(worker) = threads.worker.take() else { return };
+        drop(lock(&self.front).take());
+        while self.shared.in_flight.load(Ordering::SeqCst) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.shared.mailbox.send(WorkerEvent::Stop);
+        let _ = worker.join();
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.shared.wake_all();
+        for thread in threads.queues.drain(..) {
+            let _ = thread.join();
+        }
+        self.closing.closed();
+    }
+}
+
+fn default_queues() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_QUEUES))
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServeError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(ServeError::Engine)
+}
+
+fn await_ready<T>(ready: &Receiver<io::Result<T>>) -> io::Result<T> {
+    ready.recv_timeout(READY).map_err(|_| io::Error::other("a thread did not come up"))?
+}
+
+/// Brings the log up to date everywhere, records the states, and serves until the stop.
+fn run_worker(
+    shared: &Arc<Shared>,
+    machine: LogWorker,
+    mut durable: Durable,
+    states: &LegMap<LegState>,
+    tell: &std::sync::mpsc::SyncSender<io::Result<()>>,
+) {
+    let in_use = |state| matches!(state, LegState::InSync | LegState::Syncing);
+    let legs: LegSet = states.iter().filter(|&(_, &state)| in_use(state)).map(|(leg, _)| leg).collect();
+    let (errors, log_error) = durable.write_whole_log(legs);
+    if let Some(errno) = log_error.or(errors.into_iter().flatten().next()) {
+        let _ = tell.send(Err(io::Error::from_raw_os_error(errno.0)));
+        return;
+    }
+    let mut worker = Worker::new(Arc::clone(shared), machine, durable);
+    let started = worker.start();
+    let failed = started.is_err();
+    let _ = tell.send(started);
+    if !failed {
+        worker.serve();
+    }
+}
+
+/// Starts a queue's thread, or for the last index the background worker's.
+fn start_ring(
+    shared: &Arc<Shared>,
+    index: usize,
+    queues: usize,
+    options: &ServeOptions,
+    pool: &Arc<BufferPool>,
+    files: &LegMap<Option<Arc<LegFile>>>,
+) -> Result<(JoinHandle<()>, EngineKind), ServeError> {
+    let background = index == queues;
+    let name = if background { "mirrord-resync".to_owned() } else { format!("mirrord-q{index}") };
+    let config = RingConfig {
+        name: name.clone(),
+        depth: if background {
+            2 * COPY_SLOTS * files.len() as u32
+        } else {
+            options.depth * files.len() as u32
+        },
+        tags: if background { COPY_SLOTS } else { options.depth },
+        pool: Arc::clone(pool),
+        spawn: plain_spawn(),
+        wake: Some(shared.wakes[index].clone()),
+        force: options.threads_engine.then_some(EngineKind::Threads),
+    };
+    let (tell, ready) = sync_channel(1);
+    let (shared, pool, files) = (Arc::clone(shared), Arc::clone(pool), files.clone());
+    let thread = spawn(&name, move || {
+        if background {
+            let ready = |result: io::Result<()>| drop(tell.send(result.map(|()| EngineKind::IoUring)));
+            background::run(&shared, config, &pool, files, &ready);
+        } else {
+            let ready = |result| drop(tell.send(result));
+            queue::run(&shared, QueueId(index as u16), config, files, &ready);
+        }
+    })?;
+    let kind = await_ready(&ready).map_err(ServeError::Engine)?;
+    Ok((thread, kind))
+}
+
+/// The unit of leg IO: the largest that any leg needs.
+fn block_size(opened: &Opened) -> Result<u32, ServeError> {
+    let mut largest = 512;
+    for (_, member) in opened.members.iter() {
+        let Some(member) = member else { continue };
+        let align = member.leg.data.offset_align();
+        let fits = opened.geometry.size().is_multiple_of(align.into())
+            && opened.geometry.region_size().is_multiple_of(align.into());
+        if !fits {
+            return Err(ServeError::BlockSize { path: member.leg.path.clone(), block_size: align });
+        }
+        largest = largest.max(align);
+    }
+    Ok(largest)
+}
+
+fn open_log(opened: &Opened) -> Result<(Box<dyn DirtyLog>, Option<File>), ServeError> {
+    let (geometry, superblock) = (opened.geometry, opened.authority());
+    let (region_size, regions) = (geometry.region_size(), geometry.regions());
+    let mode = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::Default };
+    Ok(match &superblock.log {
+        LogPlace::Internal => {
+            (Box::new(InternalLog::new(superblock.volume, region_size, regions, mode)), None)
+        }
+        LogPlace::Core => {
+            // A core log holds nothing: whether all is dirty or all is clean, the superblocks know.
+            let mode = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::NoSync };
+            (Box::new(CoreLog::new(region_size, regions, mode)), None)
+        }
+        LogPlace::Disk(path) => {
+            let open = File::options().read(true).write(true).open(path);
+            let log_error = |source| ServeError::Log { path: path.clone(), source };
+            let file = open.map_err(log_error)?;
+            let lock = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+            lock.map_err(|errno| log_error(errno.into()))?;
+            // As the kernel rounds its log: to the device's logical block; a file has sectors.
+            let block = rustix::fs::ioctl_blksszget(&file).unwrap_or(512);
+            (Box::new(DiskLog::new(region_size, regions, block, mode)), Some(file))
+        }
+        LogPlace::Remote(address) => return Err(ServeError::RemoteLog { address: address.clone() }),
+    })
+}
+
+/// Reads the log: what was dirty is dirty. The writes it asks for are made with the whole log later.
+fn resume_log(
+    opened: &Opened,
+    log: &mut dyn DirtyLog,
+    log_file: Option<&File>,
+) -> Result<ResumeNote, ServeError> {
+    let mut image = Vec::new();
+    let mut images: Vec<Option<&[u8]>> = Vec::new();
+    match (log.kind(), log_file) {
+        (LogKind::Disk, Some(file)) => {
+            let read = io::Read::read_to_end(&mut io::Read::take(file, 1 << 20), &mut image);
+            images.push(read.ok().map(|_| &image[..]));
+        }
+        (LogKind::Internal, _) => {
+            for leg in opened.assembly.trusted.iter() {
+                let member = opened.members[leg].as_ref();
+                images.push(member.map(|member| &member.metadata.log_area[..]));
+            }
+        }
+        _ => {}
+    }
+    let _ = log.resume(&images);
+    Ok(log.note())
+}
+
+fn note_text(note: ResumeNote) -> Option<String> {
+    match note {
+        ResumeNote::Trusted | ResumeNote::Ignored | ResumeNote::NotResumed => None,
+        ResumeNote::BadSectors { bad, total } => {
+            Some(format!("{bad} of {total} log sectors failed their check: their regions are dirty"))
+        }
+        ResumeNote::NoLog => Some("there was no log: every region is dirty".to_owned()),
+        ResumeNote::UnknownVersion { version } => {
+            Some(format!("the log has unknown version {version}: every region is dirty"))
+        }
+        ResumeNote::TooShort { len, need } => {
+            Some(format!("the log has {len} of {need} bytes: every region is dirty"))
+        }
+        ResumeNote::Unreadable => Some("the log could not be read: every region is dirty".to_owned()),
+        ResumeNote::Grown { from } => Some(format!("the log had {from} regions: the new ones are dirty")),
+    }
+}
+
+/// What the log worker needs of each leg.
+fn legs_metadata(mut opened: Opened) -> LegMap<Option<LegMeta>> {
+    LegMap::from_fn(opened.members.len(), |leg| {
+        opened.members[leg].take().map(|member| LegMeta {
+            grows: member.leg.backing == Backing::File,
+            file: member.leg.meta,
+            layout: member.metadata.layout,
+            generation: member.metadata.generation,
+        })
+    })
+}

@@ -1,0 +1,141 @@
+//! A queue's thread: one ring, one [`MirrorQueue`], nothing else. It turns requests and completions into
+//! events and carries out the actions.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use mirrord_raid::{Action, Event, LegMap, MirrorQueue, QueueId};
+use mirrord_ublk::{LegDone, LegFile, Op, Request, Ring, RingConfig};
+
+use super::shared::Shared;
+
+/// Runs queue `id` until the volume stops. `ready` is told which engine the ring has, or why there is none.
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    id: QueueId,
+    config: RingConfig,
+    legs: LegMap<Option<Arc<LegFile>>>,
+    ready: &dyn Fn(io::Result<mirrord_ublk::EngineKind>),
+) {
+    let tags = config.tags;
+    let ring = match Ring::new(config, legs) {
+        Ok(ring) => ring,
+        Err(error) => return ready(Err(error)),
+    };
+    ready(Ok(ring.kind()));
+    let mut queue = Queue {
+        shared: Arc::clone(shared),
+        id,
+        ring,
+        machine: MirrorQueue::new(Arc::clone(&shared.mirror), id),
+        pending: (0..tags).map(|_| None).collect(),
+        free: (0..tags).rev().collect(),
+        backlog: VecDeque::new(),
+        actions: Vec::new(),
+    };
+    queue.serve();
+}
+
+struct Queue {
+    shared: Arc<Shared>,
+    id: QueueId,
+    ring: Ring,
+    machine: MirrorQueue,
+    /// Requests under way by tag; their buffers are with the ring.
+    pending: Vec<Option<Request>>,
+    free: Vec<u32>,
+    /// Requests that wait for a tag.
+    backlog: VecDeque<Request>,
+    actions: Vec<Action>,
+}
+
+impl Queue {
+    fn serve(&mut self) {
+        let mut done: Vec<LegDone> = Vec::new();
+        loop {
+            done.clear();
+            let woken = match self.ring.wait(&mut done, None) {
+                Ok(woken) => woken,
+                Err(error) => {
+                    // IO in flight is lost track of: nothing can be answered truthfully any more.
+                    // The log on disk tells the next start what to resync.
+                    tracing::error!(%error, queue = self.id.0, "the ring failed; stopping at once");
+                    std::process::abort();
+                }
+            };
+            for leg_done in &done {
+                let LegDone { io, leg, result } = *leg_done;
+                self.machine.handle(Event::LegDone { io, leg, result }, &mut self.actions);
+                self.act();
+            }
+            if woken {
+                self.shared.inboxes[self.id.0 as usize].take(&mut self.backlog);
+                self.machine.handle(Event::Woken, &mut self.actions);
+                self.act();
+            }
+            while let Some(tag) = self.free.pop() {
+                let Some(request) = self.backlog.pop_front() else {
+                    self.free.push(tag);
+                    break;
+                };
+                self.start(tag, request);
+            }
+            if self.shared.stopping.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+    }
+
+    fn start(&mut self, tag: u32, mut request: Request) {
+        if let Some(buffer) = request.buf.take() {
+            self.ring.attach(tag, buffer);
+        }
+        let event = mirrord_raid::Request {
+            tag,
+            op: match request.op {
+                Op::Read => mirrord_raid::Op::Read,
+                Op::Write => mirrord_raid::Op::Write,
+                Op::Zero => mirrord_raid::Op::Zero,
+                Op::Flush => mirrord_raid::Op::Flush,
+            },
+            offset: request.offset,
+            len: request.len,
+            fua: request.fua,
+            patch: request.patch.is_some(),
+        };
+        self.pending[tag as usize] = Some(request);
+        self.machine.handle(Event::Request(event), &mut self.actions);
+        self.act();
+    }
+
+    fn act(&mut self) {
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            match self.shared.pass_on(action) {
+                Some(Action::Submit(io)) => self.ring.submit(&io),
+                Some(Action::Overlay { tag, offset, len }) => {
+                    let request = self.pending[tag as usize].as_ref().expect("a request under way");
+                    let patch = request.patch.as_ref().expect("only a patched request is overlaid");
+                    patch.apply(self.ring.buffer_mut(tag), request.offset, offset, len);
+                }
+                Some(Action::Complete { tag, result }) => self.complete(tag, result),
+                Some(Action::WakeWorker | Action::Wake(_)) | None => {}
+            }
+        }
+        self.actions = actions;
+    }
+
+    fn complete(&mut self, tag: u32, result: Result<(), mirrord_raid::Errno>) {
+        let request = self.pending[tag as usize].take().expect("a request under way");
+        self.free.push(tag);
+        let buffer = match request.op {
+            Op::Read | Op::Write => Some(self.ring.detach(tag)),
+            Op::Zero | Op::Flush => None,
+        };
+        let read = if request.op == Op::Read && result.is_ok() { buffer.as_deref() } else { None };
+        request.done.complete(result, read);
+        self.shared.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,136 @@
+//! What the threads of a running volume share beside the [`Mirror`]: how to wake each other, the inbox
+//! of each queue, the log worker's mailbox, and figures for status.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mirrord_raid::{Action, Mirror, QueueId, WorkerAction, WorkerEvent};
+use mirrord_ublk::{Engine, Request, Wake};
+
+use super::throttle::Throttle;
+
+/// Locks, also after a panic elsewhere: every value behind these locks is whole at all times.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A queue's inbox: requests from the front end's threads.
+#[derive(Default)]
+pub(super) struct Inbox {
+    requests: Mutex<VecDeque<Request>>,
+}
+
+impl Inbox {
+    pub(super) fn take(&self, into: &mut VecDeque<Request>) {
+        into.append(&mut lock(&self.requests));
+    }
+}
+
+/// The log worker's mailbox.
+#[derive(Default)]
+pub(super) struct Mailbox {
+    events: Mutex<Mail>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct Mail {
+    events: Vec<WorkerEvent>,
+    woken: bool,
+}
+
+impl Mailbox {
+    fn wake(&self) {
+        let mut mail = lock(&self.events);
+        if !mail.woken {
+            mail.woken = true;
+            self.arrived.notify_one();
+        }
+    }
+
+    pub(super) fn send(&self, event: WorkerEvent) {
+        lock(&self.events).events.push(event);
+        self.arrived.notify_one();
+    }
+
+    /// Waits for mail, at most `timeout`; adds the events to `into` and says whether anything came.
+    pub(super) fn receive(&self, into: &mut Vec<WorkerEvent>, timeout: Option<Duration>) -> bool {
+        let mut mail = lock(&self.events);
+        let empty = |mail: &mut Mail| mail.events.is_empty() && !mail.woken;
+        mail = match timeout {
+            Some(timeout) => {
+                let result = self.arrived.wait_timeout_while(mail, timeout, empty);
+                result.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.arrived.wait_while(mail, empty).unwrap_or_else(PoisonError::into_inner),
+        };
+        let came = !empty(&mut mail);
+        if mail.woken {
+            into.push(WorkerEvent::Woken);
+            mail.woken = false;
+        }
+        into.append(&mut mail.events);
+        came
+    }
+}
+
+/// See the module's documentation.
+pub(super) struct Shared {
+    pub(super) mirror: Arc<Mirror>,
+    pub(super) inboxes: Box<[Inbox]>,
+    /// One per queue, and last the background worker's.
+    pub(super) wakes: Box<[Wake]>,
+    pub(super) mailbox: Mailbox,
+    pub(super) throttle: Throttle,
+    /// Requests taken in and not answered.
+    pub(super) in_flight: AtomicU64,
+    /// The queues are to end.
+    pub(super) stopping: AtomicBool,
+    /// What the log worker shows of itself.
+    pub(super) event_count: AtomicU64,
+    pub(super) resync_paused: AtomicBool,
+    pub(super) log_failed: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn wake(&self, queue: QueueId) {
+        self.wakes[queue.0 as usize].wake();
+    }
+
+    /// Carries out an action that is for another thread; gives others back.
+    pub(super) fn pass_on(&self, action: Action) -> Option<Action> {
+        match action {
+            Action::WakeWorker => self.mailbox.wake(),
+            Action::Wake(queue) => self.wake(queue),
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// As [`Shared::pass_on`], for the log worker.
+    pub(super) fn pass_on_worker(&self, action: WorkerAction) -> Option<WorkerAction> {
+        match action {
+            WorkerAction::Wake(queue) => self.wake(queue),
+            other => return Some(other),
+        }
+        None
+    }
+
+    pub(super) fn wake_all(&self) {
+        self.wakes.iter().for_each(Wake::wake);
+    }
+}
+
+impl Engine for Shared {
+    fn submit(&self, queue: usize, request: Request) {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        lock(&self.inboxes[queue].requests).push_back(request);
+        self.wakes[queue].wake();
+    }
+
+    fn queues(&self) -> usize {
+        self.inboxes.len()
+    }
+}

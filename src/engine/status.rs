@@ -1,0 +1,155 @@
+//! Makes a [`VolumeStatus`] from the tables of a running volume.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use mirrord_log::LogPlace;
+use mirrord_raid::{FailReason, LegMap, LegState};
+use mirrord_ublk::EngineKind;
+use uuid::Uuid;
+
+use super::meter::Meter;
+use super::shared::Shared;
+use crate::status::{IoStatus, LegStatus, LogStatus, ResyncStatus, VolumeState, VolumeStatus};
+
+/// What does not change while a volume is served.
+pub(super) struct Facts {
+    pub(super) name: String,
+    pub(super) uuid: Uuid,
+    pub(super) device: PathBuf,
+    pub(super) front: &'static str,
+    pub(super) engine: EngineKind,
+    pub(super) block_size: u32,
+    pub(super) log: LogPlace,
+    pub(super) log_note: Option<String>,
+    pub(super) dirty_at_start: u32,
+    pub(super) legs: LegMap<LegFacts>,
+}
+
+/// What does not change about a leg.
+pub(super) struct LegFacts {
+    pub(super) path: PathBuf,
+    pub(super) uuid: Uuid,
+    pub(super) direct: bool,
+}
+
+pub(super) fn status(facts: &Facts, shared: &Shared, meter: &mut Meter, now: Instant) -> VolumeStatus {
+    let mirror = &shared.mirror;
+    let (geometry, counters) = (mirror.geometry, &mirror.counters);
+    let legs: Vec<LegStatus> = facts.legs.legs().map(|leg| leg_status(facts, shared, leg)).collect();
+    let read = |counter: &AtomicU64| counter.load(Relaxed);
+    let syncing = mirror.legs.states().syncing();
+    let stale: u64 = syncing.iter().map(|leg| u64::from(mirror.legs.stale_count(leg))).sum();
+    let resynced_bytes = legs.iter().map(|leg| leg.resynced_bytes).sum();
+    let copied = read(&counters.resynced_regions);
+    let progress = meter.sample(now, copied, resynced_bytes, stale);
+    let rate = progress.bytes_per_second;
+    let threads = facts.engine == EngineKind::Threads;
+    VolumeStatus {
+        name: facts.name.clone(),
+        uuid: facts.uuid,
+        pid: std::process::id(),
+        device: facts.device.clone(),
+        front: facts.front.to_owned(),
+        engine: if threads { "threads" } else { "io_uring" }.to_owned(),
+        engine_note: threads.then(|| "io_uring is not permitted here or was not wanted".to_owned()),
+        size_bytes: geometry.size(),
+        region_size_bytes: geometry.region_size(),
+        regions: geometry.regions(),
+        block_size_bytes: facts.block_size,
+        queues: shared.inboxes.len() as u16,
+        state: state(shared),
+        event_count: read(&shared.event_count),
+        legs,
+        log: LogStatus {
+            kind: facts.log.kind().name().to_owned(),
+            place: place(&facts.log),
+            dirty_regions: mirror.regions.unclean(),
+            dirty_regions_at_start: facts.dirty_at_start,
+            commits: read(&counters.commits),
+            note: if shared.log_failed.load(Relaxed) {
+                Some("the log cannot be written: after a crash the whole volume is resynced".to_owned())
+            } else {
+                facts.log_note.clone()
+            },
+        },
+        resync: ResyncStatus {
+            active: stale > 0,
+            paused: shared.resync_paused.load(Relaxed),
+            limit_bytes_per_second: shared.throttle.limit(),
+            done_regions: progress.done,
+            total_regions: progress.total,
+            copied_regions: copied,
+            bytes_per_second: rate as u64,
+            eta_seconds: (stale > 0 && rate >= 1.0)
+                .then(|| ((stale * geometry.region_size()) as f64 / rate).ceil() as u64),
+        },
+        io: IoStatus {
+            reads: read(&counters.reads),
+            writes: read(&counters.writes),
+            flushes: read(&counters.flushes),
+            errors: read(&counters.errors),
+        },
+    }
+}
+
+fn state(shared: &Shared) -> VolumeState {
+    let legs = &shared.mirror.legs;
+    let states = legs.states();
+    if legs.flush_broken() {
+        VolumeState::Failed
+    } else if states.in_use() != states.all() {
+        VolumeState::Degraded
+    } else if !states.syncing().is_empty() {
+        VolumeState::Resyncing
+    } else {
+        VolumeState::InSync
+    }
+}
+
+fn place(log: &LogPlace) -> Option<String> {
+    match log {
+        LogPlace::Internal | LogPlace::Core => None,
+        LogPlace::Disk(path) => Some(path.display().to_string()),
+        LogPlace::Remote(address) => Some(address.clone()),
+    }
+}
+
+fn leg_status(facts: &Facts, shared: &Shared, leg: mirrord_raid::Leg) -> LegStatus {
+    let table = &shared.mirror.legs;
+    let counters = &table.counters[leg];
+    let read = |counter: &AtomicU64| counter.load(Relaxed);
+    let state = table.states().of(leg);
+    let (name, reason) = match state {
+        LegState::InSync => ("in_sync", None),
+        LegState::Syncing => ("syncing", None),
+        LegState::Tracked => ("tracked", None),
+        LegState::Failed(FailReason::Missing) => ("missing", Some("missing")),
+        LegState::Failed(FailReason::Io) => ("failed", Some("io_error")),
+        LegState::Failed(FailReason::NoSpace) => ("failed", Some("no_space")),
+        LegState::Failed(FailReason::Admin) => ("failed", Some("by_hand")),
+    };
+    let stale = match state {
+        LegState::InSync => 0,
+        LegState::Syncing => table.stale_count(leg),
+        LegState::Tracked | LegState::Failed(_) => shared.mirror.regions.unclean(),
+    };
+    let leg_facts = &facts.legs[leg];
+    LegStatus {
+        path: leg_facts.path.clone(),
+        uuid: leg_facts.uuid,
+        index: leg.index(),
+        state: name.to_owned(),
+        reason: reason.map(str::to_owned),
+        stale_regions: stale,
+        direct_io: leg_facts.direct,
+        reads: read(&counters.reads),
+        writes: read(&counters.writes),
+        written_bytes: read(&counters.written_bytes),
+        resynced_bytes: read(&counters.resynced_bytes),
+        read_errors: read(&counters.read_errors),
+        write_errors: read(&counters.write_errors),
+        flush_errors: read(&counters.flush_errors),
+    }
+}

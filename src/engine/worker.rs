@@ -1,0 +1,258 @@
+//! The log worker's thread: carries out what [`LogWorker`] decides, on the metadata of the legs and the
+//! log's own file. Every durable word about the volume is written here.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use mirrord_log::{
+    DirtyLog, Flush, Layout, LegEntry, LogKind, MetaIo, PageWrite, Superblock, Target, superblock_write,
+};
+use mirrord_raid::{
+    Errno, FailReason, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Record, WorkerAction,
+    WorkerEvent,
+};
+
+use super::shared::Shared;
+
+const TICK: Duration = Duration::from_secs(1);
+
+/// Ticks between two looks whether a leg that ran out of space has room again.
+const ROOM_TICKS: u32 = 3;
+
+/// Room that a leg which ran out of space must have to come back, whatever is stale on it.
+const ROOM_AT_MOST: u64 = 64 << 20;
+
+/// A leg's metadata, open for writing.
+pub(super) struct LegMeta {
+    pub(super) file: std::fs::File,
+    pub(super) layout: Layout,
+    /// Of the newest superblock on it.
+    pub(super) generation: u64,
+    /// On a file system that it may fill, not a device of its own.
+    pub(super) grows: bool,
+}
+
+/// What the log worker's thread owns.
+pub(super) struct Durable {
+    pub(super) legs: LegMap<Option<LegMeta>>,
+    pub(super) log: Box<dyn DirtyLog>,
+    /// Where a disk log is.
+    pub(super) log_file: Option<std::fs::File>,
+    /// What every superblock of the volume says; leg, states and counts are filled in.
+    pub(super) superblock: Superblock,
+    pub(super) io: MetaIo,
+}
+
+impl Durable {
+    /// The whole log, onto every leg in use or into its own file, durable.
+    pub(super) fn write_whole_log(&mut self, legs: LegSet) -> (LegErrors, Option<Errno>) {
+        let pages = self.log.all_pages();
+        self.write_log(legs, &pages)
+    }
+
+    fn commit(&mut self, legs: LegSet) -> (LegErrors, Option<Errno>) {
+        let flush = self.log.flush();
+        if flush.is_empty() {
+            return ([None; MAX_LEGS], None);
+        }
+        let (errors, log_error) = self.write_log(legs, &flush);
+        if log_error.is_some() || errors.iter().any(Option::is_some) {
+            self.log.flush_failed();
+        }
+        (errors, log_error)
+    }
+
+    fn write_log(&mut self, legs: LegSet, flush: &Flush) -> (LegErrors, Option<Errno>) {
+        let mut errors = [None; MAX_LEGS];
+        match self.log.kind() {
+            LogKind::Internal => {
+                let metas: Vec<(Leg, &LegMeta)> =
+                    legs.iter().filter_map(|leg| Some((leg, self.legs[leg].as_ref()?))).collect();
+                let targets: Vec<Target<'_>> = metas
+                    .iter()
+                    .map(|(_, meta)| Target { file: &meta.file, base: meta.layout.log })
+                    .collect();
+                let results = self.io.write_and_sync(&targets, &flush.writes);
+                for ((leg, _), result) in metas.iter().zip(results) {
+                    errors[leg.index()] = errno(result).err();
+                }
+                (errors, None)
+            }
+            LogKind::Disk => {
+                let Some(file) = &self.log_file else { return (errors, Some(Errno::EIO)) };
+                let results = self.io.write_and_sync(&[Target { file, base: 0 }], &flush.writes);
+                (errors, results.into_iter().find_map(|result| errno(result).err()))
+            }
+            LogKind::Core | LogKind::Remote => (errors, None),
+        }
+    }
+
+    fn record(&mut self, record: &Record) -> LegErrors {
+        let mut errors = [None; MAX_LEGS];
+        for leg in record.legs.iter() {
+            errors[leg.index()] = self.record_on(leg, record).err();
+        }
+        errors
+    }
+
+    fn record_on(&mut self, leg: Leg, record: &Record) -> Result<(), Errno> {
+        let Some(meta) = &mut self.legs[leg] else { return Err(Errno::EIO) };
+        let entry = |(entry, (_, &state)): (&LegEntry, _)| LegEntry { uuid: entry.uuid, state };
+        let superblock = Superblock {
+            leg,
+            legs: self.superblock.legs.iter().zip(record.states.iter()).map(entry).collect(),
+            event_count: record.event_count,
+            clean: record.clean,
+            log_failed: record.log_failed,
+            updated: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            ..self.superblock.clone()
+        };
+        // A slot that may be torn is written again, never the other one, which is whole.
+        let generation = meta.generation + 1;
+        let write: PageWrite = superblock_write(&meta.layout, &superblock, generation);
+        let target = Target { file: &meta.file, base: 0 };
+        let results = self.io.write_and_sync(&[target], &[write]);
+        results.into_iter().try_for_each(errno)?;
+        meta.generation = generation;
+        Ok(())
+    }
+
+    fn fill(&mut self, leg: Leg) -> Result<(), Errno> {
+        let (errors, _) = self.write_whole_log(LegSet::one(leg));
+        errors[leg.index()].map_or(Ok(()), Err)
+    }
+}
+
+fn errno(result: io::Result<()>) -> Result<(), Errno> {
+    result.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno))
+}
+
+/// The log worker's thread.
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    machine: LogWorker,
+    durable: Durable,
+    events: Vec<WorkerEvent>,
+    states: Vec<LegState>,
+    ticks: u32,
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<Shared>, machine: LogWorker, durable: Durable) -> Worker {
+        Worker { shared, machine, durable, events: Vec::new(), states: Vec::new(), ticks: 0 }
+    }
+
+    /// Records that the volume is served.
+    ///
+    /// # Errors
+    /// When no leg in sync takes the record.
+    pub(super) fn start(&mut self) -> io::Result<()> {
+        self.events.push(WorkerEvent::Start);
+        self.work();
+        if self.machine.is_settled() {
+            return Ok(());
+        }
+        Err(io::Error::other("the superblock of no leg in sync could be written"))
+    }
+
+    /// Runs until the volume is stopped and recorded so.
+    pub(super) fn serve(mut self) {
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            let now = Instant::now();
+            let timeout = self.machine.wants_tick().then(|| next_tick.saturating_duration_since(now));
+            let came = self.shared.mailbox.receive(&mut self.events, timeout);
+            let now = Instant::now();
+            if !came || timeout.is_some() && now >= next_tick {
+                self.events.push(WorkerEvent::Tick);
+                self.look_for_room();
+                next_tick = now + TICK;
+            }
+            if self.work() {
+                return;
+            }
+        }
+    }
+
+    /// Handles all events, also those that carrying actions out brings about. `true`: stopped.
+    fn work(&mut self) -> bool {
+        let mut actions = Vec::new();
+        let mut stopped = false;
+        while !self.events.is_empty() {
+            for event in std::mem::take(&mut self.events) {
+                self.machine.handle(event, &mut actions);
+                for action in actions.drain(..) {
+                    stopped |= self.act(action);
+                }
+            }
+        }
+        self.show();
+        stopped
+    }
+
+    fn act(&mut self, action: WorkerAction) -> bool {
+        match self.shared.pass_on_worker(action) {
+            Some(WorkerAction::LogMark(region)) => self.durable.log.mark(region),
+            Some(WorkerAction::LogClear(region)) => self.durable.log.clear(region),
+            Some(WorkerAction::Commit { legs }) => {
+                let (errors, log_error) = self.durable.commit(legs);
+                if let Some(error) = log_error {
+                    tracing::error!(%error, "the log cannot be written: after a crash the whole volume is resynced");
+                }
+                self.events.push(WorkerEvent::Committed { errors, log_error });
+            }
+            Some(WorkerAction::Record(record)) => {
+                let errors = self.durable.record(&record);
+                self.events.push(WorkerEvent::Recorded { errors });
+            }
+            Some(WorkerAction::FillLog { leg }) => {
+                let result = self.durable.fill(leg);
+                self.events.push(WorkerEvent::LogFilled { result });
+            }
+            Some(WorkerAction::Stopped) => return true,
+            Some(WorkerAction::Wake(_)) | None => {}
+        }
+        false
+    }
+
+    /// Shows figures to status, and says aloud when a leg changed its state.
+    fn show(&mut self) {
+        let shared = &self.shared;
+        shared.event_count.store(self.machine.event_count(), Ordering::Relaxed);
+        shared.resync_paused.store(self.machine.paused(), Ordering::Relaxed);
+        shared.log_failed.store(self.machine.log_failed(), Ordering::Relaxed);
+        let states = shared.mirror.legs.states();
+        let now: Vec<LegState> = shared.mirror.all_legs().map(|leg| states.of(leg)).collect();
+        for (index, (&state, old)) in now.iter().zip(&self.states).enumerate() {
+            if state != *old {
+                tracing::warn!(leg = index, from = ?old, to = ?state, "a leg changed its state");
+            }
+        }
+        self.states = now;
+    }
+
+    /// A leg that ran out of space comes back when its file system has room for what is stale.
+    fn look_for_room(&mut self) {
+        self.ticks = self.ticks.wrapping_add(1);
+        if !self.ticks.is_multiple_of(ROOM_TICKS) {
+            return;
+        }
+        let mirror = &self.shared.mirror;
+        let states = mirror.legs.states();
+        let stale = u64::from(mirror.regions.unclean()) * mirror.geometry.region_size();
+        for leg in mirror.all_legs().filter(|&leg| states.of(leg) == LegState::Failed(FailReason::NoSpace)) {
+            let Some(meta) = self.durable.legs[leg].as_ref() else { continue };
+            let room = match rustix::fs::fstatvfs(meta.file.as_fd()) {
+                Ok(stat) if meta.grows => stat.f_bavail * stat.f_frsize,
+                _ => u64::MAX,
+            };
+            if room >= stale.min(ROOM_AT_MOST) {
+                tracing::info!(leg = leg.index(), room, "there is room again: the leg comes back");
+                self.events.push(WorkerEvent::Return { leg });
+            }
+        }
+    }
+}

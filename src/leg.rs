@@ -1,0 +1,352 @@
+//! An open, locked leg: what create and start work on.
+//!
+//! Owns both open files of a leg, one for data (O_DIRECT where there is such a thing) and one for
+//! metadata (buffered), of the same inode. Guarantees: no other mirrord has the leg open while an
+//! [`OpenLeg`] lives, a block device is claimed exclusively, and nothing was changed by opening. The
+//! lock belongs to the data file, so that requests of a killed daemon that are still in flight keep
+//! it until they are done. Opening one file twice is told apart from a leg in use by [`same_twice`],
+//! which compares what paths lead to.
+
+use std::fs::{self, File, FileType, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirrord_log::{Backing, measure};
+use mirrord_ublk::LegFile;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+/// How long a start waits for the requests of a killed daemon to let go of a leg.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Between two tries to lock a leg.
+const LOCK_RETRY: Duration = Duration::from_millis(100);
+
+/// What a path leads to, the same for every path, link or device node that leads there.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FileId {
+    /// A file.
+    File {
+        /// Device number of its file system.
+        dev: u64,
+        /// Its inode.
+        ino: u64,
+    },
+    /// A device.
+    Device {
+        /// Its own device number.
+        rdev: u64,
+    },
+}
+
+impl FileId {
+    /// What `path` leads to.
+    ///
+    /// # Errors
+    /// As `stat(2)`.
+    pub fn of_path(path: &Path) -> io::Result<FileId> {
+        fs::metadata(path).map(|metadata| FileId::of(&metadata))
+    }
+
+    /// What `metadata` is of.
+    pub fn of(metadata: &fs::Metadata) -> FileId {
+        if metadata.file_type().is_block_device() {
+            FileId::Device { rdev: metadata.rdev() }
+        } else {
+            FileId::File { dev: metadata.dev(), ino: metadata.ino() }
+        }
+    }
+}
+
+/// Who has a leg.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Holder {
+    /// A process that holds the lock.
+    Process(u32),
+    /// A loop device that can write to it.
+    Loop(String),
+    /// Not known: a mount, an array, or a process that cannot be seen from here.
+    Unknown,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Holder::Process(pid) => write!(f, "process {pid}"),
+            Holder::Loop(name) => write!(f, "/dev/{name}"),
+            Holder::Unknown => f.write_str("a mount, an array or another process"),
+        }
+    }
+}
+
+/// Why a leg could not be opened. Paths are as they were given.
+#[derive(Debug, thiserror::Error)]
+pub enum LegError {
+    /// Nothing there.
+    #[error("leg {}: there is no such file", path.display())]
+    NotFound {
+        /// The leg.
+        path: PathBuf,
+    },
+    /// A directory.
+    #[error("leg {}: it is a directory, a leg is a file or a block device", path.display())]
+    IsDirectory {
+        /// The leg.
+        path: PathBuf,
+    },
+    /// A socket, pipe or character device.
+    #[error("leg {}: it is neither a file nor a block device", path.display())]
+    NotAFileOrDevice {
+        /// The leg.
+        path: PathBuf,
+    },
+    /// Not writable here.
+    #[error("leg {}: it cannot be opened for writing", path.display())]
+    ReadOnly {
+        /// The leg.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Locked, claimed or written to by somebody else.
+    #[error("leg {}: it is in use by {holder}", path.display())]
+    InUse {
+        /// The leg.
+        path: PathBuf,
+        /// Who has it.
+        holder: Holder,
+    },
+    /// Two of the paths lead to one file.
+    #[error("legs {} and {} are the same file", one.display(), other.display())]
+    SameTwice {
+        /// One of the paths.
+        one: PathBuf,
+        /// The other.
+        other: PathBuf,
+    },
+    /// A path that JSON cannot carry.
+    #[error("leg {}: its path is not UTF-8", path.display())]
+    NotUtf8 {
+        /// The leg.
+        path: PathBuf,
+    },
+    /// Anything else.
+    #[error("leg {}: it cannot be opened", path.display())]
+    Io {
+        /// The leg.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An open, locked leg.
+#[derive(Debug)]
+pub struct OpenLeg {
+    /// Where it is: as it was given, made absolute.
+    pub path: PathBuf,
+    /// For data, and the owner of the lock.
+    pub data: Arc<LegFile>,
+    /// For metadata: through the page cache.
+    pub meta: File,
+    /// File or device.
+    pub backing: Backing,
+    /// Length in bytes when it was opened.
+    pub len: u64,
+}
+
+impl OpenLeg {
+    /// Opens and locks the leg at `path`, or fails at once.
+    ///
+    /// # Errors
+    /// See [`LegError`].
+    pub fn open(path: &Path) -> Result<OpenLeg, LegError> {
+        OpenLeg::open_waiting(path, Duration::ZERO)
+    }
+
+    /// As [`OpenLeg::open`], but waits up to `patience` for whoever has the leg to let go of it.
+    ///
+    /// # Errors
+    /// See [`LegError`].
+    pub fn open_waiting(path: &Path, patience: Duration) -> Result<OpenLeg, LegError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match OpenLeg::try_open(path) {
+                Err(LegError::InUse { .. }) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+                result => return result,
+            }
+        }
+    }
+
+    /// Opens and locks every leg in `paths`, none of them if one fails.
+    ///
+    /// # Errors
+    /// See [`LegError`].
+    pub fn open_all(paths: &[PathBuf], patience: Duration) -> Result<Vec<OpenLeg>, LegError> {
+        let mut ids = Vec::with_capacity(paths.len());
+        for path in paths {
+            let id = FileId::of_path(path).map_err(|source| error_of(path, source))?;
+            ids.push((path.as_path(), id));
+        }
+        same_twice(&ids)?;
+        paths.iter().map(|path| OpenLeg::open_waiting(path, patience)).collect()
+    }
+
+    /// What it is, whatever path leads to it.
+    pub fn id(&self) -> FileId {
+        // The file is open: asking for its metadata fails only if the system is out of memory.
+        self.meta.metadata().map_or(FileId::File { dev: 0, ino: 0 }, |metadata| FileId::of(&metadata))
+    }
+
+    fn try_open(path: &Path) -> Result<OpenLeg, LegError> {
+        let io_error = |source| error_of(path, source);
+        if path.to_str().is_none() {
+            return Err(LegError::NotUtf8 { path: path.to_owned() });
+        }
+        // Asked before it is opened: opening a pipe waits, opening some devices has side effects.
+        check_type(path, fs::metadata(path).map_err(io_error)?.file_type())?;
+        let data = LegFile::open(path, true).map_err(io_error)?;
+        let metadata = data.file().metadata().map_err(io_error)?;
+        check_type(path, metadata.file_type())?;
+        let id = FileId::of(&metadata);
+        let in_use = |holder| LegError::InUse { path: path.to_owned(), holder };
+        match flock(data.file(), FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(in_use(lock_holder(&metadata))),
+            result => result.map_err(|errno| io_error(errno.into()))?,
+        }
+        if let Some(name) = writable_loop_over(id) {
+            return Err(in_use(Holder::Loop(name)));
+        }
+        let meta = open_again(path, &data, id).map_err(io_error)?;
+        let (backing, len) = measure(&meta).map_err(io_error)?;
+        let path = std::path::absolute(path).map_err(io_error)?;
+        Ok(OpenLeg { path, data: Arc::new(data), meta, backing, len })
+    }
+}
+
+/// Refuses two paths that lead to one file.
+///
+/// # Errors
+/// [`LegError::SameTwice`] names the first such pair.
+pub fn same_twice(ids: &[(&Path, FileId)]) -> Result<(), LegError> {
+    for (at, (other, id)) in ids.iter().enumerate() {
+        if let Some((one, _)) = ids[..at].iter().find(|(_, earlier)| earlier == id) {
+            return Err(LegError::SameTwice { one: one.to_path_buf(), other: other.to_path_buf() });
+        }
+    }
+    Ok(())
+}
+
+fn check_type(path: &Path, kind: FileType) -> Result<(), LegError> {
+    let path = path.to_owned();
+    if kind.is_dir() {
+        Err(LegError::IsDirectory { path })
+    } else if kind.is_file() || kind.is_block_device() {
+        Ok(())
+    } else {
+        Err(LegError::NotAFileOrDevice { path })
+    }
+}
+
+fn error_of(path: &Path, source: io::Error) -> LegError {
+    let path = path.to_owned();
+    match Errno::from_io_error(&source) {
+        Some(Errno::NOENT | Errno::NOTDIR) => LegError::NotFound { path },
+        Some(Errno::ROFS | Errno::ACCESS | Errno::PERM) => LegError::ReadOnly { path, source },
+        Some(Errno::BUSY) => LegError::InUse { path, holder: Holder::Unknown },
+        Some(Errno::ISDIR) => LegError::IsDirectory { path },
+        _ => LegError::Io { path, source },
+    }
+}
+
+/// The same file once more, through the page cache.
+fn open_again(path: &Path, data: &LegFile, id: FileId) -> io::Result<File> {
+    let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+    let this = format!("/proc/self/fd/{}", data.file().as_raw_fd());
+    let file = open(Path::new(&this)).or_else(|_| open(path))?;
+    if FileId::of(&file.metadata()?) != id {
+        return Err(io::Error::other("it was replaced while it was being opened"));
+    }
+    Ok(file)
+}
+
+/// Who holds the flock on the file, as far as `/proc/locks` tells.
+fn lock_holder(metadata: &fs::Metadata) -> Holder {
+    let dev = metadata.dev();
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let place = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let pid = locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        (words.next()? == "FLOCK").then_some(())?;
+        let pid = words.nth(2)?.parse().ok().filter(|pid| *pid > 0)?;
+        (words.next()? == place).then_some(pid)
+    });
+    pid.map_or(Holder::Unknown, Holder::Process)
+}
+
+/// The name of a loop device that can write to the file: it knows of no lock.
+fn writable_loop_over(id: FileId) -> Option<String> {
+    let read = |path: PathBuf| fs::read_to_string(path).ok();
+    fs::read_dir("/sys/block").ok()?.filter_map(Result::ok).find_map(|entry| {
+        let backing = read(entry.path().join("loop/backing_file"))?;
+        let is_it = FileId::of_path(Path::new(backing.trim_end_matches('\n'))).is_ok_and(|found| found == id);
+        let writable = read(entry.path().join("ro"))?.trim() == "0";
+        (is_it && writable).then(|| entry.file_name().to_string_lossy().into_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leg(dir: &Path, name: &str) -> PathBuf {
+        let path = dir.join(name);
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_leg_is_locked_while_it_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = leg(dir.path(), "a");
+        let open = OpenLeg::open(&path).unwrap();
+        assert_eq!((open.backing, open.len), (Backing::File, 1 << 20));
+        match OpenLeg::open(&path) {
+            Err(LegError::InUse { holder: Holder::Process(pid), .. }) => assert_eq!(pid, std::process::id()),
+            Err(LegError::InUse { holder: Holder::Unknown, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        drop(open);
+        OpenLeg::open_waiting(&path, LOCK_PATIENCE).unwrap();
+    }
+
+    #[test]
+    fn one_file_by_two_paths_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = leg(dir.path(), "a");
+        let (hard, soft) = (dir.path().join("hard"), dir.path().join("soft"));
+        fs::hard_link(&path, &hard).unwrap();
+        std::os::unix::fs::symlink(&path, &soft).unwrap();
+        for other in [&path, &hard, &soft] {
+            let error = OpenLeg::open_all(&[path.clone(), other.clone()], Duration::ZERO).unwrap_err();
+            assert!(matches!(error, LegError::SameTwice { .. }), "{error}");
+        }
+        OpenLeg::open_all(&[path.clone(), leg(dir.path(), "b")], LOCK_PATIENCE).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_leg_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(OpenLeg::open(dir.path()), Err(LegError::IsDirectory { .. })));
+        assert!(matches!(OpenLeg::open(Path::new("/dev/null")), Err(LegError::NotAFileOrDevice { .. })));
+        assert!(matches!(OpenLeg::open(&dir.path().join("none")), Err(LegError::NotFound { .. })));
+    }
+}

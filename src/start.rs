@@ -1,0 +1,307 @@
+//! From leg files to an assembled volume: opens and locks the legs, reads their metadata, lets
+//! [`mirrord_raid::assemble`] decide, and puts every refusal into words that name the leg.
+//!
+//! Guarantee: nothing is written here. A refused start leaves every leg as it was, unlocked.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mirrord_log::{LegMetadata, ReadLegError, read_leg};
+use mirrord_raid::{
+    AssembleError, AssembleOptions, Assembly, FailReason, Geometry, Leg, LegMap, LegRecord, LegSet, LegState,
+    assemble,
+};
+use uuid::Uuid;
+
+use crate::leg::{FileId, LOCK_PATIENCE, LegError, OpenLeg, same_twice};
+
+/// What the user allows.
+#[derive(Clone, Debug, Default)]
+pub struct StartOptions {
+    /// Start without legs that were in use.
+    pub degraded: bool,
+    /// Take this leg's data, whatever the others say: its path, index or UUID.
+    pub source: Option<String>,
+    /// Wait a little for the lock of a leg: a daemon that was killed may have IO in flight on it.
+    pub wait_for_locks: bool,
+}
+
+/// Why a volume cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A leg cannot be opened.
+    #[error(transparent)]
+    Leg(#[from] LegError),
+    /// A leg's metadata cannot be used.
+    #[error("leg {}: {source}", path.display())]
+    Metadata {
+        /// The leg.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ReadLegError,
+    },
+    /// The legs make no volume that may be started. The text names them and says the way out.
+    #[error("{text}")]
+    Assemble {
+        /// What is wrong, with paths.
+        text: String,
+        /// The decision behind it.
+        #[source]
+        source: AssembleError,
+    },
+    /// `--source` names no leg of the volume.
+    #[error("--source {name}: no such leg among those given (name it by path, index or UUID)")]
+    Source {
+        /// What was named.
+        name: String,
+    },
+    /// The superblock's sizes make no sense.
+    #[error("leg {}: {source}", path.display())]
+    Geometry {
+        /// The leg.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: mirrord_raid::GeometryError,
+    },
+}
+
+/// One leg that is there.
+#[derive(Debug)]
+pub struct Member {
+    /// The open, locked leg.
+    pub leg: OpenLeg,
+    /// What its metadata says.
+    pub metadata: LegMetadata,
+}
+
+/// A volume that is ready to be served.
+#[derive(Debug)]
+pub struct Opened {
+    pub(crate) geometry: Geometry,
+    pub(crate) assembly: Assembly,
+    pub(crate) members: LegMap<Option<Member>>,
+    /// Where a leg that is missing was looked for, if that is known.
+    pub(crate) missing_paths: Vec<PathBuf>,
+    notices: Vec<String>,
+}
+
+impl Opened {
+    /// The superblock that decided: the newest, or the source's if one was named.
+    pub(crate) fn authority(&self) -> &mirrord_log::Superblock {
+        let newest = self.members.iter().filter_map(|(_, member)| member.as_ref());
+        let newest = newest.max_by_key(|member| member.metadata.superblock.event_count);
+        &newest.expect("an assembled volume has a leg").metadata.superblock
+    }
+
+    /// The volume's name.
+    pub fn name(&self) -> &str {
+        &self.authority().name
+    }
+
+    /// The volume's UUID.
+    pub fn uuid(&self) -> Uuid {
+        self.authority().volume
+    }
+
+    /// The volume's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.geometry.size()
+    }
+
+    /// What the user should know: legs that are missing, came back, or are to be resynced.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+}
+
+/// Opens the legs at `paths` and assembles them.
+///
+/// # Errors
+/// See [`StartError`]. Nothing was changed.
+pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartError> {
+    let ids = |path: &PathBuf| Some((path.clone(), FileId::of_path(path).ok()?));
+    let ids: Vec<_> = paths.iter().filter_map(ids).collect();
+    same_twice(&ids.iter().map(|(path, id)| (path.as_path(), *id)).collect::<Vec<_>>())?;
+    let patience = if options.wait_for_locks { LOCK_PATIENCE } else { Duration::ZERO };
+    let mut members = Vec::new();
+    let mut missing_paths = Vec::new();
+    for path in paths {
+        match OpenLeg::open_waiting(path, patience) {
+            Ok(leg) => {
+                let metadata = read_leg(&leg.meta, leg.backing, leg.len)
+                    .map_err(|source| StartError::Metadata { path: leg.path.clone(), source })?;
+                members.push(Member { leg, metadata });
+            }
+            Err(LegError::NotFound { path }) => missing_paths.push(path),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let (true, Some(path)) = (members.is_empty() || !options.degraded, missing_paths.first()) {
+        // Whether the volume can do without is for assembly to say, but a path that leads nowhere
+        // is first of all that. A leg known to be out may be gone.
+        if !only_out_legs_are_missing(&members, missing_paths.len()) {
+            return Err(LegError::NotFound { path: path.clone() }.into());
+        }
+    }
+    let records: Vec<LegRecord> = members.iter().map(|member| record(&member.metadata)).collect();
+    let source = options.source.as_ref().map(|name| find_source(name, &members)).transpose()?;
+    let kind = members.first().map(|member| member.metadata.superblock.log.kind());
+    let assemble_options = AssembleOptions {
+        degraded: options.degraded,
+        source,
+        log_is_core: kind == Some(mirrord_log::LogKind::Core),
+        log_on_legs: kind == Some(mirrord_log::LogKind::Internal),
+    };
+    let assembly = assemble(&records, assemble_options).map_err(|source| {
+        let text = explain(source, &members);
+        StartError::Assemble { text, source }
+    })?;
+    let superblock = &members[0].metadata.superblock;
+    let geometry = Geometry::new(superblock.size, superblock.region_size)
+        .map_err(|source| StartError::Geometry { path: members[0].leg.path.clone(), source })?;
+    let mut unplaced: Vec<Option<Member>> = members.into_iter().map(Some).collect();
+    let members =
+        LegMap::from_fn(assembly.at.len(), |leg| assembly.at[leg].and_then(|at| unplaced[at].take()));
+    let notices = notices(&assembly, &members);
+    Ok(Opened { geometry, assembly, members, missing_paths, notices })
+}
+
+fn record(metadata: &LegMetadata) -> LegRecord {
+    let superblock = &metadata.superblock;
+    let legs: Vec<_> = superblock.legs.iter().map(|entry| (entry.uuid.into_bytes(), entry.state)).collect();
+    LegRecord {
+        volume: superblock.volume.into_bytes(),
+        leg: superblock.leg_uuid().into_bytes(),
+        index: superblock.leg,
+        size: superblock.size,
+        region_size: superblock.region_size,
+        event_count: superblock.event_count,
+        legs: legs.into(),
+        clean: superblock.clean,
+        log_failed: superblock.log_failed,
+    }
+}
+
+fn only_out_legs_are_missing(members: &[Member], missing: usize) -> bool {
+    let newest = members.iter().max_by_key(|member| member.metadata.superblock.event_count);
+    newest.is_some_and(|member| {
+        let legs = &member.metadata.superblock.legs;
+        let out = legs.iter().filter(|entry| matches!(entry.state, LegState::Failed(_))).count();
+        missing <= out && members.len() + missing <= legs.len()
+    })
+}
+
+fn find_source(name: &str, members: &[Member]) -> Result<Leg, StartError> {
+    let path = std::path::absolute(name).unwrap_or_else(|_| name.into());
+    let same_file = |leg: &OpenLeg| {
+        leg.path == path || matches!((path.canonicalize(), leg.path.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    };
+    let found = members.iter().find(|member| {
+        let superblock = &member.metadata.superblock;
+        same_file(&member.leg)
+            || name == superblock.leg.index().to_string()
+            || Uuid::try_parse(name) == Ok(superblock.leg_uuid())
+    });
+    found
+        .map(|member| member.metadata.superblock.leg)
+        .ok_or_else(|| StartError::Source { name: name.to_owned() })
+}
+
+/// A refusal in words: which legs, why, and what can be done.
+fn explain(error: AssembleError, members: &[Member]) -> String {
+    let path = |at: usize| members[at].leg.path.display().to_string();
+    let events = |at: usize| members[at].metadata.superblock.event_count;
+    let volume = |at: usize| {
+        let superblock = &members[at].metadata.superblock;
+        format!("\"{}\" ({})", superblock.name, superblock.volume)
+    };
+    match error {
+        AssembleError::NoLeg => "no leg was given: name the files or devices of the volume".to_owned(),
+        AssembleError::OtherVolume { one, other } => format!(
+            "{} is a leg of volume {} and {} one of {}: give the legs of one volume",
+            path(one),
+            volume(one),
+            path(other),
+            volume(other)
+        ),
+        AssembleError::SameLeg { one, other } => format!(
+            "{} and {} are the same leg, or one is a copy of the other: give only the one to use",
+            path(one),
+            path(other)
+        ),
+        AssembleError::Stranger { at } => format!(
+            "{} is no longer a leg of volume {}: another took its place; leave it out",
+            path(at),
+            volume(at)
+        ),
+        AssembleError::Mismatch { one, other } => {
+            format!(
+                "{} and {} disagree on the volume's size, region size or number of legs",
+                path(one),
+                path(other)
+            )
+        }
+        AssembleError::SplitBrain { one, other } => format!(
+            "split brain: {} (event count {}) and {} (event count {}) each went on without the other; \
+             look at both (mirrord inspect, mount -o loop,ro), then start with --source naming the one \
+             to keep: what the other has beyond it is lost",
+            path(one),
+            events(one),
+            path(other),
+            events(other)
+        ),
+        AssembleError::Missing { legs } => format!(
+            "volume {}: {} in use when it was last written and not given: it may hold newer data; \
+             give all legs, or start with --degraded to go on without",
+            volume(0),
+            names(legs, members),
+        ),
+        AssembleError::NoSource { in_sync } => format!(
+            "volume {}: none of the given legs was in sync; {} was: give it, or start with --source \
+             naming the leg whose data to take (what was written since it fell behind is lost)",
+            volume(0),
+            names(in_sync, members),
+        ),
+        AssembleError::SourceMissing => "the leg named by --source is not among those given".to_owned(),
+    }
+}
+
+/// Legs by index and UUID, for those whose path nobody knows.
+fn names(legs: LegSet, members: &[Member]) -> String {
+    let entries = &members[0].metadata.superblock.legs;
+    let each: Vec<String> =
+        legs.iter().map(|leg| format!("leg {} ({})", leg.index(), entries[leg.index()].uuid)).collect();
+    let verb = if each.len() == 1 { "is" } else { "are" };
+    format!("{} {verb}", each.join(", "))
+}
+
+fn notices(assembly: &Assembly, members: &LegMap<Option<Member>>) -> Vec<String> {
+    let states = assembly.states(false);
+    let name = |leg: Leg| match &members[leg] {
+        Some(member) => member.leg.path.display().to_string(),
+        None => format!("leg {}", leg.index()),
+    };
+    let mut notices = Vec::new();
+    for leg in assembly.at.legs() {
+        if assembly.returned.contains(leg) {
+            notices
+                .push(format!("{} was out and is back: it is resynced where the volume changed", name(leg)));
+        } else if members[leg].is_none() {
+            let why = if states[leg] == LegState::Failed(FailReason::Missing) { "missing" } else { "out" };
+            notices.push(format!("{} is {why}: the volume is degraded", name(leg)));
+        }
+    }
+    notices
+}
+
+/// The paths of `opened`'s legs by index; for a missing one the path where it was looked for, if that
+/// can be told.
+pub(crate) fn leg_paths(opened: &Opened) -> LegMap<PathBuf> {
+    let mut missing = opened.missing_paths.iter();
+    LegMap::from_fn(opened.members.len(), |leg| match &opened.members[leg] {
+        Some(member) => member.leg.path.clone(),
+        None => missing.next().cloned().unwrap_or_else(|| Path::new("").to_owned()),
+    })
+}
