@@ -1,0 +1,39 @@
+# Each target installs what it misses (scripts/need), so that a fresh machine needs only git, make and
+# a Rust toolchain.
+
+CARGO ?= cargo
+SEEDS ?= 1000000
+
+.PHONY: all demo test bench soak mutants clean
+
+all:
+	$(CARGO) build --release
+
+# The main job, end to end, on real files: shows what happens.
+demo:
+	scripts/need build fuse ext4
+	scripts/demo
+
+# Every test that this machine can run; what it cannot is said at the end.
+test:
+	scripts/need build fuse ext4 fio
+	scripts/test
+
+# Side by side with peers in one run; `make bench ARGS="--quick"` for a glance.
+bench:
+	scripts/need build fuse fio qemu
+	$(CARGO) build --release
+	$(CARGO) run --release -p mirrord-bench -- $(ARGS)
+
+# SEEDS random crash-and-recover runs of the simulator; FIRST=N goes on from seed N.
+soak:
+	scripts/need build
+	MIRRORD_SOAK=$(SEEDS) MIRRORD_FIRST=$(FIRST) $(CARGO) test --release -p mirrord-raid --test sim soak -- --ignored --nocapture
+
+# Breaks each invariant in a scratch copy and shows that the simulator notices.
+mutants:
+	scripts/need build
+	raid/tests/mutants/run
+
+clean:
+	$(CARGO) clean

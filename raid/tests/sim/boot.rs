@@ -1,0 +1,199 @@
+//! The end of one life and the start of the next: crashes, what they leave, and the start as the
+//! real daemon makes it, from superblocks and logs.
+
+use std::sync::Arc;
+
+use mirrord_log::{DirtyLog, InternalLog, SyncMode};
+use mirrord_raid::{
+    AssembleError, AssembleOptions, Assembly, Background, Leg, LegRecord, LegSet, LegState, LogWorker, Mirror,
+    MirrorQueue, QueueId, assemble,
+};
+
+use crate::blocks::{self, PAGE_SECTORS};
+use crate::coverage::Saw;
+use crate::daemon::{Daemon, MetaKind, Phase, SLOTS};
+use crate::sim::{Recovery, Sim, trace};
+
+/// The log is on the legs; legs that were in use have to be there.
+pub(crate) const PLAIN: AssembleOptions =
+    AssembleOptions { degraded: false, source: None, log_is_core: false, log_on_legs: true };
+/// Legs that were in use may be missing.
+pub(crate) const DEGRADED: AssembleOptions = AssembleOptions { degraded: true, ..PLAIN };
+
+impl Sim {
+    /// The daemon is killed, or the power fails.
+    pub(crate) fn crash(&mut self, mut how: Recovery) {
+        let mut daemon = self.daemon.take().expect("the daemon lives");
+        self.saw.saw_if(Saw::CrashInStart, matches!(daemon.phase, Phase::Filling | Phase::Recording));
+        let jobs: Vec<_> = daemon.leg_jobs().copied().collect();
+        let meta = daemon.meta.take();
+        self.daemon = Some(daemon);
+        for mut job in jobs {
+            let some = self.rng.next() as u32;
+            if !matches!(job.io.op, mirrord_raid::LegOp::Read | mirrord_raid::LegOp::Flush) {
+                self.move_sectors(&mut job, some);
+            }
+        }
+        if let Some(meta) = meta {
+            self.drop_meta(meta);
+        }
+        self.daemon = None;
+        if self.current.iter().any(|leg| self.disks[leg.index()].has_lost()) {
+            // A flush failed on a leg that had to be kept, and nothing but flushes that fail was
+            // answered since. The next start drops the cache of every leg, or it would read what is
+            // not there: for this leg that is a power cut.
+            how = Recovery::Power;
+        }
+        self.saw.crashes += 1;
+        trace!(self, "=== crash: {how:?}");
+        let now = self.moment();
+        if how == Recovery::Power {
+            self.saw.saw(Saw::PowerCut);
+            self.history.power_cut(now);
+            self.recovery = Recovery::Power;
+        } else {
+            self.saw.saw(Saw::Kill);
+            self.history.killed(now);
+        }
+        for leg in self.all_legs().iter() {
+            let disk = &mut self.disks[leg.index()];
+            if how == Recovery::Power {
+                disk.power_cut(&mut self.rng);
+            } else {
+                disk.kill(now);
+                disk.drop_lost(&mut self.rng);
+            }
+            self.look_at_marks(leg);
+        }
+    }
+
+    /// Some legs are pulled, others given back; some log is damaged.
+    pub(crate) fn meddle(&mut self, all_well: bool) {
+        for leg in self.all_legs().minus(self.attached).iter() {
+            if all_well || self.rng.coin() {
+                self.attached.insert(leg);
+            }
+        }
+        if all_well {
+            return;
+        }
+        if self.rng.chance(self.config.pulls, 100) {
+            let leg = Leg::new(self.rng.below(self.config.legs as u64) as usize);
+            // Pulled as a whole: what its cache holds goes nowhere.
+            let is_stable = self.disks[leg.index()].first_unflushed(0..usize::MAX).is_none();
+            let left = self.attached.minus(LegSet::one(leg)).intersect(self.current);
+            if is_stable && !left.is_empty() {
+                trace!(self, "{leg:?} is pulled");
+                self.attached.remove(leg);
+            }
+        }
+        if self.rng.chance(self.config.rot, 1000) {
+            let leg = Leg::new(self.rng.below(self.config.legs as u64) as usize);
+            trace!(self, "the log of {leg:?} is damaged");
+            let garbage = self.blocks.add_garbage();
+            self.disks[leg.index()].format(blocks::log(self.config.sectors), garbage);
+            self.saw.saw(Saw::BadLogSector);
+        }
+    }
+
+    /// Starts the daemon on the legs that are there, as the operator would.
+    pub(crate) fn boot(&mut self) {
+        let (assembly, found) = loop {
+            let found: Vec<LegRecord> = self.attached.iter().map(|leg| self.record_of(leg)).collect();
+            match assemble(&found, PLAIN) {
+                Ok(assembly) => break (assembly, found),
+                Err(AssembleError::Missing { .. }) if self.attached.intersect(self.current).is_empty() => {
+                    self.attached = self.all_legs();
+                }
+                Err(AssembleError::Missing { .. }) => {
+                    if let Ok(assembly) = assemble(&found, DEGRADED) {
+                        self.saw.saw(Saw::DegradedStart);
+                        self.forked |= !self.current.minus(self.attached).is_empty();
+                        break (assembly, found);
+                    }
+                    self.attached = self.all_legs();
+                }
+                Err(error) if self.attached != self.all_legs() => {
+                    trace!(self, "refused: {error}");
+                    self.attached = self.all_legs();
+                }
+                Err(error) => {
+                    assert!(self.forked, "invariant 9: all legs are there and refused: {error}");
+                    trace!(self, "refused: {error}, forced");
+                    self.saw.saw(Saw::ForcedStart);
+                    let forced = AssembleOptions { source: self.current.lowest(), ..DEGRADED };
+                    break (assemble(&found, forced).expect("a source was named"), found);
+                }
+            }
+        };
+        trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
+        self.check_source(&assembly);
+        self.start(&assembly, &found);
+    }
+
+    pub(crate) fn record_of(&self, leg: Leg) -> LegRecord {
+        Sim::leg_record(&self.read_superblock(leg, false).0)
+    }
+
+    fn start(&mut self, assembly: &Assembly, found: &[LegRecord]) {
+        let volume = self.durable[0].volume;
+        let mut images = Vec::new();
+        for leg in assembly.trusted.iter().filter(|_| !assembly.all_dirty) {
+            let (disk, first) = (&self.disks[leg.index()], blocks::log(self.config.sectors));
+            let mut page = Vec::new();
+            self.blocks.page((first..first + PAGE_SECTORS).map(|s| disk.read(s)), &mut page);
+            images.push(page);
+        }
+        let images: Vec<Option<&[u8]>> = images.iter().map(|page| Some(page.as_slice())).collect();
+        let mut log =
+            InternalLog::new(volume, self.config.region_size(), self.config.regions, SyncMode::Default);
+        let _ = log.resume(&images);
+        let dirty: u64 = log.dirty().fold(0, |all, region| all | 1u64 << region.0);
+        let states = assembly.states(dirty != 0);
+        let clean = found.iter().find(|r| r.event_count == assembly.event_count).is_some_and(|r| r.clean);
+        let damaged = assembly
+            .trusted
+            .iter()
+            .any(|leg| self.blocks.dirty(self.disks[leg.index()].read(blocks::log(self.config.sectors))) == !0);
+        assert!(!clean || dirty == 0 || damaged, "invariant 10: recorded as clean, but {dirty:#x} is dirty");
+        let in_sync = states.iter().all(|(_, &state)| state == LegState::InSync);
+        self.saw.saw_if(Saw::StartInSync, in_sync && dirty == 0);
+        for leg in self.all_legs().iter() {
+            if self.attached.contains(leg) {
+                self.disks[leg.index()].reopen();
+                self.generations[leg.index()] = self.read_superblock(leg, false).1;
+            }
+            self.durable[leg.index()] = self.read_superblock(leg, true).0;
+            self.look_at_marks(leg);
+        }
+        let queues = self.config.queues;
+        let mirror = Arc::new(Mirror::new(self.geometry, &states, log.dirty(), queues));
+        let mut buffers = vec![vec![Vec::new(); self.config.depth]; usize::from(queues)];
+        buffers.push(vec![vec![0; (self.config.window / 512) as usize]; SLOTS]);
+        let in_use = mirror.legs.states().in_use();
+        let pages = log.all_pages();
+        self.daemon = Some(Box::new(Daemon {
+            queues: (0..queues).map(|id| MirrorQueue::new(mirror.clone(), QueueId(id))).collect(),
+            background: Background::new(mirror.clone(), self.config.window),
+            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, true),
+            mirror,
+            log,
+            phase: Phase::Filling,
+            pending: Vec::new(),
+            awake: 0,
+            meta: None,
+            clients: vec![vec![None; self.config.depth]; usize::from(queues)],
+            in_flight: 0,
+            buffers,
+            outcomes: vec![vec![Default::default(); SLOTS]; usize::from(queues) + 1],
+            windows: [None; SLOTS],
+            troubles: Vec::new(),
+            ever_dirty: dirty,
+            paused: false,
+            queue_actions: Vec::new(),
+            worker_actions: Vec::new(),
+            background_actions: Vec::new(),
+        }));
+        self.start_meta(MetaKind::StartFill, in_use, Some(pages));
+    }
+}

@@ -1,0 +1,85 @@
+//! The shape of one run, drawn from its seed: sizes, load, and how much goes wrong.
+
+use crate::rng::Rng;
+
+/// Bytes in a sector.
+pub(crate) const SECTOR: u64 = 512;
+
+pub(crate) struct Config {
+    pub(crate) legs: usize,
+    pub(crate) queues: u16,
+    pub(crate) regions: u32,
+    pub(crate) region_sectors: u32,
+    /// Sectors of the volume; its last region may be short.
+    pub(crate) sectors: usize,
+    /// Resync window, in bytes.
+    pub(crate) window: u64,
+    /// Requests in flight per queue, at most.
+    pub(crate) depth: usize,
+    /// Lives of the daemon before the last, which is left alone until all is well.
+    pub(crate) lives: u64,
+    /// Steps of a life, at most.
+    pub(crate) steps: u64,
+    /// Leg IOs in 10,000 that fail by themselves.
+    pub(crate) lone_errors: u64,
+    /// Steps in 10,000 in which a period of errors begins.
+    pub(crate) error_periods: u64,
+    /// Steps in 10,000 in which a leg becomes slow or hangs for a while.
+    pub(crate) slow_periods: u64,
+    /// Starts in 100 at which a leg is pulled.
+    pub(crate) pulls: u64,
+    /// Starts in 1000 at which a sector of a log was damaged.
+    pub(crate) rot: u64,
+    /// Steps in 100 that bring a request, if there is room for one.
+    pub(crate) load: u64,
+    /// Requests in 100 that go to the hot spot.
+    pub(crate) hot: u64,
+    /// Steps in 1000 with a tick.
+    pub(crate) ticks: u64,
+}
+
+impl Config {
+    pub(crate) fn draw(rng: &mut Rng) -> Config {
+        let regions = rng.pick(&[4, 16, 16, 24, 32, 64]);
+        let region_sectors = rng.pick(&[8, 8, 8, 16]);
+        let sectors = regions as usize * region_sectors as usize;
+        let short = if rng.chance(1, 3) { rng.below(u64::from(region_sectors)) as usize } else { 0 };
+        let quiet = rng.chance(1, 6);
+        let trouble = |rng: &mut Rng, most: u64| if quiet || rng.coin() { 0 } else { rng.between(1, most) };
+        Config {
+            legs: rng.pick(&[2, 2, 2, 3, 3, 4]),
+            queues: rng.between(1, 3) as u16,
+            regions,
+            region_sectors,
+            sectors: sectors - short,
+            window: rng.pick(&[2048, 4096]),
+            depth: rng.between(1, 6) as usize,
+            lives: rng.between(1, 6),
+            steps: rng.pick(&[40, 150, 400, 400, 800]),
+            lone_errors: trouble(rng, 100),
+            error_periods: trouble(rng, 150),
+            slow_periods: trouble(rng, 100),
+            pulls: trouble(rng, 30),
+            rot: trouble(rng, 50),
+            load: rng.pick(&[5, 20, 20, 40]),
+            hot: rng.pick(&[0, 50, 90]),
+            ticks: rng.pick(&[10, 30, 100]),
+        }
+    }
+
+    /// Bytes of the volume.
+    pub(crate) fn size(&self) -> u64 {
+        self.sectors as u64 * SECTOR
+    }
+
+    /// Bytes of a region.
+    pub(crate) fn region_size(&self) -> u64 {
+        u64::from(self.region_sectors) * SECTOR
+    }
+
+    /// Sectors of a region.
+    pub(crate) fn region(&self, region: u32) -> std::ops::Range<usize> {
+        let first = (region * self.region_sectors) as usize;
+        first..(first + self.region_sectors as usize).min(self.sectors)
+    }
+}

@@ -1,0 +1,180 @@
+//! One life of the daemon: the engine's parts, and everything that is under way around them.
+
+use std::sync::Arc;
+
+use mirrord_log::InternalLog;
+use mirrord_raid::{
+    Background, BackgroundAction, COPY_SLOTS, Leg, LegErrors, LegIo, LegSet, LogWorker, MAX_LEGS, Mirror,
+    MirrorQueue, Action, Op, Record, WorkerAction,
+};
+
+/// Slots of the background worker: copies and the flush.
+pub(crate) const SLOTS: usize = COPY_SLOTS as usize + 1;
+
+/// How far a life has come.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
+pub(crate) enum Phase {
+    /// The log is written to every leg in use.
+    Filling,
+    /// The start is recorded.
+    Recording,
+    /// Requests come.
+    Serving,
+    /// Requests come no more, those under way end.
+    Draining,
+    Stopping,
+    Stopped,
+    /// The start failed: the process exits.
+    Failed,
+}
+
+/// One IO under way on a leg.
+#[derive(Clone, Copy)]
+pub(crate) struct LegJob {
+    /// The queue, or the background worker.
+    pub(crate) queue: u16,
+    pub(crate) io: LegIo,
+    /// Sectors yet to move, as bits.
+    pub(crate) todo: u32,
+    /// Of a write.
+    pub(crate) ticket: u32,
+    pub(crate) submitted: u64,
+}
+
+/// Something that will happen, some time.
+#[derive(Clone, Copy)]
+pub(crate) enum Pending {
+    Leg(LegJob),
+    /// A queue, or the background worker, finds its notes.
+    Wake(u16),
+    WakeWorker,
+    /// The throttle lets a copy go on.
+    Proceed(u32),
+    /// Metadata moves on to a leg.
+    Meta(Leg),
+}
+
+/// A request of the front end under way.
+#[derive(Clone)]
+pub(crate) struct Client {
+    pub(crate) op: Op,
+    /// In sectors.
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+    /// Sectors of the volume that it changes.
+    pub(crate) changes: std::ops::Range<usize>,
+    pub(crate) fua: bool,
+    /// The stamp of sector s of the volume is `stamp + s`.
+    pub(crate) stamp: u64,
+    pub(crate) start: u64,
+    /// Sectors that each leg took.
+    pub(crate) landed: [usize; MAX_LEGS],
+}
+
+/// What is being made durable.
+pub(crate) enum MetaKind {
+    /// The log on every leg, before the volume is served.
+    StartFill,
+    Commit,
+    Record(Record),
+    Fill,
+}
+
+pub(crate) struct Meta {
+    pub(crate) kind: MetaKind,
+    pub(crate) pending: LegSet,
+    pub(crate) errors: LegErrors,
+    pub(crate) legs: Vec<MetaLeg>,
+}
+
+/// Metadata on its way to one leg.
+#[derive(Default)]
+pub(crate) struct MetaLeg {
+    /// Sectors and blocks that have not landed.
+    pub(crate) writes: Vec<(u32, u64)>,
+    pub(crate) ticket: u32,
+    /// When the flush behind the writes was submitted.
+    pub(crate) flush: Option<u64>,
+}
+
+/// A slot of a queue or of the background worker: how its present step goes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Outcome {
+    pub(crate) pending: u32,
+    pub(crate) ok: LegSet,
+    pub(crate) failed: LegSet,
+}
+
+/// A resync window between its read and the end of its writes, in bytes of the volume.
+pub(crate) type Window = Option<(u64, u64)>;
+
+pub(crate) struct Daemon {
+    pub(crate) mirror: Arc<Mirror>,
+    pub(crate) queues: Vec<MirrorQueue>,
+    pub(crate) background: Background,
+    pub(crate) worker: LogWorker,
+    pub(crate) log: InternalLog,
+    pub(crate) phase: Phase,
+    pub(crate) pending: Vec<Pending>,
+    /// Wakes that are pending: bit q for queue q, the highest for the worker.
+    pub(crate) awake: u32,
+    pub(crate) meta: Option<Meta>,
+    /// By queue and tag.
+    pub(crate) clients: Vec<Vec<Option<Client>>>,
+    pub(crate) in_flight: usize,
+    /// By queue (the background worker last) and tag.
+    pub(crate) buffers: Vec<Vec<Vec<u64>>>,
+    /// By queue (the background worker last) and slot.
+    pub(crate) outcomes: Vec<Vec<Outcome>>,
+    pub(crate) windows: [Window; SLOTS],
+    /// Operations that failed on some legs: the legs it worked on, those it failed on, and whether the
+    /// latter may be failed even if it worked on none in sync (a copy or a flush of their own).
+    pub(crate) troubles: Vec<(LegSet, LegSet, bool)>,
+    /// Regions whose bit was durable at the start, or that were marked since.
+    pub(crate) ever_dirty: u64,
+    pub(crate) paused: bool,
+    pub(crate) queue_actions: Vec<Action>,
+    pub(crate) worker_actions: Vec<WorkerAction>,
+    pub(crate) background_actions: Vec<BackgroundAction>,
+}
+
+const WORKER: u16 = 31;
+
+impl Daemon {
+    /// Wakes a queue, or the background worker, unless that is under way.
+    pub(crate) fn wake(&mut self, queue: u16) {
+        if self.awake & (1 << queue) == 0 {
+            self.awake |= 1 << queue;
+            self.pending.push(Pending::Wake(queue));
+        }
+    }
+
+    pub(crate) fn wake_worker(&mut self) {
+        if self.awake & (1 << WORKER) == 0 {
+            self.awake |= 1 << WORKER;
+            self.pending.push(Pending::WakeWorker);
+        }
+    }
+
+    pub(crate) fn woken(&mut self, queue: u16) {
+        self.awake &= !(1 << queue);
+    }
+
+    pub(crate) fn worker_woken(&mut self) {
+        self.woken(WORKER);
+    }
+
+    /// When the oldest read under way began.
+    pub(crate) fn oldest_read(&self, now: u64) -> u64 {
+        let clients = self.clients.iter().flatten().flatten();
+        clients.filter(|c| c.op == Op::Read).map(|c| c.start).min().unwrap_or(now)
+    }
+
+    /// Leg IO under way.
+    pub(crate) fn leg_jobs(&self) -> impl Iterator<Item = &LegJob> {
+        self.pending.iter().filter_map(|pending| match pending {
+            Pending::Leg(job) => Some(job),
+            _ => None,
+        })
+    }
+}

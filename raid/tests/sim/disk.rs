@@ -1,0 +1,198 @@
+//! A leg's disk: what is stable, what is cached, and everything written since that is not stable yet.
+//!
+//! A sector holds a `u64` instead of 512 bytes: for the volume's data a stamp that no two writes
+//! share, for metadata the number of a block in [`crate::blocks::Blocks`]. Writes land sector by
+//! sector in the cache and in the journal. A flush makes stable what completed before it was
+//! submitted, and no more. A flush that fails marks all that is cached as lost, as Linux does: still
+//! readable, never again written by a later flush. A power cut keeps, of each sector, the stable
+//! value or any value journalled since.
+
+use crate::rng::Rng;
+
+/// A stamp with this bit set reads as zeroes.
+pub(crate) const ZERO: u64 = 1 << 63;
+
+/// When a write that did not complete completed.
+const NEVER: u64 = u64::MAX;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    sector: u32,
+    ticket: u32,
+    lost: bool,
+    value: u64,
+}
+
+pub(crate) struct Disk {
+    stable: Vec<u64>,
+    cached: Vec<u64>,
+    journal: Vec<Entry>,
+    /// When each write of this boot completed, by its ticket.
+    done: Vec<u64>,
+    /// Per sector, the last pass that settled it: scratch of `flush_done`.
+    settled: Vec<u64>,
+    pass: u64,
+    /// Failed flushes so far; each open file is told of each once.
+    failed_flushes: u32,
+    told: Vec<u32>,
+}
+
+impl Disk {
+    pub(crate) fn new(sectors: usize, files: usize) -> Disk {
+        Disk {
+            stable: vec![ZERO; sectors],
+            cached: vec![ZERO; sectors],
+            journal: Vec::new(),
+            done: Vec::new(),
+            settled: vec![0; sectors],
+            pass: 0,
+            failed_flushes: 0,
+            told: vec![0; files],
+        }
+    }
+
+    pub(crate) fn read(&self, sector: usize) -> u64 {
+        self.cached[sector]
+    }
+
+    pub(crate) fn stable(&self, sector: usize) -> u64 {
+        self.stable[sector]
+    }
+
+    /// Puts a value there as if it had been there for ever.
+    pub(crate) fn format(&mut self, sector: usize, value: u64) {
+        (self.stable[sector], self.cached[sector]) = (value, value);
+    }
+
+    /// A write is submitted: its ticket.
+    pub(crate) fn begin(&mut self) -> u32 {
+        self.done.push(NEVER);
+        self.done.len() as u32 - 1
+    }
+
+    pub(crate) fn land(&mut self, ticket: u32, sector: usize, value: u64) {
+        self.cached[sector] = value;
+        self.journal.push(Entry { sector: sector as u32, ticket, lost: false, value });
+    }
+
+    /// All of a write landed, or all of it that ever will.
+    pub(crate) fn complete(&mut self, ticket: u32, now: u64) {
+        self.done[ticket as usize] = now;
+    }
+
+    /// A write that had to be durable completed: what it landed is stable.
+    pub(crate) fn complete_durably(&mut self, ticket: u32, now: u64) {
+        self.complete(ticket, now);
+        self.persist(|entry, _| entry.ticket == ticket);
+    }
+
+    /// A flush that was submitted at `submitted` worked.
+    pub(crate) fn flush_done(&mut self, submitted: u64) {
+        self.persist(|entry, done| !entry.lost && done < submitted);
+    }
+
+    /// Makes the newest chosen value of each sector stable and forgets all older ones.
+    fn persist(&mut self, chosen: impl Fn(&Entry, u64) -> bool) {
+        self.pass += 1;
+        let pass = self.pass;
+        let mut kept = self.journal.len();
+        for at in (0..self.journal.len()).rev() {
+            let entry = self.journal[at];
+            let sector = entry.sector as usize;
+            if self.settled[sector] == pass {
+                continue;
+            }
+            if chosen(&entry, self.done[entry.ticket as usize]) {
+                self.settled[sector] = pass;
+                self.stable[sector] = entry.value;
+            } else {
+                kept -= 1;
+                self.journal[kept] = entry;
+            }
+        }
+        self.journal.drain(..kept);
+    }
+
+    /// A flush failed: what is cached now stays unwritten for ever.
+    pub(crate) fn flush_failed(&mut self) {
+        self.failed_flushes += 1;
+        for entry in &mut self.journal {
+            entry.lost = true;
+        }
+    }
+
+    /// Whether an open file has yet to be told of a failed flush; it is told now.
+    pub(crate) fn tell(&mut self, file: usize) -> bool {
+        std::mem::replace(&mut self.told[file], self.failed_flushes) != self.failed_flushes
+    }
+
+    /// The leg's files are opened anew: nothing that failed before is told.
+    pub(crate) fn reopen(&mut self) {
+        self.told.fill(self.failed_flushes);
+    }
+
+    /// Whether a failed flush left sectors that read well and are not stable.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.journal.iter().any(|entry| entry.lost)
+    }
+
+    /// The process is started anew and drops the clean part of the cache: of what was lost, the disk
+    /// shows what really arrived.
+    pub(crate) fn drop_lost(&mut self, rng: &mut Rng) {
+        for at in 0..self.journal.len() {
+            let Entry { sector, lost, value, .. } = self.journal[at];
+            if lost && rng.coin() {
+                self.stable[sector as usize] = value;
+            }
+        }
+        for entry in self.journal.iter().filter(|entry| entry.lost) {
+            self.cached[entry.sector as usize] = self.stable[entry.sector as usize];
+        }
+        self.journal.retain(|entry| !entry.lost);
+        for entry in &self.journal {
+            self.cached[entry.sector as usize] = entry.value;
+        }
+    }
+
+    /// Values of `sector` that a power cut could leave, other than the stable one.
+    pub(crate) fn unflushed(&self, sector: usize) -> impl Iterator<Item = u64> {
+        self.journal.iter().filter(move |e| e.sector as usize == sector).map(|e| e.value)
+    }
+
+    /// A sector of `range` that is not stable, if any.
+    pub(crate) fn first_unflushed(&self, range: std::ops::Range<usize>) -> Option<usize> {
+        self.journal.iter().map(|entry| entry.sector as usize).find(|sector| range.contains(sector))
+    }
+
+    /// A sector below `limit` that completed before `time` and is not stable, if any.
+    pub(crate) fn unflushed_since(&self, time: u64, limit: usize) -> Option<usize> {
+        let late =
+            |entry: &&Entry| (entry.sector as usize) < limit && self.done[entry.ticket as usize] < time;
+        self.journal.iter().find(late).map(|entry| entry.sector as usize)
+    }
+
+    /// The process died; the cache stays. Nothing that was in flight lands any more.
+    pub(crate) fn kill(&mut self, now: u64) {
+        for done in &mut self.done {
+            *done = (*done).min(now);
+        }
+    }
+
+    pub(crate) fn power_cut(&mut self, rng: &mut Rng) {
+        let mode = rng.below(4);
+        for at in 0..self.journal.len() {
+            let entry = self.journal[at];
+            let survives = match mode {
+                0 => false,
+                1 => !entry.lost || rng.coin(),
+                _ => rng.coin(),
+            };
+            if survives {
+                self.stable[entry.sector as usize] = entry.value;
+            }
+        }
+        self.cached.copy_from_slice(&self.stable);
+        self.journal.clear();
+        self.done.clear();
+    }
+}

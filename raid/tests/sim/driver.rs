@@ -1,0 +1,138 @@
+//! Carries out what the engine asks for: one function per sender of actions, each a plain match.
+
+use mirrord_log::DirtyLog;
+use mirrord_raid::{
+    Action, BackgroundAction, BackgroundEvent, Event, LegIo, LegOp, LegSet, Region, WorkerAction, WorkerEvent,
+};
+
+use crate::config::SECTOR;
+use crate::coverage::Saw;
+use crate::daemon::{LegJob, MetaKind, Pending, Phase};
+use crate::sim::{Sim, trace};
+
+impl Sim {
+    pub(crate) fn queue_event(&mut self, queue: u16, event: Event) {
+        trace!(self, "queue {queue} <- {event:?}");
+        let d = self.d();
+        let mut actions = std::mem::take(&mut d.queue_actions);
+        d.queues[usize::from(queue)].handle(event, &mut actions);
+        for action in actions.drain(..) {
+            self.queue_action(queue, action);
+        }
+        self.d().queue_actions = actions;
+    }
+
+    fn queue_action(&mut self, queue: u16, action: Action) {
+        trace!(self, "queue {queue} -> {action:?}");
+        match action {
+            Action::Submit(io) => self.submit(queue, io),
+            Action::Overlay { tag, offset, len } => self.overlay(queue, tag, offset, len),
+            Action::Complete { tag, result } => self.complete(queue, tag, result),
+            Action::WakeWorker => self.d().wake_worker(),
+            Action::Wake(to) => self.d().wake(to.0),
+        }
+    }
+
+    pub(crate) fn background_event(&mut self, event: BackgroundEvent) {
+        trace!(self, "background <- {event:?}");
+        let d = self.d();
+        let mut actions = std::mem::take(&mut d.background_actions);
+        d.background.handle(event, &mut actions);
+        let id = self.config.queues;
+        for action in actions.drain(..) {
+            trace!(self, "background -> {action:?}");
+            match action {
+                BackgroundAction::Queue(action) => {
+                    if let Action::Submit(io) = action
+                        && io.op == LegOp::Read
+                    {
+                        self.window_opens(io);
+                    }
+                    self.queue_action(id, action);
+                }
+                BackgroundAction::Pace { io, .. } => self.d().pending.push(Pending::Proceed(io)),
+            }
+        }
+        self.d().background_actions = actions;
+        self.close_windows();
+    }
+
+    pub(crate) fn worker_event(&mut self, event: WorkerEvent) {
+        trace!(self, "worker <- {event:?}");
+        let before = self.live().mirror.legs.states();
+        let d = self.d();
+        let mut actions = std::mem::take(&mut d.worker_actions);
+        d.worker.handle(event, &mut actions);
+        self.check_leg_states(before);
+        for action in actions.drain(..) {
+            self.worker_action(action);
+        }
+        self.d().worker_actions = actions;
+        if self.live().phase == Phase::Recording && self.live().worker.is_settled() {
+            self.serve();
+        }
+    }
+
+    fn worker_action(&mut self, action: WorkerAction) {
+        trace!(self, "worker -> {action:?}");
+        match action {
+            WorkerAction::LogMark(region) => {
+                self.d().ever_dirty |= 1u64 << region.0;
+                self.d().log.mark(region);
+            }
+            WorkerAction::LogClear(region) => {
+                self.check_clear(region);
+                self.d().log.clear(region);
+            }
+            WorkerAction::Commit { legs } => {
+                let flush = self.d().log.flush();
+                self.start_meta(MetaKind::Commit, legs, Some(flush));
+            }
+            WorkerAction::Record(record) => {
+                let legs = record.legs;
+                if self.live().phase == Phase::Recording {
+                    self.current = self.live().mirror.legs.states().in_sync();
+                }
+                self.start_meta(MetaKind::Record(record), legs, None);
+            }
+            WorkerAction::FillLog { leg } => {
+                let pages = self.live().log.all_pages();
+                self.start_meta(MetaKind::Fill, LegSet::one(leg), Some(pages));
+            }
+            WorkerAction::Wake(queue) => self.d().wake(queue.0),
+            WorkerAction::Stopped => {
+                self.check_stopped();
+                self.d().phase = Phase::Stopped;
+            }
+        }
+    }
+
+    fn submit(&mut self, queue: u16, io: LegIo) {
+        self.check_submit(queue, io);
+        let submitted = self.moment();
+        let is_write = matches!(io.op, LegOp::Write { .. } | LegOp::Zero { .. });
+        let ticket = if is_write { self.disks[io.leg.index()].begin() } else { 0 };
+        let todo = ((1u64 << (io.len / SECTOR)) - 1) as u32;
+        let outcomes = &mut self.d().outcomes[usize::from(queue)];
+        if outcomes.len() <= io.io as usize {
+            outcomes.resize(io.io as usize + 1, Default::default());
+        }
+        outcomes[io.io as usize].pending += 1;
+        self.d().pending.push(Pending::Leg(LegJob { queue, io, todo, ticket, submitted }));
+    }
+
+    /// The volume is served from now on: what was recovered is what it holds.
+    fn serve(&mut self) {
+        trace!(self, "served, {:?}", self.live().mirror.legs.states());
+        self.d().phase = Phase::Serving;
+        let source = self.live().mirror.legs.states().in_sync().lowest().expect("invariant 4: no leg in sync");
+        self.recovered(source);
+        let dirty = self.live().mirror.regions.unclean();
+        self.saw.saw(if dirty > 0 { Saw::DirtyStart } else { Saw::CleanStart });
+    }
+
+    /// The region's sectors.
+    pub(crate) fn region_sectors(&self, region: Region) -> std::ops::Range<usize> {
+        self.config.region(region.0)
+    }
+}

@@ -1,0 +1,123 @@
+//! What goes wrong and for how long: single errors, periods of errors on some legs or all, legs
+//! that are slow or hang.
+
+use mirrord_raid::{Errno, Leg, LegSet};
+
+use crate::config::Config;
+use crate::rng::Rng;
+
+/// What is asked of a leg, as far as errors tell it apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Read = 1,
+    Write = 2,
+    Flush = 4,
+    Meta = 8,
+}
+
+struct Period {
+    legs: LegSet,
+    kinds: u8,
+    errno: Errno,
+    /// Times in 8 that it strikes.
+    chance: u64,
+    until: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Faults {
+    periods: Vec<Period>,
+    slow: LegSet,
+    slow_until: u64,
+    hung: LegSet,
+    hung_until: u64,
+    /// Nothing goes wrong any more.
+    over: bool,
+}
+
+/// A set of legs: mostly one, now and then all or any.
+fn some_legs(rng: &mut Rng, count: usize) -> LegSet {
+    let all = LegSet::first(count);
+    match rng.below(8) {
+        0 | 1 => all,
+        2 => LegSet::from_bits(rng.next() as u8).intersect(all),
+        _ => LegSet::one(Leg::new(rng.below(count as u64) as usize)),
+    }
+}
+
+impl Faults {
+    /// One step went by.
+    pub(crate) fn step(&mut self, rng: &mut Rng, config: &Config, now: u64) {
+        self.periods.retain(|period| period.until > now);
+        if self.over {
+            return;
+        }
+        if self.periods.len() < 2 && rng.chance(config.error_periods, 10_000) {
+            let all = Kind::Read as u8 | Kind::Write as u8 | Kind::Flush as u8 | Kind::Meta as u8;
+            let (errno, kinds) = match rng.below(10) {
+                0..=2 => (Errno::ENOSPC, Kind::Write as u8),
+                3 => (Errno::ENOSPC, Kind::Write as u8 | Kind::Flush as u8 | Kind::Meta as u8),
+                4 => (Errno::EIO, Kind::Write as u8),
+                5 => (Errno::EIO, Kind::Flush as u8),
+                6 => (Errno::EIO, Kind::Meta as u8),
+                7 => (Errno::EIO, Kind::Read as u8),
+                8 => (Errno::EIO, all),
+                _ => (Errno::EIO, rng.next() as u8 & all),
+            };
+            self.periods.push(Period {
+                legs: some_legs(rng, config.legs),
+                kinds,
+                errno,
+                chance: rng.pick(&[2, 8, 8]),
+                until: now + rng.pick(&[5, 30, 200]),
+            });
+        }
+        if rng.chance(config.slow_periods, 10_000) {
+            let (legs, until) = (some_legs(rng, config.legs), now + rng.pick(&[50, 300]));
+            if rng.coin() {
+                (self.slow, self.slow_until) = (legs, until);
+            } else {
+                (self.hung, self.hung_until) = (legs, until);
+            }
+        }
+    }
+
+    /// How an operation on `leg` that ends now ends.
+    pub(crate) fn strike(
+        &self,
+        rng: &mut Rng,
+        config: &Config,
+        leg: Leg,
+        kind: Kind,
+    ) -> Result<(), Errno> {
+        if self.over {
+            return Ok(());
+        }
+        if rng.chance(config.lone_errors, 10_000) {
+            return Err(Errno::EIO);
+        }
+        let hit = |period: &&Period| period.legs.contains(leg) && period.kinds & kind as u8 != 0;
+        match self.periods.iter().find(hit) {
+            Some(period) if rng.chance(period.chance, 8) => Err(period.errno),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what is under way on `leg` stays so for now.
+    pub(crate) fn holds_up(&self, rng: &mut Rng, leg: Leg, now: u64) -> bool {
+        !self.over
+            && (self.hung.contains(leg) && now < self.hung_until
+                || self.slow.contains(leg) && now < self.slow_until && !rng.chance(1, 16))
+    }
+
+    /// Whether any leg hangs.
+    pub(crate) fn hang(&self, now: u64) -> bool {
+        !self.over && !self.hung.is_empty() && now < self.hung_until
+    }
+
+    /// From here on all goes well.
+    pub(crate) fn end(&mut self) {
+        self.over = true;
+        self.periods.clear();
+    }
+}

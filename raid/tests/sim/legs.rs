@@ -1,0 +1,124 @@
+//! Leg IO under way: sectors move one by one at moments of their own, and the IO ends well or not.
+
+use mirrord_raid::{BackgroundEvent, Errno, Event, LegOp};
+
+use crate::config::SECTOR;
+use crate::coverage::Saw;
+use crate::daemon::{LegJob, Pending};
+use crate::disk::ZERO;
+use crate::faults::Kind;
+use crate::sim::{Sim, trace};
+
+impl Sim {
+    /// The job at `at` of the pending list moves on: some sectors move, or it ends.
+    pub(crate) fn step_leg(&mut self, at: usize, mut job: LegJob) {
+        if job.todo != 0 && self.rng.chance(1, 3) {
+            let some = self.rng.next() as u32;
+            self.move_sectors(&mut job, some);
+            self.d().pending[at] = Pending::Leg(job);
+            return;
+        }
+        self.d().pending.swap_remove(at);
+        let result = self.end_leg(&mut job);
+        trace!(self, "{:?}: {:?} {}+{} {result:?}", job.io.leg, job.io.op, job.io.offset / SECTOR, job.io.len / SECTOR);
+        self.count_outcome(&job, result);
+        if job.queue == self.config.queues {
+            let zeroes = job.io.op == LegOp::Read && self.reads_as_zeroes(&job);
+            self.saw.saw_if(Saw::CopyOfZeroes, zeroes && result.is_ok());
+            let (io, leg) = (job.io.io, job.io.leg);
+            self.background_event(BackgroundEvent::LegDone { io, leg, result, zeroes });
+        } else {
+            self.queue_event(job.queue, Event::LegDone { io: job.io.io, leg: job.io.leg, result });
+        }
+    }
+
+    fn end_leg(&mut self, job: &mut LegJob) -> Result<(), Errno> {
+        let (leg, disk) = (job.io.leg, job.io.leg.index());
+        let (kind, fua) = match job.io.op {
+            LegOp::Flush => return self.flush_leg(leg, usize::from(job.queue), job.submitted),
+            LegOp::Read => (Kind::Read, false),
+            LegOp::Write { fua } | LegOp::Zero { fua } => (Kind::Write, fua),
+        };
+        let struck = self.faults.strike(&mut self.rng, &self.config, leg, kind);
+        let some = if struck.is_ok() { u32::MAX } else { self.rng.next() as u32 };
+        self.move_sectors(job, some);
+        if kind == Kind::Read {
+            return struck;
+        }
+        let now = self.moment();
+        if struck.is_err() || !fua {
+            self.disks[disk].complete(job.ticket, now);
+            return struck;
+        }
+        if self.disks[disk].tell(usize::from(job.queue)) {
+            // A durable write is a write and a sync, and the sync learns of an error of the leg.
+            self.disks[disk].complete(job.ticket, now);
+            return Err(Errno::EIO);
+        }
+        self.disks[disk].complete_durably(job.ticket, now);
+        Ok(())
+    }
+
+    /// Moves those of the sectors left to move whose bit is set in `which`.
+    pub(crate) fn move_sectors(&mut self, job: &mut LegJob, which: u32) {
+        let mut bits = job.todo & which;
+        job.todo &= !which;
+        let (queue, tag) = (usize::from(job.queue), job.io.tag as usize);
+        let buffered = job.io.buf_offset as usize / SECTOR as usize;
+        let first = (job.io.offset / SECTOR) as usize;
+        let is_read = job.io.op == LegOp::Read;
+        if !is_read && bits != 0 {
+            self.check_landing(job);
+        }
+        while bits != 0 {
+            let i = bits.trailing_zeros() as usize;
+            bits &= bits - 1;
+            let d = self.daemon.as_mut().expect("the daemon lives");
+            let stamp = &mut d.buffers[queue][tag][buffered + i];
+            let disk = &mut self.disks[job.io.leg.index()];
+            if is_read {
+                *stamp = disk.read(first + i);
+            } else {
+                disk.land(job.ticket, first + i, *stamp);
+            }
+        }
+    }
+
+    fn reads_as_zeroes(&self, job: &LegJob) -> bool {
+        let buffer = &self.live().buffers[usize::from(job.queue)][job.io.tag as usize];
+        buffer[..(job.io.len / SECTOR) as usize].iter().all(|stamp| stamp & ZERO != 0)
+    }
+
+    /// Keeps account of how the legs of one step of a part end.
+    fn count_outcome(&mut self, job: &LegJob, result: Result<(), Errno>) {
+        let own = job.queue == self.config.queues;
+        let (leg, len) = (job.io.leg, (job.io.len / SECTOR) as usize);
+        let is_write = matches!(job.io.op, LegOp::Write { .. } | LegOp::Zero { .. });
+        let d = self.daemon.as_mut().expect("the daemon lives");
+        let outcome = &mut d.outcomes[usize::from(job.queue)][job.io.io as usize];
+        outcome.pending -= 1;
+        if result.is_ok() {
+            outcome.ok.insert(leg);
+        } else {
+            outcome.failed.insert(leg);
+        }
+        if outcome.pending == 0 {
+            let outcome = std::mem::take(outcome);
+            if !outcome.failed.is_empty() && job.io.op != LegOp::Read {
+                d.troubles.push((outcome.ok, outcome.failed, own));
+                self.saw.saw(Saw::LegError);
+                self.saw.saw_if(Saw::ErrorOnAllLegs, outcome.ok.is_empty());
+                if result == Err(Errno::ENOSPC) {
+                    let all = outcome.ok.is_empty();
+                    self.saw.saw(if all { Saw::NoSpaceOnAllLegs } else { Saw::NoSpaceOnOneLeg });
+                }
+            }
+        }
+        if job.io.op == LegOp::Read {
+            self.saw.saw_if(Saw::FailedRead, result.is_err());
+        } else if is_write && !own && result.is_ok() {
+            let client = d.clients[usize::from(job.queue)][job.io.tag as usize].as_mut();
+            client.expect("a request under way").landed[leg.index()] += len;
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Metadata on its way to the legs and back: the log and the superblocks, in their real formats.
+//!
+//! One operation is under way at a time, as the log worker promises. On each leg its sectors land in
+//! any order and are then flushed; each leg ends on its own.
+
+use mirrord_log::{DirtyLog, Flush, InternalLog, LegEntry, LogPlace, Superblock, SyncMode, pick};
+use mirrord_raid::{Leg, LegRecord, LegSet, LegState, MAX_LEGS, Record, WorkerEvent};
+use uuid::Uuid;
+
+use crate::blocks::{self, PAGE_SECTORS};
+use crate::coverage::Saw;
+use crate::daemon::{Meta, MetaKind, MetaLeg, Pending, Phase};
+use crate::faults::Kind;
+use crate::sim::{Sim, trace};
+
+impl Sim {
+    /// Writes the metadata of a new volume, durable from the beginning of time.
+    pub(crate) fn format(&mut self, volume: Uuid) {
+        let legs = (0..self.config.legs as u64)
+            .map(|i| LegEntry { uuid: Uuid::from_u64_pair(2, i), state: LegState::InSync })
+            .collect();
+        let mut superblock = Superblock {
+            volume,
+            name: "sim".to_owned(),
+            leg: Leg::new(0),
+            legs,
+            size: self.config.size(),
+            region_size: self.config.region_size(),
+            log: LogPlace::Internal,
+            event_count: 1,
+            clean: true,
+            log_failed: false,
+            created: 0,
+            updated: 0,
+        };
+        let log =
+            InternalLog::new(volume, self.config.region_size(), self.config.regions, SyncMode::NoSync);
+        let mut writes = Vec::new();
+        for leg in self.all_legs().iter() {
+            superblock.leg = leg;
+            self.superblock_writes(&superblock, 1, &mut writes);
+            self.log_writes(&log.all_pages(), &mut writes);
+            for (sector, block) in writes.drain(..) {
+                self.disks[leg.index()].format(sector as usize, block);
+            }
+            self.generations[leg.index()] = 1;
+            self.durable.push(superblock.clone());
+            self.look_at_marks(leg);
+        }
+    }
+
+    fn superblock_writes(&mut self, superblock: &Superblock, generation: u64, writes: &mut Vec<(u32, u64)>) {
+        let first = blocks::slot(self.config.sectors, generation);
+        self.blocks.add_page(&superblock.encode(generation), first, writes);
+    }
+
+    fn log_writes(&mut self, flush: &Flush, writes: &mut Vec<(u32, u64)>) {
+        for page in &flush.writes {
+            self.blocks.add_log_page(page, blocks::log(self.config.sectors), writes);
+        }
+    }
+
+    /// The newest superblock of a leg as a start would read it (`stable`: as it would after a power cut
+    /// that keeps nothing).
+    pub(crate) fn read_superblock(&self, leg: Leg, stable: bool) -> (Superblock, u64) {
+        let disk = &self.disks[leg.index()];
+        let slots = [0, 1].map(|slot| {
+            let first = blocks::slot(self.config.sectors, slot);
+            let sectors = first..first + PAGE_SECTORS;
+            let mut page = Vec::with_capacity(mirrord_log::PAGE as usize);
+            if stable {
+                self.blocks.page(sectors.map(|sector| disk.stable(sector)), &mut page);
+            } else {
+                self.blocks.page(sectors.map(|sector| disk.read(sector)), &mut page);
+            }
+            page
+        });
+        match pick(&slots[0], &slots[1]) {
+            Ok(found) => found,
+            Err(error) => panic!("invariant 10: {leg:?} has no superblock left: {error}"),
+        }
+    }
+
+    /// A superblock as assembly sees it.
+    pub(crate) fn leg_record(superblock: &Superblock) -> LegRecord {
+        LegRecord {
+            volume: *superblock.volume.as_bytes(),
+            leg: *superblock.leg_uuid().as_bytes(),
+            index: superblock.leg,
+            size: superblock.size,
+            region_size: superblock.region_size,
+            event_count: superblock.event_count,
+            legs: superblock
+                .legs
+                .iter()
+                .map(|entry| (*entry.uuid.as_bytes(), entry.state))
+                .collect::<Vec<_>>()
+                .into(),
+            clean: superblock.clean,
+            log_failed: superblock.log_failed,
+        }
+    }
+
+    // ---- durable operations
+
+    /// Starts the one durable operation: `flush` goes to all `legs`, or a superblock does.
+    pub(crate) fn start_meta(&mut self, kind: MetaKind, legs: LegSet, flush: Option<Flush>) {
+        assert!(self.live().meta.is_none(), "two durable operations at once");
+        let mut writes = Vec::new();
+        if let Some(flush) = &flush {
+            self.log_writes(flush, &mut writes);
+        }
+        let mut meta = Meta { kind, pending: legs, errors: [None; MAX_LEGS], legs: Vec::new() };
+        meta.legs.resize_with(self.config.legs, MetaLeg::default);
+        for leg in legs.iter() {
+            let to = &mut meta.legs[leg.index()];
+            to.writes.clone_from(&writes);
+            if let MetaKind::Record(record) = &meta.kind {
+                let superblock = self.superblock_of(leg, record);
+                self.superblock_writes(&superblock, self.generations[leg.index()] + 1, &mut to.writes);
+            }
+            to.ticket = self.disks[leg.index()].begin();
+            self.d().pending.push(Pending::Meta(leg));
+        }
+        self.d().meta = Some(meta);
+        if legs.is_empty() {
+            self.meta_ended();
+        }
+    }
+
+    fn superblock_of(&self, leg: Leg, record: &Record) -> Superblock {
+        let mut superblock = self.durable[leg.index()].clone();
+        superblock.leg = leg;
+        for (entry, (_, &state)) in superblock.legs.iter_mut().zip(record.states.iter()) {
+            entry.state = state;
+        }
+        superblock.event_count = record.event_count;
+        superblock.clean = record.clean;
+        superblock.log_failed = record.log_failed;
+        superblock
+    }
+
+    /// Metadata on its way to `leg` moves on: a few sectors land, or all, or the flush ends.
+    pub(crate) fn step_meta(&mut self, leg: Leg) {
+        let mut meta = self.d().meta.take().expect("a durable operation is under way");
+        let to = &mut meta.legs[leg.index()];
+        let result = if let Some(submitted) = to.flush {
+            Some(self.flush_leg(leg, self.worker_file(), submitted))
+        } else if !to.writes.is_empty() && self.rng.chance(1, 4) {
+            let some = self.rng.between(1, to.writes.len() as u64);
+            self.land_meta(leg, to, some);
+            None
+        } else {
+            let struck = self.faults.strike(&mut self.rng, &self.config, leg, Kind::Meta);
+            let some = if struck.is_ok() { u64::MAX } else { self.rng.below(PAGE_SECTORS as u64) };
+            self.land_meta(leg, to, some);
+            let now = self.moment();
+            self.disks[leg.index()].complete(to.ticket, now);
+            to.flush = Some(self.moment());
+            struck.err().map(Err)
+        };
+        if let Some(result) = result {
+            trace!(self, "{leg:?}: metadata {result:?}");
+            meta.pending.remove(leg);
+            meta.errors[leg.index()] = result.err();
+            if let (Ok(()), MetaKind::Record(_)) = (result, &meta.kind) {
+                let (superblock, generation) = self.read_superblock(leg, true);
+                self.generations[leg.index()] = generation;
+                self.durable[leg.index()] = superblock;
+            }
+        } else {
+            self.d().pending.push(Pending::Meta(leg));
+        }
+        let all = meta.pending.is_empty();
+        self.d().meta = Some(meta);
+        if all {
+            self.meta_ended();
+        }
+    }
+
+    fn land_meta(&mut self, leg: Leg, to: &mut MetaLeg, some: u64) {
+        let log = blocks::log(self.config.sectors);
+        let mut left = some;
+        while left > 0 && !to.writes.is_empty() {
+            let at = self.rng.below(to.writes.len() as u64) as usize;
+            let (sector, block) = to.writes.swap_remove(at);
+            self.disks[leg.index()].land(to.ticket, sector as usize, block);
+            if sector as usize == log {
+                self.look_at_marks(leg);
+            }
+            left -= 1;
+        }
+    }
+
+    /// At a crash: some of what was on its way may have landed.
+    pub(crate) fn drop_meta(&mut self, mut meta: Meta) {
+        for leg in meta.pending.iter() {
+            let to = &mut meta.legs[leg.index()];
+            let some = self.rng.below(to.writes.len() as u64 + 1);
+            self.land_meta(leg, to, some);
+        }
+    }
+
+    fn meta_ended(&mut self) {
+        let meta = self.d().meta.take().expect("a durable operation is under way");
+        let failed: LegSet = self.all_legs().iter().filter(|leg| meta.errors[leg.index()].is_some()).collect();
+        let errors = meta.errors;
+        let trouble = |sim: &mut Sim, legs: LegSet| {
+            if !failed.is_empty() {
+                sim.d().troubles.push((legs.minus(failed), failed, false));
+            }
+        };
+        match meta.kind {
+            MetaKind::StartFill => {
+                let phase = if failed.is_empty() { Phase::Recording } else { Phase::Failed };
+                self.d().phase = phase;
+                if phase == Phase::Recording {
+                    self.worker_event(WorkerEvent::Start);
+                }
+            }
+            MetaKind::Commit => {
+                trouble(self, self.all_legs());
+                if !failed.is_empty() {
+                    self.saw.saw(Saw::FailedCommit);
+                    self.d().log.flush_failed();
+                }
+                self.worker_event(WorkerEvent::Committed { errors, log_error: None });
+            }
+            MetaKind::Record(record) => {
+                trouble(self, record.legs);
+                self.saw.saw_if(Saw::FailedRecord, !failed.is_empty());
+                if failed.is_empty() && record.legs == self.all_legs() {
+                    self.forked = false;
+                }
+                self.worker_event(WorkerEvent::Recorded { errors });
+            }
+            MetaKind::Fill => {
+                self.saw.saw_if(Saw::FailedFill, !failed.is_empty());
+                let result = failed.lowest().map_or(Ok(()), |leg| Err(errors[leg.index()].expect("it failed")));
+                self.worker_event(WorkerEvent::LogFilled { result });
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The course of a run: lives of the daemon, each ended by a crash or a stop, and at last one in which
+//! nothing goes wrong and all has to be well in the end.
+
+use mirrord_raid::{BackgroundEvent, Event, FailReason, LegState, WorkerEvent};
+
+use crate::coverage::{Coverage, Saw};
+use crate::daemon::{Pending, Phase};
+use crate::sim::{Recovery, Sim, trace};
+
+/// Steps after which something that should end does not. A few thousand is usual at the most.
+const ENDLESS: u64 = 200_000;
+
+/// One run from its seed; what it saw.
+pub(crate) fn run(seed: u64, tracing: bool) -> Coverage {
+    let mut sim = Sim::new(seed, tracing);
+    for _ in 0..sim.config.lives {
+        sim.meddle(false);
+        sim.boot();
+        sim.live_on();
+        sim.survey();
+    }
+    sim.faults.end();
+    sim.last_lives();
+    sim.saw.steps = sim.now;
+    sim.saw
+}
+
+impl Sim {
+    /// A life with troubles, to its end.
+    fn live_on(&mut self) {
+        let steps = self.rng.between(1, self.config.steps);
+        let stops = self.rng.chance(1, 4);
+        for _ in 0..steps {
+            self.step();
+            if self.live().phase == Phase::Failed {
+                return self.crash(Recovery::Process);
+            }
+        }
+        if stops && self.live().phase == Phase::Serving {
+            self.stop();
+        }
+        let how = if self.rng.chance(2, 3) { Recovery::Power } else { Recovery::Process };
+        self.crash(how);
+    }
+
+    /// Something happens.
+    fn step(&mut self) {
+        self.now += 1;
+        let now = self.now;
+        self.faults.step(&mut self.rng, &self.config, now);
+        self.saw.saw_if(Saw::HungLeg, self.faults.hang(now));
+        if self.live().phase == Phase::Serving {
+            if self.rng.chance(self.config.load, 100) {
+                return self.issue();
+            }
+            if self.rng.chance(1, 40) {
+                return self.give_back_a_leg();
+            }
+            if self.rng.chance(1, 300) {
+                return self.pause_resync(None);
+            }
+        }
+        let tick = self.live().phase > Phase::Filling && self.rng.chance(self.config.ticks, 1000);
+        let pending = self.live().pending.len() as u64;
+        if (tick || pending == 0) && self.live().worker.wants_tick() {
+            self.worker_event(WorkerEvent::Tick);
+        } else if pending > 0 {
+            let at = self.rng.below(pending) as usize;
+            self.deliver(at);
+        }
+        self.look_if_idle();
+    }
+
+    fn look_if_idle(&mut self) {
+        if self.live().in_flight == 0 && self.live().pending.is_empty() {
+            self.check_equal();
+        }
+        let broken = self.live().mirror.legs.flush_broken();
+        self.saw.saw_if(Saw::FlushBroken, broken);
+    }
+
+    /// What is pending at `at` happens, or a bit of it.
+    fn deliver(&mut self, at: usize) {
+        match self.live().pending[at] {
+            Pending::Leg(job) => {
+                let now = self.now;
+                if !self.faults.holds_up(&mut self.rng, job.io.leg, now) {
+                    self.step_leg(at, job);
+                }
+            }
+            Pending::Meta(leg) => {
+                let now = self.now;
+                if !self.faults.holds_up(&mut self.rng, leg, now) {
+                    self.d().pending.swap_remove(at);
+                    self.step_meta(leg);
+                }
+            }
+            Pending::Wake(queue) => {
+                self.d().pending.swap_remove(at);
+                self.d().woken(queue);
+                if queue == self.config.queues {
+                    self.background_event(BackgroundEvent::Woken);
+                } else {
+                    self.queue_event(queue, Event::Woken);
+                }
+            }
+            Pending::WakeWorker => {
+                self.d().pending.swap_remove(at);
+                self.d().worker_woken();
+                self.worker_event(WorkerEvent::Woken);
+            }
+            Pending::Proceed(io) => {
+                self.d().pending.swap_remove(at);
+                self.background_event(BackgroundEvent::Proceed { io });
+            }
+        }
+    }
+
+    /// A failed leg that is there, or could be, is given back to the running daemon.
+    fn give_back_a_leg(&mut self) {
+        let states = self.live().mirror.legs.states();
+        let out = states.all().minus(states.in_use());
+        let Some(leg) = out.iter().nth(self.rng.below(4) as usize) else { return };
+        if states.of(leg) == LegState::Failed(FailReason::Missing) {
+            self.attached.insert(leg);
+            self.saw.saw(Saw::ReturnOfPulled);
+        }
+        self.give_back(leg);
+    }
+
+    fn give_back(&mut self, leg: mirrord_raid::Leg) {
+        self.disks[leg.index()].reopen();
+        self.generations[leg.index()] = self.read_superblock(leg, false).1;
+        self.worker_event(WorkerEvent::Return { leg });
+    }
+
+    fn pause_resync(&mut self, pause: Option<bool>) {
+        let pause = pause.unwrap_or(!self.live().paused);
+        self.d().paused = pause;
+        self.saw.saw_if(Saw::PausedResync, pause);
+        self.worker_event(WorkerEvent::PauseResync(pause));
+    }
+
+    /// Stops the daemon in good order.
+    fn stop(&mut self) {
+        trace!(self, "=== stop");
+        self.d().phase = Phase::Draining;
+        self.until("requests end", |sim| sim.live().in_flight == 0);
+        self.d().phase = Phase::Stopping;
+        self.worker_event(WorkerEvent::Stop);
+        self.until("the daemon stops", |sim| sim.live().phase == Phase::Stopped);
+    }
+
+    /// Goes on until it is so.
+    fn until(&mut self, what: &str, mut so: impl FnMut(&mut Sim) -> bool) {
+        let mut steps = 0;
+        while !so(self) {
+            self.step();
+            steps += 1;
+            assert!(steps < ENDLESS, "progress: {what}: not after {steps} steps");
+        }
+    }
+
+    /// No more troubles: everything ends, every leg gets back in sync and is equal, the log empties.
+    fn last_lives(&mut self) {
+        self.meddle(true);
+        self.boot();
+        self.until("the volume is served", |sim| sim.live().phase == Phase::Serving);
+        for _ in 0..100 {
+            self.step();
+        }
+        self.d().phase = Phase::Draining;
+        self.until("requests end", |sim| sim.live().in_flight == 0);
+        self.until("legs get back in sync", |sim| {
+            let states = sim.live().mirror.legs.states();
+            if let Some(leg) = states.all().minus(states.in_use()).lowest() {
+                sim.attached.insert(leg);
+                sim.give_back(leg);
+            }
+            states.in_sync() == states.all() && sim.live().mirror.regions.unclean() == 0
+        });
+        self.check_equal();
+        self.stop();
+        let clean = self.durable.iter().all(|superblock| superblock.clean);
+        assert!(clean, "progress: stopped with all legs in sync and not recorded as clean");
+        self.crash(Recovery::Power);
+        self.boot();
+        let clean = self.live().ever_dirty == 0 && self.live().mirror.legs.states().in_sync() == self.all_legs();
+        assert!(clean, "progress: not in sync after a clean stop");
+    }
+}

@@ -1,0 +1,158 @@
+//! The world of one run: disks, what is known of them, and the daemon that lives on them.
+//!
+//! `Sim` is the driver that the real daemon has in its `src/`: it carries out what the engine asks
+//! for, but on disks it invents, in an order and after delays that the seed decides, and it looks
+//! over the engine's shoulder all the while ([`crate::checks`], [`crate::history`]).
+
+use mirrord_log::Superblock;
+use mirrord_raid::{Geometry, Leg, LegSet, MAX_LEGS};
+use uuid::Uuid;
+
+use crate::blocks::{self, Blocks, META_SECTORS};
+use crate::config::Config;
+use crate::coverage::{Coverage, Saw};
+use crate::daemon::Daemon;
+use crate::disk::{Disk, ZERO};
+use crate::faults::Faults;
+use crate::history::History;
+use crate::rng::Rng;
+
+/// Prints what happens, when a run is replayed.
+macro_rules! trace {
+    ($sim:expr, $($what:tt)*) => {
+        if $sim.tracing {
+            println!("{:>6}  {}", $sim.now, format_args!($($what)*));
+        }
+    };
+}
+pub(crate) use trace;
+
+/// How much the last end of the daemon may have taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Recovery {
+    /// The process only: caches are whole.
+    Process,
+    /// The power: caches are gone.
+    Power,
+}
+
+pub(crate) struct Sim {
+    pub(crate) config: Config,
+    pub(crate) geometry: Geometry,
+    pub(crate) rng: Rng,
+    pub(crate) now: u64,
+    pub(crate) tracing: bool,
+    pub(crate) saw: Coverage,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) blocks: Blocks,
+    pub(crate) history: History,
+    pub(crate) faults: Faults,
+    pub(crate) stamps: u64,
+    /// Legs that can be opened.
+    pub(crate) attached: LegSet,
+    /// Legs in sync when the daemon last looked: each holds all that was flushed.
+    pub(crate) current: LegSet,
+    /// A start without a leg that was current took place: superblocks may contradict each other.
+    pub(crate) forked: bool,
+    /// What may have been lost since the volume was last served.
+    pub(crate) recovery: Recovery,
+    /// Generation of each leg's newest superblock.
+    pub(crate) generations: [u64; MAX_LEGS],
+    /// What each leg's superblock says for certain, whatever happens.
+    pub(crate) durable: Vec<Superblock>,
+    /// Regions whose bit each leg's log has for certain.
+    pub(crate) marks: [u64; MAX_LEGS],
+    pub(crate) daemon: Option<Box<Daemon>>,
+}
+
+impl Sim {
+    /// A volume just made, all zero and in sync on every leg.
+    pub(crate) fn new(seed: u64, tracing: bool) -> Sim {
+        let mut rng = Rng::new(seed);
+        let config = Config::draw(&mut rng);
+        let (sectors, files) = (config.sectors, usize::from(config.queues) + 2);
+        let volume = Uuid::from_u64_pair(1, seed);
+        let mut sim = Sim {
+            geometry: Geometry::new(config.size(), config.region_size()).expect("sizes are drawn well"),
+            disks: (0..config.legs).map(|_| Disk::new(sectors + META_SECTORS, files)).collect(),
+            blocks: Blocks::new(volume),
+            history: History::new(sectors, ZERO),
+            faults: Faults::default(),
+            stamps: 0,
+            attached: LegSet::first(config.legs),
+            current: LegSet::first(config.legs),
+            forked: false,
+            recovery: Recovery::Process,
+            generations: [0; MAX_LEGS],
+            durable: Vec::new(),
+            marks: [0; MAX_LEGS],
+            daemon: None,
+            now: 1,
+            saw: Coverage::default(),
+            config,
+            rng,
+            tracing,
+        };
+        sim.format(volume);
+        sim
+    }
+
+    /// Every leg of the volume.
+    pub(crate) fn all_legs(&self) -> LegSet {
+        LegSet::first(self.config.legs)
+    }
+
+    /// The daemon, which lives.
+    pub(crate) fn d(&mut self) -> &mut Daemon {
+        self.daemon.as_mut().expect("the daemon lives")
+    }
+
+    pub(crate) fn live(&self) -> &Daemon {
+        self.daemon.as_ref().expect("the daemon lives")
+    }
+
+    /// A moment that comes after all before it.
+    pub(crate) fn moment(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    /// Number of the open file of a queue, or of the background worker.
+    pub(crate) fn worker_file(&self) -> usize {
+        usize::from(self.config.queues) + 1
+    }
+
+    /// Reads again what the leg's log says for certain: the bits in every copy that a crash could leave.
+    pub(crate) fn look_at_marks(&mut self, leg: Leg) {
+        let (disk, sector) = (&self.disks[leg.index()], blocks::log(self.config.sectors));
+        let unflushed = disk.unflushed(sector).fold(!0, |all, block| all & self.blocks.dirty(block));
+        self.marks[leg.index()] = unflushed & self.blocks.dirty(disk.stable(sector));
+    }
+
+    /// Flushes a leg through an open file; what completed before `submitted` is stable if it works.
+    pub(crate) fn flush_leg(
+        &mut self,
+        leg: Leg,
+        file: usize,
+        submitted: u64,
+    ) -> Result<(), mirrord_raid::Errno> {
+        let disk = &mut self.disks[leg.index()];
+        let result = if disk.tell(file) {
+            // Another file met the error; every file open then is told once.
+            Err(mirrord_raid::Errno::EIO)
+        } else {
+            let kind = crate::faults::Kind::Flush;
+            let result = self.faults.strike(&mut self.rng, &self.config, leg, kind);
+            if result.is_ok() {
+                disk.flush_done(submitted);
+            } else {
+                disk.flush_failed();
+                let _ = disk.tell(file);
+                self.saw.saw(Saw::FailedFlush);
+            }
+            result
+        };
+        self.look_at_marks(leg);
+        result
+    }
+}
