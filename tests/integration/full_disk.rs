@@ -1,0 +1,88 @@
+//! Legs that run out of space: the writer is told, no leg is lost for it when all are full, and one
+//! that is full alone comes back by itself.
+
+mod rig;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rig::{Rig, until};
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+
+/// Fills the file system until only `left` bytes are free.
+fn fill(folder: &Path, left: u64) {
+    let stat = rustix::fs::statvfs(folder).unwrap();
+    let free = stat.f_bavail * stat.f_frsize;
+    let file = File::create(folder.join("ballast")).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free.saturating_sub(left)).unwrap();
+}
+
+fn write_all(volume: &Path, from: u64, count: u64, byte: u8) -> io::Result<()> {
+    let file = File::options().write(true).open(volume)?;
+    (from..from + count).try_for_each(|mib| file.write_all_at(&[byte; MIB as usize], mib * MIB))
+}
+
+fn states(status: &Value) -> Vec<String> {
+    status["legs"].as_array().unwrap().iter().map(|leg| leg["state"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn when_every_leg_is_full_the_writer_gets_enospc_and_no_leg_fails() {
+    let rig = Rig::new();
+    let Some(disk) = rig.file_system("disk", 96 * MIB) else { return };
+    let args = ["create", "--legs", "disk/a", "disk/b", "--size", "64MiB", "--name", "v", "--mount", "vol"];
+    rig.ok(&args);
+    fill(&disk, 8 * MIB);
+    let volume = rig.path("vol");
+    let error = write_all(&volume, 0, 32, 7).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(28), "the writer gets ENOSPC, not {error}");
+    let status = rig.status();
+    assert!(!states(&status).contains(&"failed".to_owned()), "{status}");
+
+    fs::remove_file(disk.join("ballast")).unwrap();
+    write_all(&volume, 0, 24, 8).unwrap();
+    rig.wait();
+    assert_eq!(states(&rig.status()), ["in_sync", "in_sync"]);
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("disk/a", "disk/b", 64 * MIB);
+}
+
+#[test]
+fn a_leg_that_is_full_alone_is_failed_and_comes_back_when_there_is_room() {
+    let rig = Rig::new();
+    let Some(disk) = rig.file_system("disk", 96 * MIB) else { return };
+    rig.ok(&["create", "--legs", "a", "disk/b", "--size", "64MiB", "--name", "v", "--mount", "vol"]);
+    let volume = rig.path("vol");
+    write_all(&volume, 40, 2, 3).unwrap();
+    fill(&disk, 4 * MIB);
+    write_all(&volume, 0, 16, 9).unwrap();
+    let status = rig.status();
+    assert_eq!(states(&status), ["in_sync", "failed"], "the volume goes on without it");
+    assert_eq!(status["legs"][1]["reason"], "no_space");
+    assert_eq!(status["state"], "degraded");
+
+    fs::remove_file(disk.join("ballast")).unwrap();
+    until("the leg is back in sync", || states(&rig.status()) == ["in_sync", "in_sync"]);
+    let status = rig.status();
+    let copied = status["resync"]["copied_regions"].as_u64().unwrap();
+    assert!((10..=20).contains(&copied), "only what changed is copied: {copied} regions of 64");
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("a", "disk/b", 64 * MIB);
+}
+
+#[test]
+fn preallocated_legs_do_not_run_out_of_space() {
+    let rig = Rig::new();
+    let Some(disk) = rig.file_system("disk", 160 * MIB) else { return };
+    let args = ["create", "--legs", "disk/a", "disk/b", "--size", "64MiB", "--name", "v", "--mount", "vol"];
+    rig.ok(&[&args[..], &["--preallocate"]].concat());
+    fill(&disk, 0);
+    write_all(&rig.path("vol"), 0, 64, 5).unwrap();
+    assert_eq!(states(&rig.status()), ["in_sync", "in_sync"]);
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("disk/a", "disk/b", 64 * MIB);
+}

@@ -1,0 +1,170 @@
+//! What tests of the real binary share: a folder with its own runtime and state directories, the
+//! binary run in it, and everything taken down at the end, whatever happened.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A folder on the real disk in which volumes live.
+pub struct Rig {
+    dir: tempfile::TempDir,
+    /// Undone in reverse order at the end: command lines.
+    undo: std::cell::RefCell<Vec<Vec<String>>>,
+}
+
+impl Rig {
+    pub fn new() -> Rig {
+        let dir = tempfile::Builder::new().prefix("rig-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        fs::create_dir(dir.path().join("run")).unwrap();
+        fs::create_dir(dir.path().join("state")).unwrap();
+        Rig { dir, undo: Default::default() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The binary with these arguments, not yet run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mirrord"));
+        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.env("MIRRORD_RUNTIME_DIR", self.path("run")).env("MIRRORD_STATE_DIR", self.path("state"));
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs it and expects success; gives its standard output.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "mirrord {args:?}: {}: {error}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Creates the volume `v` of legs `a` and `b`, mounted on `vol`, and gives the path of `vol`.
+    pub fn create(&self, size: &str, more: &[&str]) -> PathBuf {
+        let mut args = vec!["create", "--legs", "a", "b", "--size", size, "--name", "v", "--mount", "vol"];
+        args.extend(more);
+        self.ok(&args);
+        self.path("vol")
+    }
+
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.ok(&["status", "v", "--json"])).unwrap()
+    }
+
+    /// Kills the daemon of `v` without warning and waits until it is gone.
+    pub fn kill(&self) {
+        let pid = self.status()["pid"].as_u64().unwrap().to_string();
+        sh("kill", &["-9", &pid]);
+        until("the daemon is gone", || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+            matches!(state, None | Some('Z' | 'X'))
+        });
+    }
+
+    /// Waits until `v` is in sync.
+    pub fn wait(&self) {
+        self.ok(&["wait", "v", "--timeout", "300"]);
+    }
+
+    /// Has a command run at the end, before those that were named earlier.
+    pub fn at_end(&self, command: &[&str]) {
+        self.undo.borrow_mut().push(command.iter().map(|&word| word.to_owned()).collect());
+    }
+
+    /// A small ext4 file system of its own, mounted on `name`; `None` with a printed reason where that
+    /// cannot be had.
+    pub fn file_system(&self, name: &str, size: u64) -> Option<PathBuf> {
+        let (image, mount) = (self.path(&format!("{name}.img")), self.path(name));
+        if !is_root() || !Path::new("/dev/loop-control").exists() {
+            println!("SKIP: tests on a file system of their own: need root and loop devices");
+            return None;
+        }
+        fs::File::create(&image).unwrap().set_len(size).unwrap();
+        fs::create_dir(&mount).unwrap();
+        let (image, text) = (image.to_str().unwrap().to_owned(), mount.to_str().unwrap().to_owned());
+        sh("mkfs.ext4", &["-q", "-F", "-m", "0", "-O", "^has_journal", &image]);
+        sh("mount", &["-o", "loop", &image, &text]);
+        self.at_end(&["umount", "-l", &text]);
+        Some(mount)
+    }
+
+    /// A loop device over `file`, with direct IO; `None` with a printed reason where that cannot be had.
+    pub fn loop_device(&self, file: &Path) -> Option<String> {
+        if !is_root() || !Path::new("/dev/loop-control").exists() {
+            println!("SKIP: tests with a file system on the volume: need root and loop devices");
+            return None;
+        }
+        let device = sh("losetup", &["--find", "--show", "--direct-io=on", file.to_str().unwrap()]);
+        let device = device.trim().to_owned();
+        self.at_end(&["losetup", "-d", &device]);
+        Some(device)
+    }
+
+    /// Compares the first `size` bytes of two legs.
+    pub fn assert_same(&self, one: &str, other: &str, size: u64) {
+        let (one, other) = (self.path(one), self.path(other));
+        sh("cmp", &["-n", &size.to_string(), one.to_str().unwrap(), other.to_str().unwrap()]);
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for command in self.undo.borrow().iter().rev() {
+            let _ = Command::new(&command[0]).args(&command[1..]).stderr(Stdio::null()).status();
+        }
+        for entry in fs::read_dir(self.path("run")).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(name) = name.strip_suffix(".sock") {
+                let _ = self.command(&["stop", name, "--force"]).stderr(Stdio::null()).output();
+            }
+        }
+        let _ = Command::new("umount").arg("-l").arg(self.path("vol")).stderr(Stdio::null()).status();
+    }
+}
+
+pub fn is_root() -> bool {
+    sh("id", &["-u"]).trim() == "0"
+}
+
+/// Runs a program and expects success; gives its standard output.
+pub fn sh(program: &str, args: &[&str]) -> String {
+    let output = try_sh(program, args);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {}: {error}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a program, whatever comes of it.
+pub fn try_sh(program: &str, args: &[&str]) -> Output {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    Command::new(program).args(args).env("PATH", path).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Whether a program is installed; prints the skip if not.
+pub fn have(program: &str, what: &str) -> bool {
+    let found = try_sh("sh", &["-c", &format!("command -v {program}")]).status.success();
+    if !found {
+        println!("SKIP: {what}: {program} is not installed");
+    }
+    found
+}
+
+/// Waits for something that must come about.
+pub fn until(what: &str, mut there: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !there() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
