@@ -74,6 +74,22 @@ pub enum Holder {
     Unknown,
 }
 
+impl Holder {
+    /// Whether it is known to be a process that runs, or a device: neither lets go by itself.
+    fn is_alive(&self) -> bool {
+        match self {
+            Holder::Process(pid) => {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                // The state follows the name, which is in parentheses and may hold any byte.
+                let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+                state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+            }
+            Holder::Loop(_) => true,
+            Holder::Unknown => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -115,7 +131,7 @@ pub enum LegError {
         source: io::Error,
     },
     /// Locked, claimed or written to by somebody else.
-    #[error("leg {}: it is in use by {holder}", path.display())]
+    #[error("leg {}: it is in use by {holder}; stop that first", path.display())]
     InUse {
         /// The leg.
         path: PathBuf,
@@ -171,7 +187,8 @@ impl OpenLeg {
         OpenLeg::open_waiting(path, Duration::ZERO)
     }
 
-    /// As [`OpenLeg::open`], but waits up to `patience` for whoever has the leg to let go of it.
+    /// As [`OpenLeg::open`], but waits up to `patience` for a process that was killed to let go of the
+    /// leg. One that lives keeps it, so that is not waited for.
     ///
     /// # Errors
     /// See [`LegError`].
@@ -179,7 +196,9 @@ impl OpenLeg {
         let deadline = Instant::now() + patience;
         loop {
             match OpenLeg::try_open(path) {
-                Err(LegError::InUse { .. }) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+                Err(LegError::InUse { holder, .. }) if Instant::now() < deadline && !holder.is_alive() => {
+                    thread::sleep(LOCK_RETRY);
+                }
                 result => return result,
             }
         }
@@ -217,9 +236,8 @@ impl OpenLeg {
         check_type(path, metadata.file_type())?;
         let id = FileId::of(&metadata);
         let in_use = |holder| LegError::InUse { path: path.to_owned(), holder };
-        match flock(data.file(), FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(in_use(lock_holder(&metadata))),
-            result => result.map_err(|errno| io_error(errno.into()))?,
+        if let Some(holder) = try_lock(data.file(), &metadata).map_err(io_error)? {
+            return Err(in_use(holder));
         }
         if let Some(name) = writable_loop_over(id) {
             return Err(in_use(Holder::Loop(name)));
@@ -275,6 +293,29 @@ fn open_again(path: &Path, data: &LegFile, id: FileId) -> io::Result<File> {
         return Err(io::Error::other("it was replaced while it was being opened"));
     }
     Ok(file)
+}
+
+/// Locks `file` against every other mirrord until it is closed, or says who has it. Waits up to
+/// `patience` for a process that was killed to let go of it.
+///
+/// # Errors
+/// As `flock(2)`.
+pub fn lock_waiting(file: &File, patience: Duration) -> io::Result<Option<Holder>> {
+    let metadata = file.metadata()?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match try_lock(file, &metadata)? {
+            Some(holder) if Instant::now() < deadline && !holder.is_alive() => thread::sleep(LOCK_RETRY),
+            result => return Ok(result),
+        }
+    }
+}
+
+fn try_lock(file: &File, metadata: &fs::Metadata) -> io::Result<Option<Holder>> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Ok(Some(lock_holder(metadata))),
+        result => Ok(result.map(|()| None)?),
+    }
 }
 
 /// Who holds the flock on the file, as far as `/proc/locks` tells.

@@ -2,7 +2,19 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod control;
+pub mod create;
+pub mod daemon;
 pub mod engine;
+mod extents;
+pub mod failure;
+pub mod inspect;
 pub mod leg;
+pub mod logging;
+pub mod paths;
+pub mod registry;
+pub mod signature;
 pub mod start;
 pub mod status;
+pub mod units;

@@ -1,5 +1,9 @@
-//! mirrord.
+//! The program `mirrord`: everything is in the library.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mirrord::cli::main()
+}

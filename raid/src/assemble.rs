@@ -5,7 +5,7 @@
 //! | found | then |
 //! |---|---|
 //! | legs of two volumes, the same leg twice, sizes that differ | refuse |
-//! | two legs that each record the other as failed, or the same event count with different states | split brain: refuse, unless a source is named |
+//! | the newest record and another: each has the other's leg as failed and no leg carried on from the other to the newest, or the same event count with different states | split brain: refuse, unless a source is named |
 //! | a leg in use by the newest record is missing | refuse, unless degraded is allowed |
 //! | no present leg was in sync in the newest record | refuse, unless a source is named |
 //! | otherwise | the source is the lowest present leg that was in sync |
@@ -18,6 +18,10 @@ use crate::types::{FailReason, Leg, LegMap, LegSet, LegState};
 
 /// A 16-byte UUID.
 type Uuid = [u8; 16];
+
+/// A leg that is missing may have got records that the others did not, one for each time that a record
+/// was tried in vain. What is recorded without it must be newer: this is one try a second for 12 days.
+const DEGRADED_EVENTS: u64 = 1 << 20;
 
 /// What one leg's superblock says, as far as assembly needs it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -123,7 +127,7 @@ pub struct Assembly {
     pub at: LegMap<Option<usize>>,
     /// The leg whose data is the volume's.
     pub source: Leg,
-    /// The highest event count found.
+    /// Not less than in any record found; more than in any that legs now missing may have got alone.
     pub event_count: u64,
     /// Legs whose logs, united, tell which regions are dirty.
     pub trusted: LegSet,
@@ -153,8 +157,10 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let newest = match options.source {
         Some(source) => found.iter().position(|r| r.index == source).ok_or(AssembleError::SourceMissing)?,
         None => {
-            check_split_brain(found)?;
-            (0..found.len()).max_by_key(|&i| found[i].event_count).ok_or(AssembleError::NoLeg)?
+            let newest = (0..found.len()).max_by_key(|&i| found[i].event_count);
+            let newest = newest.ok_or(AssembleError::NoLeg)?;
+            check_split_brain(found, newest)?;
+            newest
         }
     };
     let authority = &found[newest];
@@ -204,7 +210,8 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let unclean_core = options.log_is_core && trusted.iter().any(|l| !found[at[l].unwrap_or(newest)].clean);
     let all_dirty =
         found.iter().any(|record| record.log_failed) || unclean_core || (forced && !options.log_on_legs);
-    let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
+    let jump = if found.len() == at.len() { 0 } else { DEGRADED_EVENTS };
+    let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0) + jump;
     Ok(Assembly { at, source, event_count, trusted, all_dirty, returned, states })
 }
 
@@ -226,19 +233,45 @@ fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {
     Ok(())
 }
 
-fn check_split_brain(found: &[LegRecord]) -> Result<(), AssembleError> {
+/// Refuses if the newest record may leave out what another leg went on to write.
+fn check_split_brain(found: &[LegRecord], newest: usize) -> Result<(), AssembleError> {
     let out = |record: &LegRecord, leg: Leg| matches!(record.legs[leg].1, LegState::Failed(_));
-    for other in 1..found.len() {
-        for one in 0..other {
-            let (a, b) = (&found[one], &found[other]);
-            let each_without_the_other = out(a, b.index) && out(b, a.index);
-            let tie = a.event_count == b.event_count && a.legs != b.legs;
-            if each_without_the_other || tie {
-                return Err(AssembleError::SplitBrain { one, other });
-            }
+    let a = &found[newest];
+    let ancestors = ancestors(found, newest);
+    for (other, b) in found.iter().enumerate().filter(|&(other, _)| other != newest) {
+        let each_without_the_other = out(a, b.index) && out(b, a.index) && !ancestors[other];
+        let tie = a.event_count == b.event_count && a.legs != b.legs;
+        if each_without_the_other || tie {
+            return Err(AssembleError::SplitBrain { one: newest.min(other), other: newest.max(other) });
         }
     }
     Ok(())
+}
+
+/// Records that the newest one carries on from, over any number of others. A later record carries on
+/// from an earlier one if a leg is in use in both and in sync in one of them: that leg passed on what
+/// was written, and neither went on without it.
+fn ancestors(found: &[LegRecord], newest: usize) -> Vec<bool> {
+    let in_sync = |record: &LegRecord, leg: Leg| record.legs[leg].1 == LegState::InSync;
+    let in_use =
+        |record: &LegRecord, leg: Leg| in_sync(record, leg) || record.legs[leg].1 == LegState::Syncing;
+    let carries_on = |later: &LegRecord, earlier: &LegRecord| {
+        later.event_count > earlier.event_count
+            && later.legs.legs().any(|leg| {
+                in_sync(earlier, leg) && in_use(later, leg) || in_sync(later, leg) && in_use(earlier, leg)
+            })
+    };
+    let mut known = vec![false; found.len()];
+    let mut next = vec![newest];
+    while let Some(later) = next.pop() {
+        for earlier in 0..found.len() {
+            if !known[earlier] && carries_on(&found[later], &found[earlier]) {
+                known[earlier] = true;
+                next.push(earlier);
+            }
+        }
+    }
+    known
 }
 
 #[cfg(test)]
@@ -316,6 +349,44 @@ mod tests {
             assert_eq!(a.event_count, b_events);
             assert_eq!(a.states(true), LegMap::from(vec![InSync, Syncing]));
         }
+    }
+
+    #[test]
+    fn older_records_that_leave_each_other_out_are_no_split_brain() {
+        // Leg 0 failed and came back, leg 1 failed then, leg 0 failed again; leg 2 was there throughout.
+        let found = [
+            record(0, 4, &[Syncing, OUT, InSync]),
+            record(1, 3, &[OUT, InSync, InSync]),
+            record(2, 5, &[OUT, OUT, InSync]),
+        ];
+        let a = assemble(&found, internal()).unwrap();
+        assert_eq!((a.source, a.returned), (leg(2), LegSet::first(2)));
+        // The newest record is on a leg that was only just coming back, and on no other.
+        let found = [
+            record(0, 3, &[InSync, InSync, OUT]),
+            record(1, 3, &[InSync, InSync, OUT]),
+            record(2, 4, &[InSync, OUT, Syncing]),
+        ];
+        assert_eq!(assemble(&found, internal()).unwrap().source, leg(0));
+        let found = [
+            record(0, 5, &[InSync, Syncing, Syncing]),
+            record(1, 6, &[InSync, Syncing, OUT]),
+            record(2, 4, &[InSync, OUT, Syncing]),
+        ];
+        assert_eq!(assemble(&found, internal()).unwrap().source, leg(0));
+    }
+
+    #[test]
+    fn a_leg_in_between_tells_a_succession_from_a_split_brain() {
+        // Leg 2 failed while leg 1 was out, leg 1 came back by leg 0, leg 0 failed.
+        let found = [
+            record(2, 5, &[InSync, OUT, InSync]),
+            record(1, 9, &[OUT, InSync, OUT]),
+            record(0, 8, &[InSync, InSync, OUT]),
+        ];
+        assert_eq!(assemble(&found, internal()).unwrap().source, leg(1));
+        let split = AssembleError::SplitBrain { one: 0, other: 1 };
+        assert_eq!(assemble(&found[..2], internal()), Err(split));
     }
 
     #[test]

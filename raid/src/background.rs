@@ -164,10 +164,14 @@ impl Background {
         let (legs, pending, errors) = self.flush.as_mut().expect("a flush is under way");
         pending.remove(leg);
         if let Err(errno) = result {
+            self.mirror.legs.flush_failed(leg);
             errors[leg.index()] = Some(errno);
             Counters::add(&self.mirror.legs.counters[leg].flush_errors, 1);
         }
         if pending.is_empty() {
+            for leg in legs.intersect(self.mirror.legs.unflushed()).iter() {
+                errors[leg.index()].get_or_insert(Errno::EIO);
+            }
             let note = WorkerNote::Flushed { legs: *legs, errors: *errors };
             self.flush = None;
             self.tell_worker(note, actions);

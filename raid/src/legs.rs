@@ -9,7 +9,7 @@
 //! volume. Legs that are in sync are stale nowhere; legs that are failed are stale, at most, where
 //! the log is dirty, so they need no bits.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use crate::geometry::Region;
 use crate::types::{FailReason, Leg, LegMap, LegSet, LegState};
@@ -134,6 +134,7 @@ pub struct LegTable {
     stale: LegMap<Stale>,
     /// Per leg counters.
     pub counters: LegMap<LegCounters>,
+    unflushed: AtomicU8,
     flush_broken: AtomicBool,
 }
 
@@ -151,6 +152,7 @@ impl LegTable {
                 count: AtomicU32::new(0),
             }),
             counters: LegMap::from_fn(states.len(), |_| LegCounters::default()),
+            unflushed: AtomicU8::new(0),
             flush_broken: AtomicBool::new(false),
         }
     }
@@ -234,6 +236,21 @@ impl LegTable {
         let states = self.states();
         let syncing = states.syncing().iter().filter(|&leg| !self.is_stale(leg, region)).collect();
         states.in_sync().union(syncing)
+    }
+
+    /// Legs on which a flush failed: the operating system reports that once and forgets what it could
+    /// not write, so no later flush of them counts, not even before the log worker has failed them.
+    pub(crate) fn unflushed(&self) -> LegSet {
+        LegSet::from_bits(self.unflushed.load(SeqCst))
+    }
+
+    pub(crate) fn flush_failed(&self, leg: Leg) {
+        self.unflushed.fetch_or(LegSet::one(leg).bits(), SeqCst);
+    }
+
+    /// The leg is stale in whatever it lost. Log worker only.
+    pub(crate) fn forget_failed_flush(&self, leg: Leg) {
+        self.unflushed.fetch_and(!LegSet::one(leg).bits(), SeqCst);
     }
 
     /// Whether a flush failed on the last leg in sync: data may be lost below, so no flush of this

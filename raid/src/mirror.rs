@@ -5,7 +5,10 @@
 //! for a push or a swap. Whoever leaves a note also emits a wake action for the receiver, which the
 //! driver turns into an eventfd write (and the simulator into an event).
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Mutex, PoisonError};
 
 use crate::geometry::{Geometry, Region};
@@ -138,6 +141,7 @@ pub struct Mirror {
     pub ranges: RangeLocks,
     /// Counters.
     pub counters: Counters,
+    undone_writes: AtomicU32,
     worker_notes: NoteBox<WorkerNote>,
     queue_notes: Box<[NoteBox<QueueNote>]>,
 }
@@ -158,6 +162,7 @@ impl Mirror {
             legs: LegTable::new(states, geometry.regions()),
             ranges: RangeLocks::default(),
             counters: Counters::default(),
+            undone_writes: AtomicU32::new(0),
             worker_notes: NoteBox::default(),
             queue_notes: (0..=queues).map(|_| NoteBox::default()).collect(),
         };
@@ -178,6 +183,16 @@ impl Mirror {
     /// Legs of the volume, all states.
     pub fn all_legs(&self) -> impl Iterator<Item = Leg> {
         self.legs.states().all().iter()
+    }
+
+    /// Grows with every write that some leg may hold and the volume does not, before that write is
+    /// answered: what a read beside it saw of it must not be returned.
+    pub(crate) fn undone_writes(&self) -> u32 {
+        self.undone_writes.load(SeqCst)
+    }
+
+    pub(crate) fn undo_write(&self) {
+        self.undone_writes.fetch_add(1, SeqCst);
     }
 
     pub(crate) fn tell_worker(&self, note: WorkerNote) {

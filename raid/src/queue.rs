@@ -8,7 +8,8 @@
 //! ```
 //!
 //! - `Range`: waits for its range lock. Writes always take one; reads only where writes are in
-//!   flight in their region, so that a byte once read is not older at the next read.
+//!   flight in their region, so that a byte once read is not older at the next read. A read that a
+//!   write overtook is done again behind that write: should the write fail, nobody may have seen it.
 //! - `Mark`: waits until the region's bit is durable. The write is counted in the region from here on.
 //! - `Fetch`: reads the blocks around an unaligned write.
 //! - `Settle`: a leg was missed; the log worker records that and says how the request ends.
@@ -24,8 +25,9 @@ use crate::region::Begin;
 use crate::types::{Errno, Leg, LegIo, LegOp, LegSet, LegState, MAX_LEGS, QueueId};
 use crate::{Region, legs::LegStates};
 
-/// Parts of one request under way at once: bounds the memory of a discard over the whole volume.
-const PARTS_AT_ONCE: u32 = 8;
+/// Parts of one request under way at once. Bounds the memory of a discard over the whole volume; many
+/// enough that one log commit marks a good number of its regions.
+const PARTS_AT_ONCE: u32 = 128;
 
 /// What a request asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,6 +136,8 @@ struct Part {
     /// Of these, back and well.
     ok: LegSet,
     errors: LegErrors,
+    /// Of a read: [`Mirror::undone_writes`] when it began.
+    undone: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -290,6 +294,7 @@ impl MirrorQueue {
             pending: LegSet::EMPTY,
             ok: LegSet::EMPTY,
             errors: [None; MAX_LEGS],
+            undone: 0,
         };
         if let Some(io) = self.free.pop() {
             self.parts[io as usize] = part;
@@ -438,6 +443,21 @@ impl MirrorQueue {
         self.read_from_a_leg(io, Step::Read, actions);
     }
 
+    /// A read without a lock came back: good unless a write is in flight in its range, or failed there
+    /// meanwhile. The writes are looked at first: one that fails is counted before it ends.
+    fn read_done(&mut self, io: u32, actions: &mut Vec<Action>) {
+        let part = self.parts[io as usize];
+        let beside_writes = self.mirror.regions.writes(part.region) > 0;
+        let undone = self.mirror.undone_writes() != part.undone;
+        if part.locked || !(beside_writes || undone) {
+            return self.finish_part(io, Ok(()), actions);
+        }
+        self.parts[io as usize].step = Step::Range;
+        if self.lock(io, Hold::Shared) {
+            if undone { self.read(io, actions) } else { self.finish_part(io, Ok(()), actions) }
+        }
+    }
+
     fn fetch(&mut self, io: u32, actions: &mut Vec<Action>) {
         self.read_from_a_leg(io, Step::Fetch, actions);
     }
@@ -457,6 +477,7 @@ impl MirrorQueue {
             let errno = part.errors.iter().flatten().next().copied().unwrap_or(Errno::EIO);
             return self.finish_part(io, Err(errno), actions);
         };
+        self.parts[io as usize].undone = self.mirror.undone_writes();
         self.turn = self.turn.wrapping_add(1);
         counters[leg].reads_in_flight.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.submit(io, step, LegSet::one(leg), LegOp::Read, actions);
@@ -472,11 +493,17 @@ impl MirrorQueue {
         }
         let part = *part;
         self.count(&part, leg, result.is_ok());
+        if let Err(errno) = result
+            && (part.step == Step::Flush
+                || part.step == Step::Write && self.request_of(io).fua && !errno.is_no_space())
+        {
+            self.mirror.legs.flush_failed(leg);
+        }
         if !part.pending.is_empty() {
             return;
         }
         match (part.step, result) {
-            (Step::Read, Ok(())) => self.finish_part(io, Ok(()), actions),
+            (Step::Read, Ok(())) => self.read_done(io, actions),
             (Step::Read, Err(_)) => self.read(io, actions),
             (Step::Fetch, Ok(())) => {
                 actions.push(Action::Overlay { tag: part.tag, offset: part.offset, len: part.len });
@@ -490,9 +517,14 @@ impl MirrorQueue {
 
     /// A write or flush came back from every leg it was sent to: done if that is every leg that counts.
     fn all_legs_done(&mut self, io: u32, actions: &mut Vec<Action>) {
-        let part = self.parts[io as usize];
         let request = self.request_of(io);
+        let part = &mut self.parts[io as usize];
         let durable = request.fua || part.op == Op::Flush;
+        for leg in self.mirror.legs.unflushed().intersect(part.ok).iter().filter(|_| durable) {
+            part.ok.remove(leg);
+            part.errors[leg.index()] = Some(Errno::EIO);
+        }
+        let part = *part;
         let states = self.mirror.legs.states();
         if missed_legs_are_settled(&part, states) {
             let broken = durable && self.mirror.legs.flush_broken();

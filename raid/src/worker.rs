@@ -227,9 +227,17 @@ impl LogWorker {
             WorkerEvent::Committed { errors, log_error } => self.committed(errors, log_error, actions),
             WorkerEvent::Recorded { errors } => self.recorded(errors, actions),
             WorkerEvent::LogFilled { result } => self.log_filled(result),
-            WorkerEvent::Start => self.record_wanted = true,
+            WorkerEvent::Start => {
+                // Assembly may have changed states, and the superblocks do not say so yet.
+                for (leg, &state) in self.states.iter() {
+                    self.mirror.legs.set(leg, state);
+                }
+                self.record_wanted = true;
+            }
             WorkerEvent::Return { leg } => {
-                if matches!(self.states[leg], LegState::Failed(_)) && !self.returning.contains(&leg) {
+                let is_under_way =
+                    self.returning.contains(&leg) || matches!(self.doing, Doing::Fill(now) if now == leg);
+                if matches!(self.states[leg], LegState::Failed(_)) && !is_under_way {
                     self.returning.push(leg);
                 }
             }
@@ -351,6 +359,12 @@ impl LogWorker {
         self.states.iter().filter(|&(_, &s)| in_use(s)).map(|(leg, _)| leg).collect()
     }
 
+    /// Legs in sync that are recorded so: the others among the legs in sync are on their way there, and
+    /// may turn out not to get there.
+    fn surely_in_sync(&self) -> LegSet {
+        self.in_sync().intersect(self.mirror.legs.states().in_sync())
+    }
+
     /// Takes a leg out of use, at once for the queues and soon for the superblocks.
     fn fail(&mut self, leg: Leg, errno: Errno) {
         if matches!(self.states[leg], LegState::InSync | LegState::Syncing) {
@@ -363,7 +377,7 @@ impl LogWorker {
 
     /// Fails the legs with errors if the operation worked on another leg in sync; `false` if it did not.
     fn fail_legs(&mut self, ok: LegSet, errors: &LegErrors) -> bool {
-        if ok.intersect(self.in_sync()).is_empty() {
+        if ok.intersect(self.surely_in_sync()).is_empty() {
             return false;
         }
         for leg in self.mirror.all_legs().collect::<LegSet>().iter() {
@@ -389,15 +403,17 @@ impl LogWorker {
         durable: bool,
         from: Owner,
     ) {
-        let source = self.mirror.legs.states().in_sync().intersect(self.in_sync()).lowest();
-        let result = if ok.intersect(self.in_sync()).is_empty() {
+        let in_sync = self.surely_in_sync();
+        let source = in_sync.lowest();
+        let result = if ok.intersect(in_sync).is_empty() {
             // No leg in sync has it: the request fails and no leg does. Whatever reached a leg, the
             // source's bytes are the volume's from here on.
-            let errno = self.in_sync().iter().find_map(|leg| errors[leg.index()]).unwrap_or(Errno::EIO);
+            let errno = in_sync.iter().find_map(|leg| errors[leg.index()]).unwrap_or(Errno::EIO);
             if durable && (region.is_none() || !errno.is_no_space()) {
                 self.mirror.legs.break_flush();
             }
             if let Some(region) = region {
+                self.mirror.undo_write();
                 for leg in self.in_use().iter().filter(|&leg| Some(leg) != source) {
                     self.set_stale(leg, region);
                     if self.states[leg] == LegState::InSync {
@@ -457,16 +473,16 @@ impl LogWorker {
         };
         let failed: LegSet = record.legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
         let ok = record.legs.minus(failed);
+        // A leg that took the record that it is in sync is, whatever became of the others.
+        let promoted = ok.intersect(self.in_sync()).minus(self.surely_in_sync());
+        for leg in promoted.iter().filter(|&leg| record.states[leg] == LegState::InSync) {
+            self.mirror.legs.set(leg, LegState::InSync);
+        }
         if !failed.is_empty() && !self.fail_legs(ok, &errors) {
             return self.record_failed(actions);
         }
         for (leg, &state) in record.states.iter() {
-            if self.states[leg] == state {
-                if state == LegState::InSync {
-                    self.mirror.legs.set(leg, state);
-                }
-                self.mirror.legs.set_recorded(leg, state);
-            }
+            self.mirror.legs.set_recorded(leg, state);
         }
         if self.record_wanted {
             return;
@@ -504,7 +520,11 @@ impl LogWorker {
 
     fn start_commit(&mut self, actions: &mut Vec<WorkerAction>) {
         let marks = std::mem::take(&mut self.marks);
-        actions.extend(marks.iter().map(|&(region, _)| WorkerAction::LogMark(region)));
+        for &(region, _) in &marks {
+            // A commit that failed may have left it clean since the mark was asked for.
+            self.mirror.regions.want_mark(region);
+            actions.push(WorkerAction::LogMark(region));
+        }
         let legs = self.in_use();
         Counters::add(&self.mirror.counters.commits, 1);
         self.clears = false;
@@ -547,7 +567,8 @@ impl LogWorker {
     }
 
     fn mark_failed(&mut self, region: Region, from: Owner, errno: Errno, actions: &mut Vec<WorkerAction>) {
-        if self.mirror.regions.state(region) == RegionState::Marking {
+        let is_committed = self.marks_committed.iter().any(|&(other, _)| other == region);
+        if !is_committed && self.mirror.regions.state(region) == RegionState::Marking {
             self.mirror.regions.mark_failed(region);
             actions.push(WorkerAction::LogClear(region));
             self.clears = true;
@@ -629,6 +650,7 @@ impl LogWorker {
         // Stale everywhere first, then in use, then not stale where the log is clean: a write that
         // begins in a clean region after that look sees the leg in use.
         self.mirror.legs.set_all_stale(leg, true);
+        self.mirror.legs.forget_failed_flush(leg);
         self.states[leg] = LegState::Syncing;
         self.mirror.legs.set(leg, LegState::Syncing);
         self.record_wanted = true;
@@ -643,8 +665,10 @@ impl LogWorker {
         self.hold_off[leg.index()] = 0;
     }
 
+    /// Only once it is recorded as syncing: the legs in sync know then that they cannot go on without it.
     fn can_promote(&self, leg: Leg) -> bool {
         self.states[leg] == LegState::Syncing
+            && self.mirror.legs.states().recorded(leg)
             && self.mirror.legs.stale_count(leg) == 0
             && self.copies.iter().all(|copy| !copy.targets.contains(leg))
     }

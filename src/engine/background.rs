@@ -71,7 +71,7 @@ impl Worker {
             let now = Instant::now();
             let next = self.paced.iter().map(|&(at, _)| at.saturating_duration_since(now)).min();
             let woken = match ring.wait(&mut done, next) {
-                Ok(woken) => woken,
+                Ok(wakeup) => wakeup.woken,
                 Err(error) => {
                     tracing::error!(%error, "the resync ring failed; stopping at once");
                     std::process::abort();

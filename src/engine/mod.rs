@@ -2,7 +2,7 @@
 //! rings, logs and the front end, and takes all of it down again.
 //!
 //! ```text
-//! front end's threads --requests--> queue threads (ring + MirrorQueue) --leg IO--> legs
+//!     front end <--pull, answer-- queue threads (ring + MirrorQueue) --leg IO--> legs
 //!                                      |      ^
 //!                                 notes|      |notes
 //!                                      v      |
@@ -266,7 +266,6 @@ impl Volume {
                     name: facts.name.clone(),
                     size: shared.mirror.geometry.size(),
                     block_size,
-                    threads: queues.max(2),
                     max_io: MAX_IO,
                     allow_other: options.allow_other,
                     read_only: false,

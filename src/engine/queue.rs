@@ -1,5 +1,5 @@
-//! A queue's thread: one ring, one [`MirrorQueue`], nothing else. It turns requests and completions into
-//! events and carries out the actions.
+//! A queue's thread: one ring, one [`MirrorQueue`] and the front end's [`Source`] for this queue. It turns
+//! requests and completions into events and carries out the actions.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mirrord_raid::{Action, Event, LegMap, MirrorQueue, QueueId};
-use mirrord_ublk::{LegDone, LegFile, Op, Request, Ring, RingConfig};
+use mirrord_ublk::{LegDone, LegFile, Op, Pulled, Request, Ring, RingConfig, Source, Wakeup};
 
 use super::shared::Shared;
+
+/// Most requests pulled before what they ask goes to the legs.
+const PULL: usize = 32;
 
 /// Runs queue `id` until the volume stops. `ready` is told which engine the ring has, or why there is none.
 pub(super) fn run(
@@ -33,6 +36,8 @@ pub(super) fn run(
         pending: (0..tags).map(|_| None).collect(),
         free: (0..tags).rev().collect(),
         backlog: VecDeque::new(),
+        source: None,
+        more: false,
         actions: Vec::new(),
     };
     queue.serve();
@@ -48,6 +53,10 @@ struct Queue {
     free: Vec<u32>,
     /// Requests that wait for a tag.
     backlog: VecDeque<Request>,
+    /// Where to pull further requests from.
+    source: Option<Box<dyn Source>>,
+    /// There may be some.
+    more: bool,
     actions: Vec<Action>,
 }
 
@@ -55,9 +64,8 @@ impl Queue {
     fn serve(&mut self) {
         let mut done: Vec<LegDone> = Vec::new();
         loop {
-            done.clear();
-            let woken = match self.ring.wait(&mut done, None) {
-                Ok(woken) => woken,
+            let Wakeup { woken, readable } = match self.turn(&mut done) {
+                Ok(wakeup) => wakeup,
                 Err(error) => {
                     // IO in flight is lost track of: nothing can be answered truthfully any more.
                     // The log on disk tells the next start what to resync.
@@ -65,16 +73,20 @@ impl Queue {
                     std::process::abort();
                 }
             };
-            for leg_done in &done {
-                let LegDone { io, leg, result } = *leg_done;
+            self.more |= readable;
+            let chunk: usize = std::env::var("CHUNK").map_or(8, |c| c.parse().unwrap());
+            for leg_done in done.drain(..done.len().min(chunk)) {
+                let LegDone { io, leg, result } = leg_done;
                 self.machine.handle(Event::LegDone { io, leg, result }, &mut self.actions);
                 self.act();
             }
             if woken {
-                self.shared.inboxes[self.id.0 as usize].take(&mut self.backlog);
+                let source = self.shared.inboxes[self.id.0 as usize].take(&mut self.backlog);
+                self.serve_from(source);
                 self.machine.handle(Event::Woken, &mut self.actions);
                 self.act();
             }
+            self.pull();
             while let Some(tag) = self.free.pop() {
                 let Some(request) = self.backlog.pop_front() else {
                     self.free.push(tag);
@@ -85,6 +97,53 @@ impl Queue {
             if self.shared.stopping.load(Ordering::SeqCst) {
                 return;
             }
+        }
+    }
+
+    /// Hands leg IO to the kernel and waits for something to do, unless there is.
+    fn turn(&mut self, done: &mut Vec<LegDone>) -> io::Result<Wakeup> {
+        match self.may_pull() || !done.is_empty() {
+            true => self.ring.poll(done),
+            false => self.ring.wait(done, None),
+        }
+    }
+
+    fn may_pull(&self) -> bool {
+        self.more && self.source.is_some() && !self.free.is_empty()
+    }
+
+    /// Goes over to a new source.
+    fn serve_from(&mut self, source: Option<Box<dyn Source>>) {
+        let Some(source) = source else { return };
+        match source.fd().try_clone_to_owned() {
+            Ok(fd) => {
+                self.ring.watch(Some(fd));
+                self.source = Some(source);
+                self.more = true;
+            }
+            Err(error) => {
+                tracing::error!(%error, queue = self.id.0, "cannot watch the front end's descriptor")
+            }
+        }
+    }
+
+    /// Takes requests from the source, as many as there are tags for; what is left can wait there, where
+    /// other queues reach it.
+    fn pull(&mut self) {
+        if !self.may_pull() {
+            return;
+        }
+        let Some(source) = &mut self.source else { return };
+        let before = self.backlog.len();
+        let pulled = source.pull(
+            std::env::var("PULL").map_or(PULL, |c| c.parse().unwrap()).min(self.free.len()),
+            &mut self.backlog,
+        );
+        self.shared.in_flight.fetch_add((self.backlog.len() - before) as u64, Ordering::SeqCst);
+        self.more = pulled == Pulled::More;
+        if pulled == Pulled::Ended {
+            self.ring.watch(None);
+            self.source = None;
         }
     }
 

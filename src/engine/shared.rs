@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mirrord_raid::{Action, Mirror, QueueId, WorkerAction, WorkerEvent};
-use mirrord_ublk::{Engine, Request, Wake};
+use mirrord_ublk::{Engine, Request, Source, Wake};
 
 use super::throttle::Throttle;
 
@@ -16,15 +16,25 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A queue's inbox: requests from the front end's threads.
+/// What others have for a queue.
 #[derive(Default)]
 pub(super) struct Inbox {
-    requests: Mutex<VecDeque<Request>>,
+    post: Mutex<Post>,
+}
+
+#[derive(Default)]
+struct Post {
+    requests: VecDeque<Request>,
+    /// Where the queue is to pull requests from henceforth.
+    source: Option<Box<dyn Source>>,
 }
 
 impl Inbox {
-    pub(super) fn take(&self, into: &mut VecDeque<Request>) {
-        into.append(&mut lock(&self.requests));
+    /// Appends the requests to `into`; gives the new source, if there is one.
+    pub(super) fn take(&self, into: &mut VecDeque<Request>) -> Option<Box<dyn Source>> {
+        let mut post = lock(&self.post);
+        into.append(&mut post.requests);
+        post.source.take()
     }
 }
 
@@ -126,8 +136,14 @@ impl Shared {
 impl Engine for Shared {
     fn submit(&self, queue: usize, request: Request) {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
-        lock(&self.inboxes[queue].requests).push_back(request);
+        lock(&self.inboxes[queue].post).requests.push_back(request);
         self.wakes[queue].wake();
+    }
+
+    fn serve(&self, queue: usize, source: Box<dyn Source>) {
+        let old = lock(&self.inboxes[queue].post).source.replace(source);
+        self.wakes[queue].wake();
+        drop(old);
     }
 
     fn queues(&self) -> usize {

@@ -13,12 +13,21 @@ use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 
-/// Fills the file system until only `left` bytes are free.
+/// Fills the file system until at most `left` bytes are free.
 fn fill(folder: &Path, left: u64) {
-    let stat = rustix::fs::statvfs(folder).unwrap();
-    let free = stat.f_bavail * stat.f_frsize;
+    let free = || {
+        let stat = rustix::fs::statvfs(folder).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
     let file = File::create(folder.join("ballast")).unwrap();
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free.saturating_sub(left)).unwrap();
+    let (mut at, mut piece) = (0, 16 * MIB);
+    while free() > left && piece >= 4096 {
+        let len = piece.min(free() - left).next_multiple_of(4096);
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at, len) {
+            Ok(()) => at += len,
+            Err(_) => piece /= 2,
+        }
+    }
 }
 
 fn write_all(volume: &Path, from: u64, count: u64, byte: u8) -> io::Result<()> {
@@ -36,12 +45,14 @@ fn when_every_leg_is_full_the_writer_gets_enospc_and_no_leg_fails() {
     let Some(disk) = rig.file_system("disk", 96 * MIB) else { return };
     let args = ["create", "--legs", "disk/a", "disk/b", "--size", "64MiB", "--name", "v", "--mount", "vol"];
     rig.ok(&args);
-    fill(&disk, 8 * MIB);
+    fill(&disk, 0);
     let volume = rig.path("vol");
-    let error = write_all(&volume, 0, 32, 7).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(28), "the writer gets ENOSPC, not {error}");
-    let status = rig.status();
-    assert!(!states(&status).contains(&"failed".to_owned()), "{status}");
+    for at in [0, 5, 31] {
+        let error = write_all(&volume, at, 1, 7).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(28), "the writer gets ENOSPC, not {error}");
+        let status = rig.status();
+        assert!(!states(&status).contains(&"failed".to_owned()), "{status}");
+    }
 
     fs::remove_file(disk.join("ballast")).unwrap();
     write_all(&volume, 0, 24, 8).unwrap();

@@ -100,6 +100,11 @@ impl BufferPool {
         Buffer { ptr: mapping.ptr, len, home: Home::Large(Some(mapping)), pool: Arc::clone(self) }
     }
 
+    /// Bytes of a small buffer.
+    pub(crate) fn small_len(&self) -> usize {
+        self.small_len
+    }
+
     /// The mapping of all small buffers, for a ring to register: start and length in bytes.
     pub(crate) fn small_region(&self) -> (*mut u8, usize) {
         (self.small.ptr.as_ptr(), self.small.len)
@@ -179,6 +184,11 @@ impl Buffer {
     /// Start of the memory, for the ring. Writing through it needs the buffer owned and unborrowed.
     pub(crate) fn as_raw(&self) -> *mut u8 {
         self.ptr.as_ptr()
+    }
+
+    /// Makes it `len` bytes long, if it is longer.
+    pub(crate) fn shorten(&mut self, len: usize) {
+        self.len = self.len.min(len);
     }
 
     /// Whether it lies in the region that rings register.

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use fuser::{ReplyData, ReplyEmpty, ReplyWrite};
 use mirrord_raid::Errno;
+
+use crate::fuse::Reply;
 
 /// The answer that a [`crate::Request`] owes.
 pub struct Done(Option<Way>);
@@ -18,15 +19,15 @@ pub struct Done(Option<Way>);
 enum Way {
     /// A FUSE read of `len` bytes, `skip` bytes into the aligned buffer.
     Read {
-        reply: ReplyData,
+        reply: Reply,
         skip: u32,
         len: u32,
     },
     Write {
-        reply: ReplyWrite,
+        reply: Reply,
         len: u32,
     },
-    Empty(ReplyEmpty),
+    Empty(Reply),
     Part(Arc<Group>),
     Call(Callback),
 }
@@ -39,15 +40,15 @@ impl Done {
         Done(Some(Way::Call(Box::new(call))))
     }
 
-    pub(crate) fn read(reply: ReplyData, skip: u32, len: u32) -> Done {
+    pub(crate) fn read(reply: Reply, skip: u32, len: u32) -> Done {
         Done(Some(Way::Read { reply, skip, len }))
     }
 
-    pub(crate) fn write(reply: ReplyWrite, len: u32) -> Done {
+    pub(crate) fn write(reply: Reply, len: u32) -> Done {
         Done(Some(Way::Write { reply, len }))
     }
 
-    pub(crate) fn empty(reply: ReplyEmpty) -> Done {
+    pub(crate) fn empty(reply: Reply) -> Done {
         Done(Some(Way::Empty(reply)))
     }
 
@@ -81,14 +82,14 @@ impl Way {
                 let range = skip as usize..skip as usize + len as usize;
                 match buf.and_then(|buf| buf.get(range)) {
                     Some(data) => reply.data(data),
-                    None => reply.error(fuser::Errno::EIO),
+                    None => reply.error(Errno::EIO),
                 }
             }
-            (Way::Read { reply, .. }, Err(errno)) => reply.error(fuse_errno(errno)),
+            (Way::Read { reply, .. }, Err(errno)) => reply.error(errno),
             (Way::Write { reply, len }, Ok(())) => reply.written(len),
-            (Way::Write { reply, .. }, Err(errno)) => reply.error(fuse_errno(errno)),
+            (Way::Write { reply, .. }, Err(errno)) => reply.error(errno),
             (Way::Empty(reply), Ok(())) => reply.ok(),
-            (Way::Empty(reply), Err(errno)) => reply.error(fuse_errno(errno)),
+            (Way::Empty(reply), Err(errno)) => reply.error(errno),
             (Way::Part(group), result) => group.part(result),
             (Way::Call(call), result) => call(result, buf),
         }
@@ -105,10 +106,6 @@ impl fmt::Debug for Way {
             Way::Call(_) => "call",
         })
     }
-}
-
-fn fuse_errno(errno: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(errno.0)
 }
 
 /// Requests answered together: when the last is done, with the first error if there was one.

@@ -3,10 +3,15 @@
 //! A front end ([`FrontEnd`]) turns what clients ask into [`Request`]s and gives them to an
 //! [`Engine`], which answers each through its [`Done`]. Guarantees of every front end: ranges of
 //! reads and writes lie within the volume and are multiples of its block size; the data of a write
-//! is one private copy; nothing acknowledged is held back in the front end. `submit` is called on
-//! the front end's threads and must not block.
+//! is one private copy; nothing acknowledged is held back in the front end.
+//!
+//! Requests come in one of two ways: a front end hands the engine a [`Source`] per queue, which the queue's
+//! thread itself pulls requests from (no other thread has to be woken on the way), or somebody calls
+//! [`Engine::submit`] from a thread of his own. `submit` and `serve` do not block.
 
+use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use crate::buffer::Buffer;
@@ -101,8 +106,33 @@ pub trait Engine: Send + Sync + 'static {
     /// Takes a request in; never blocks. `queue` is below [`queues`](Engine::queues).
     fn submit(&self, queue: usize, request: Request);
 
+    /// Makes `queue` pull requests from `source` until that has ended or the engine stops, and then drop
+    /// it. A source that the queue had before is dropped.
+    fn serve(&self, queue: usize, source: Box<dyn Source>);
+
     /// How many queues there are. At least one, and always the same.
     fn queues(&self) -> usize;
+}
+
+/// What a queue thread pulls requests from. Used by one thread at a time.
+pub trait Source: Send {
+    /// Becomes readable when there are requests, or when the source has ended.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Takes in at most `most` requests without blocking, and appends to `out` what they ask of the engine:
+    /// nothing where the front end answers itself, up to three where a request has edges.
+    fn pull(&mut self, most: usize, out: &mut VecDeque<Request>) -> Pulled;
+}
+
+/// What [`Source::pull`] left behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pulled {
+    /// Nothing: wait until [`Source::fd`] is readable.
+    All,
+    /// There may be more.
+    More,
+    /// There will be no more.
+    Ended,
 }
 
 /// Kinds of front end.

@@ -4,7 +4,7 @@
 //! pointer to the kernel in [`Ring`]. The crate decides nothing about mirroring: a front end turns
 //! what a client asks into [`Request`]s for an [`Engine`], and a [`Ring`] carries out the
 //! [`LegIo`](mirrord_raid::LegIo)s that the engine's state machine puts out. It starts no thread
-//! itself but through the [`Spawn`] it is given (fuser's session threads excepted).
+//! itself but through the [`Spawn`] it is given.
 //!
 //! The copy of a write is made once, by the front end, into one [`Buffer`]; every leg is written
 //! from it.
@@ -21,10 +21,10 @@ mod wake;
 
 pub use buffer::{Buffer, BufferPool, PoolConfig};
 pub use done::{Done, Group};
-pub use front::{Engine, FrontEnd, FrontError, FrontKind, Op, Patch, Request, Shutdown};
+pub use front::{Engine, FrontEnd, FrontError, FrontKind, Op, Patch, Pulled, Request, Shutdown, Source};
 pub use fuse::{FuseError, FuseFront, FuseOptions, clear_dead_mount};
 pub use leg_file::LegFile;
-pub use ring::{EngineKind, LegDone, Ring, RingConfig};
+pub use ring::{EngineKind, LegDone, Ring, RingConfig, Wakeup};
 pub use wake::Wake;
 
 use std::io;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use mirrord_log::{DirtyLog, InternalLog, SyncMode};
 use mirrord_raid::{
-    AssembleError, AssembleOptions, Assembly, Background, Leg, LegRecord, LegSet, LegState, LogWorker, Mirror,
-    MirrorQueue, QueueId, assemble,
+    AssembleError, AssembleOptions, Assembly, Background, Leg, LegRecord, LegSet, LegState, LogWorker,
+    Mirror, MirrorQueue, QueueId, assemble,
 };
 
 use crate::blocks::{self, PAGE_SECTORS};
@@ -38,10 +38,9 @@ impl Sim {
             self.drop_meta(meta);
         }
         self.daemon = None;
-        if self.current.iter().any(|leg| self.disks[leg.index()].has_lost()) {
-            // A flush failed on a leg that had to be kept, and nothing but flushes that fail was
-            // answered since. The next start drops the cache of every leg, or it would read what is
-            // not there: for this leg that is a power cut.
+        if self.disks.iter().any(|disk| disk.has_lost()) {
+            // A flush failed, and of that leg the cache shows what its disk has not. A start may not
+            // believe it: it has to drop the cache of every leg, which is what a power cut does.
             how = Recovery::Power;
         }
         self.saw.crashes += 1;
@@ -61,7 +60,6 @@ impl Sim {
                 disk.power_cut(&mut self.rng);
             } else {
                 disk.kill(now);
-                disk.drop_lost(&mut self.rng);
             }
             self.look_at_marks(leg);
         }
@@ -93,23 +91,24 @@ impl Sim {
             let garbage = self.blocks.add_garbage();
             self.disks[leg.index()].format(blocks::log(self.config.sectors), garbage);
             self.saw.saw(Saw::BadLogSector);
+            self.stopped_clean = false;
         }
     }
 
     /// Starts the daemon on the legs that are there, as the operator would.
     pub(crate) fn boot(&mut self) {
-        let (assembly, found) = loop {
+        let assembly = loop {
             let found: Vec<LegRecord> = self.attached.iter().map(|leg| self.record_of(leg)).collect();
             match assemble(&found, PLAIN) {
-                Ok(assembly) => break (assembly, found),
+                Ok(assembly) => break assembly,
                 Err(AssembleError::Missing { .. }) if self.attached.intersect(self.current).is_empty() => {
                     self.attached = self.all_legs();
                 }
                 Err(AssembleError::Missing { .. }) => {
                     if let Ok(assembly) = assemble(&found, DEGRADED) {
                         self.saw.saw(Saw::DegradedStart);
-                        self.forked |= !self.current.minus(self.attached).is_empty();
-                        break (assembly, found);
+                        self.forked = true;
+                        break assembly;
                     }
                     self.attached = self.all_legs();
                 }
@@ -122,20 +121,20 @@ impl Sim {
                     trace!(self, "refused: {error}, forced");
                     self.saw.saw(Saw::ForcedStart);
                     let forced = AssembleOptions { source: self.current.lowest(), ..DEGRADED };
-                    break (assemble(&found, forced).expect("a source was named"), found);
+                    break assemble(&found, forced).expect("a source was named");
                 }
             }
         };
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
         self.check_source(&assembly);
-        self.start(&assembly, &found);
+        self.start(&assembly);
     }
 
     pub(crate) fn record_of(&self, leg: Leg) -> LegRecord {
         Sim::leg_record(&self.read_superblock(leg, false).0)
     }
 
-    fn start(&mut self, assembly: &Assembly, found: &[LegRecord]) {
+    fn start(&mut self, assembly: &Assembly) {
         let volume = self.durable[0].volume;
         let mut images = Vec::new();
         for leg in assembly.trusted.iter().filter(|_| !assembly.all_dirty) {
@@ -150,16 +149,14 @@ impl Sim {
         let _ = log.resume(&images);
         let dirty: u64 = log.dirty().fold(0, |all, region| all | 1u64 << region.0);
         let states = assembly.states(dirty != 0);
-        let clean = found.iter().find(|r| r.event_count == assembly.event_count).is_some_and(|r| r.clean);
-        let damaged = assembly
-            .trusted
-            .iter()
-            .any(|leg| self.blocks.dirty(self.disks[leg.index()].read(blocks::log(self.config.sectors))) == !0);
-        assert!(!clean || dirty == 0 || damaged, "invariant 10: recorded as clean, but {dirty:#x} is dirty");
+        let was_clean = std::mem::take(&mut self.stopped_clean);
+        assert!(!was_clean || dirty == 0, "invariant 10: {dirty:#x} is dirty after a clean stop");
         let in_sync = states.iter().all(|(_, &state)| state == LegState::InSync);
         self.saw.saw_if(Saw::StartInSync, in_sync && dirty == 0);
         for leg in self.all_legs().iter() {
             if self.attached.contains(leg) {
+                let torn = self.is_torn(leg);
+                self.saw.saw_if(Saw::TornSuperblock, torn);
                 self.disks[leg.index()].reopen();
                 self.generations[leg.index()] = self.read_superblock(leg, false).1;
             }
@@ -188,6 +185,7 @@ impl Sim {
             outcomes: vec![vec![Default::default(); SLOTS]; usize::from(queues) + 1],
             windows: [None; SLOTS],
             troubles: Vec::new(),
+            unflushed: LegSet::EMPTY,
             ever_dirty: dirty,
             paused: false,
             queue_actions: Vec::new(),

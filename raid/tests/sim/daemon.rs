@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mirrord_log::InternalLog;
 use mirrord_raid::{
-    Background, BackgroundAction, COPY_SLOTS, Leg, LegErrors, LegIo, LegSet, LogWorker, MAX_LEGS, Mirror,
-    MirrorQueue, Action, Op, Record, WorkerAction,
+    Action, Background, BackgroundAction, COPY_SLOTS, Leg, LegErrors, LegIo, LegSet, LogWorker, MAX_LEGS,
+    Mirror, MirrorQueue, Op, Record, WorkerAction,
 };
 
 /// Slots of the background worker: copies and the flush.
@@ -82,6 +82,7 @@ pub(crate) enum MetaKind {
 
 pub(crate) struct Meta {
     pub(crate) kind: MetaKind,
+    pub(crate) to: LegSet,
     pub(crate) pending: LegSet,
     pub(crate) errors: LegErrors,
     pub(crate) legs: Vec<MetaLeg>,
@@ -130,6 +131,8 @@ pub(crate) struct Daemon {
     /// Operations that failed on some legs: the legs it worked on, those it failed on, and whether the
     /// latter may be failed even if it worked on none in sync (a copy or a flush of their own).
     pub(crate) troubles: Vec<(LegSet, LegSet, bool)>,
+    /// Legs that failed a flush since they were opened.
+    pub(crate) unflushed: LegSet,
     /// Regions whose bit was durable at the start, or that were marked since.
     pub(crate) ever_dirty: u64,
     pub(crate) paused: bool,

@@ -136,24 +136,6 @@ impl Disk {
         self.journal.iter().any(|entry| entry.lost)
     }
 
-    /// The process is started anew and drops the clean part of the cache: of what was lost, the disk
-    /// shows what really arrived.
-    pub(crate) fn drop_lost(&mut self, rng: &mut Rng) {
-        for at in 0..self.journal.len() {
-            let Entry { sector, lost, value, .. } = self.journal[at];
-            if lost && rng.coin() {
-                self.stable[sector as usize] = value;
-            }
-        }
-        for entry in self.journal.iter().filter(|entry| entry.lost) {
-            self.cached[entry.sector as usize] = self.stable[entry.sector as usize];
-        }
-        self.journal.retain(|entry| !entry.lost);
-        for entry in &self.journal {
-            self.cached[entry.sector as usize] = entry.value;
-        }
-    }
-
     /// Values of `sector` that a power cut could leave, other than the stable one.
     pub(crate) fn unflushed(&self, sector: usize) -> impl Iterator<Item = u64> {
         self.journal.iter().filter(move |e| e.sector as usize == sector).map(|e| e.value)

@@ -125,7 +125,8 @@ impl Sim {
     fn serve(&mut self) {
         trace!(self, "served, {:?}", self.live().mirror.legs.states());
         self.d().phase = Phase::Serving;
-        let source = self.live().mirror.legs.states().in_sync().lowest().expect("invariant 4: no leg in sync");
+        let source =
+            self.live().mirror.legs.states().in_sync().lowest().expect("invariant 4: no leg in sync");
         self.recovered(source);
         let dirty = self.live().mirror.regions.unclean();
         self.saw.saw(if dirty > 0 { Saw::DirtyStart } else { Saw::CleanStart });

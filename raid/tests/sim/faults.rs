@@ -83,13 +83,7 @@ impl Faults {
     }
 
     /// How an operation on `leg` that ends now ends.
-    pub(crate) fn strike(
-        &self,
-        rng: &mut Rng,
-        config: &Config,
-        leg: Leg,
-        kind: Kind,
-    ) -> Result<(), Errno> {
+    pub(crate) fn strike(&self, rng: &mut Rng, config: &Config, leg: Leg, kind: Kind) -> Result<(), Errno> {
         if self.over {
             return Ok(());
         }
@@ -108,6 +102,11 @@ impl Faults {
         !self.over
             && (self.hung.contains(leg) && now < self.hung_until
                 || self.slow.contains(leg) && now < self.slow_until && !rng.chance(1, 16))
+    }
+
+    /// Whether a period of errors is under way.
+    pub(crate) fn errors(&self) -> bool {
+        !self.periods.is_empty()
     }
 
     /// Whether any leg hangs.

@@ -63,9 +63,7 @@ pub(crate) enum Illegal {
     /// Nobody wrote it, or it was superseded long ago.
     Unknown,
     /// Another value was current, for certain, when it was read.
-    Superseded {
-        by: u64,
-    },
+    Superseded { by: u64 },
 }
 
 pub(crate) struct History {
@@ -77,8 +75,7 @@ pub(crate) struct History {
 impl History {
     /// Every sector holds `stamp`.
     pub(crate) fn new(sectors: usize, stamp: u64) -> History {
-        let value =
-            Value { stamp, written: 0, real: true, dead: false, first_end: 0, last_start: 0 };
+        let value = Value { stamp, written: 0, real: true, dead: false, first_end: 0, last_start: 0 };
         History { sectors: vec![vec![value]; sectors], open: Vec::new() }
     }
 
@@ -107,7 +104,8 @@ impl History {
         now: u64,
     ) -> Result<(), Illegal> {
         let values = &mut self.sectors[sector];
-        let at = values.iter().position(|v| v.stamp == stamp).expect("a write that started");
+        // A request can be superseded in this sector long before it ends in others.
+        let Some(at) = values.iter().position(|v| v.stamp == stamp) else { return Ok(()) };
         values[at].written = now;
         values[at].first_end = values[at].first_end.min(now);
         values[at].real |= ok;
@@ -211,8 +209,7 @@ fn forget(values: &mut Vec<Value>, oldest: u64) {
     let mut at = 0;
     while at < values.len() {
         let then = values[at].read_from(oldest);
-        let gone =
-            then.dead && values.iter().any(|v| v.real && v.stamp != then.stamp && then.excludes(v));
+        let gone = then.dead && values.iter().any(|v| v.real && v.stamp != then.stamp && then.excludes(v));
         if gone {
             values.remove(at);
         } else {

@@ -20,7 +20,14 @@ impl Sim {
         }
         self.d().pending.swap_remove(at);
         let result = self.end_leg(&mut job);
-        trace!(self, "{:?}: {:?} {}+{} {result:?}", job.io.leg, job.io.op, job.io.offset / SECTOR, job.io.len / SECTOR);
+        trace!(
+            self,
+            "{:?}: {:?} {}+{} {result:?}",
+            job.io.leg,
+            job.io.op,
+            job.io.offset / SECTOR,
+            job.io.len / SECTOR
+        );
         self.count_outcome(&job, result);
         if job.queue == self.config.queues {
             let zeroes = job.io.op == LegOp::Read && self.reads_as_zeroes(&job);
@@ -102,8 +109,18 @@ impl Sim {
         } else {
             outcome.failed.insert(leg);
         }
+        let durable =
+            matches!(job.io.op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true });
+        if durable && (result == Err(Errno::EIO) || job.io.op == LegOp::Flush && result.is_err()) {
+            d.unflushed.insert(leg);
+        }
         if outcome.pending == 0 {
             let outcome = std::mem::take(outcome);
+            let forgotten = outcome.ok.intersect(d.unflushed);
+            if durable && !forgotten.is_empty() {
+                // A leg that failed a flush has forgotten: what it says of later ones need not count.
+                d.troubles.push((outcome.ok.minus(forgotten), outcome.failed.union(forgotten), own));
+            }
             if !outcome.failed.is_empty() && job.io.op != LegOp::Read {
                 d.troubles.push((outcome.ok, outcome.failed, own));
                 self.saw.saw(Saw::LegError);

@@ -3,7 +3,7 @@
 //! One operation is under way at a time, as the log worker promises. On each leg its sectors land in
 //! any order and are then flushed; each leg ends on its own.
 
-use mirrord_log::{DirtyLog, Flush, InternalLog, LegEntry, LogPlace, Superblock, SyncMode, pick};
+use mirrord_log::{DirtyLog, Flush, InternalLog, LegEntry, LogPlace, SlotError, Superblock, SyncMode, pick};
 use mirrord_raid::{Leg, LegRecord, LegSet, LegState, MAX_LEGS, Record, WorkerEvent};
 use uuid::Uuid;
 
@@ -33,8 +33,7 @@ impl Sim {
             created: 0,
             updated: 0,
         };
-        let log =
-            InternalLog::new(volume, self.config.region_size(), self.config.regions, SyncMode::NoSync);
+        let log = InternalLog::new(volume, self.config.region_size(), self.config.regions, SyncMode::NoSync);
         let mut writes = Vec::new();
         for leg in self.all_legs().iter() {
             superblock.leg = leg;
@@ -63,8 +62,22 @@ impl Sim {
     /// The newest superblock of a leg as a start would read it (`stable`: as it would after a power cut
     /// that keeps nothing).
     pub(crate) fn read_superblock(&self, leg: Leg, stable: bool) -> (Superblock, u64) {
+        let slots = self.slots(leg, stable);
+        match pick(&slots[0], &slots[1]) {
+            Ok(found) => found,
+            Err(error) => panic!("invariant 10: {leg:?} has no superblock left: {error}"),
+        }
+    }
+
+    /// Whether one of the leg's superblocks was torn.
+    pub(crate) fn is_torn(&self, leg: Leg) -> bool {
+        let torn = |slot: &Vec<u8>| matches!(Superblock::decode(slot), Err(SlotError::Checksum));
+        self.slots(leg, false).iter().any(torn)
+    }
+
+    fn slots(&self, leg: Leg, stable: bool) -> [Vec<u8>; 2] {
         let disk = &self.disks[leg.index()];
-        let slots = [0, 1].map(|slot| {
+        [0, 1].map(|slot| {
             let first = blocks::slot(self.config.sectors, slot);
             let sectors = first..first + PAGE_SECTORS;
             let mut page = Vec::with_capacity(mirrord_log::PAGE as usize);
@@ -74,11 +87,7 @@ impl Sim {
                 self.blocks.page(sectors.map(|sector| disk.read(sector)), &mut page);
             }
             page
-        });
-        match pick(&slots[0], &slots[1]) {
-            Ok(found) => found,
-            Err(error) => panic!("invariant 10: {leg:?} has no superblock left: {error}"),
-        }
+        })
     }
 
     /// A superblock as assembly sees it.
@@ -110,7 +119,7 @@ impl Sim {
         if let Some(flush) = &flush {
             self.log_writes(flush, &mut writes);
         }
-        let mut meta = Meta { kind, pending: legs, errors: [None; MAX_LEGS], legs: Vec::new() };
+        let mut meta = Meta { kind, to: legs, pending: legs, errors: [None; MAX_LEGS], legs: Vec::new() };
         meta.legs.resize_with(self.config.legs, MetaLeg::default);
         for leg in legs.iter() {
             let to = &mut meta.legs[leg.index()];
@@ -203,13 +212,13 @@ impl Sim {
 
     fn meta_ended(&mut self) {
         let meta = self.d().meta.take().expect("a durable operation is under way");
-        let failed: LegSet = self.all_legs().iter().filter(|leg| meta.errors[leg.index()].is_some()).collect();
+        let failed: LegSet =
+            self.all_legs().iter().filter(|leg| meta.errors[leg.index()].is_some()).collect();
         let errors = meta.errors;
-        let trouble = |sim: &mut Sim, legs: LegSet| {
-            if !failed.is_empty() {
-                sim.d().troubles.push((legs.minus(failed), failed, false));
-            }
-        };
+        let ok = meta.to.minus(failed);
+        if !failed.is_empty() {
+            self.d().troubles.push((ok, failed, false));
+        }
         match meta.kind {
             MetaKind::StartFill => {
                 let phase = if failed.is_empty() { Phase::Recording } else { Phase::Failed };
@@ -219,15 +228,14 @@ impl Sim {
                 }
             }
             MetaKind::Commit => {
-                trouble(self, self.all_legs());
                 if !failed.is_empty() {
                     self.saw.saw(Saw::FailedCommit);
+                    self.saw.saw_if(Saw::RefusedMark, ok.is_empty());
                     self.d().log.flush_failed();
                 }
                 self.worker_event(WorkerEvent::Committed { errors, log_error: None });
             }
             MetaKind::Record(record) => {
-                trouble(self, record.legs);
                 self.saw.saw_if(Saw::FailedRecord, !failed.is_empty());
                 if failed.is_empty() && record.legs == self.all_legs() {
                     self.forked = false;
@@ -236,7 +244,8 @@ impl Sim {
             }
             MetaKind::Fill => {
                 self.saw.saw_if(Saw::FailedFill, !failed.is_empty());
-                let result = failed.lowest().map_or(Ok(()), |leg| Err(errors[leg.index()].expect("it failed")));
+                let result =
+                    failed.lowest().map_or(Ok(()), |leg| Err(errors[leg.index()].expect("it failed")));
                 self.worker_event(WorkerEvent::LogFilled { result });
             }
         }

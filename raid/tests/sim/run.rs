@@ -122,15 +122,19 @@ impl Sim {
         let out = states.all().minus(states.in_use());
         let Some(leg) = out.iter().nth(self.rng.below(4) as usize) else { return };
         if states.of(leg) == LegState::Failed(FailReason::Missing) {
-            self.attached.insert(leg);
             self.saw.saw(Saw::ReturnOfPulled);
         }
         self.give_back(leg);
     }
 
+    /// Opens the leg's files anew. The generation is read only if it was not known: after a write that
+    /// failed, the cache may show a superblock that the disk has not.
     fn give_back(&mut self, leg: mirrord_raid::Leg) {
         self.disks[leg.index()].reopen();
-        self.generations[leg.index()] = self.read_superblock(leg, false).1;
+        if !self.attached.contains(leg) {
+            self.attached.insert(leg);
+            self.generations[leg.index()] = self.read_superblock(leg, false).1;
+        }
         self.worker_event(WorkerEvent::Return { leg });
     }
 
@@ -144,6 +148,7 @@ impl Sim {
     /// Stops the daemon in good order.
     fn stop(&mut self) {
         trace!(self, "=== stop");
+        self.saw.saw_if(Saw::StopUnderErrors, self.faults.errors());
         self.d().phase = Phase::Draining;
         self.until("requests end", |sim| sim.live().in_flight == 0);
         self.d().phase = Phase::Stopping;
@@ -171,10 +176,10 @@ impl Sim {
         }
         self.d().phase = Phase::Draining;
         self.until("requests end", |sim| sim.live().in_flight == 0);
+        self.pause_resync(Some(false));
         self.until("legs get back in sync", |sim| {
             let states = sim.live().mirror.legs.states();
             if let Some(leg) = states.all().minus(states.in_use()).lowest() {
-                sim.attached.insert(leg);
                 sim.give_back(leg);
             }
             states.in_sync() == states.all() && sim.live().mirror.regions.unclean() == 0
@@ -185,7 +190,8 @@ impl Sim {
         assert!(clean, "progress: stopped with all legs in sync and not recorded as clean");
         self.crash(Recovery::Power);
         self.boot();
-        let clean = self.live().ever_dirty == 0 && self.live().mirror.legs.states().in_sync() == self.all_legs();
+        let clean =
+            self.live().ever_dirty == 0 && self.live().mirror.legs.states().in_sync() == self.all_legs();
         assert!(clean, "progress: not in sync after a clean stop");
     }
 }

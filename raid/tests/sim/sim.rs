@@ -54,6 +54,8 @@ pub(crate) struct Sim {
     pub(crate) current: LegSet,
     /// A start without a leg that was current took place: superblocks may contradict each other.
     pub(crate) forked: bool,
+    /// The last life ended with a stop that left the log empty.
+    pub(crate) stopped_clean: bool,
     /// What may have been lost since the volume was last served.
     pub(crate) recovery: Recovery,
     /// Generation of each leg's newest superblock.
@@ -78,10 +80,11 @@ impl Sim {
             blocks: Blocks::new(volume),
             history: History::new(sectors, ZERO),
             faults: Faults::default(),
-            stamps: 0,
+            stamps: config.sectors as u64,
             attached: LegSet::first(config.legs),
             current: LegSet::first(config.legs),
             forked: false,
+            stopped_clean: true,
             recovery: Recovery::Process,
             generations: [0; MAX_LEGS],
             durable: Vec::new(),

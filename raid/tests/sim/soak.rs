@@ -24,7 +24,8 @@ pub(crate) fn seeds() -> Range<u64> {
     }
     let seeds: String = variable("MIRRORD_SEEDS").unwrap_or_else(|| "0..100000".to_owned());
     let (first, last) = seeds.split_once("..").unwrap_or(("0", &seeds));
-    let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("MIRRORD_SEEDS={seeds}: want first..last"));
+    let number =
+        |text: &str| text.parse().unwrap_or_else(|_| panic!("MIRRORD_SEEDS={seeds}: want first..last"));
     number(first)..number(last)
 }
 
@@ -34,11 +35,13 @@ pub(crate) fn jobs() -> usize {
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
 
-/// Runs every seed, prints what was seen, panics at the first violation.
+/// Runs every seed, prints what was seen, panics at the first violation (with `MIRRORD_KEEP_GOING`,
+/// prints all and panics at the end).
 pub(crate) fn soak(seeds: Range<u64>, jobs: usize) -> Coverage {
     let total = Mutex::new(Coverage::default());
     let (next, done) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     let violation = Mutex::new(None);
+    let keep_going = std::env::var_os("MIRRORD_KEEP_GOING").is_some();
     let began = Instant::now();
     let worker = || {
         let mut mine = Coverage::default();
@@ -49,9 +52,15 @@ pub(crate) fn soak(seeds: Range<u64>, jobs: usize) -> Coverage {
             }
             match catch_unwind(|| run(seed, false)) {
                 Ok(coverage) => mine.add(&coverage),
-                Err(_) => {
-                    done.store(true, Relaxed);
-                    violation.lock().unwrap().get_or_insert(seed);
+                Err(what) => {
+                    let text = what.downcast_ref::<String>().map_or("", String::as_str);
+                    let mut first = violation.lock().unwrap();
+                    if keep_going {
+                        println!("seed {seed}: {text}");
+                    } else {
+                        done.store(true, Relaxed);
+                    }
+                    first.get_or_insert((seed, text.to_owned()));
                 }
             }
             if mine.total_runs == 256 {
@@ -74,9 +83,9 @@ pub(crate) fn soak(seeds: Range<u64>, jobs: usize) -> Coverage {
         }
     });
     let total = total.into_inner().unwrap();
-    if let Some(seed) = violation.into_inner().unwrap() {
+    if let Some((seed, text)) = violation.into_inner().unwrap() {
         panic!(
-            "seed {seed} breaks an invariant (see above); replay it with\n  \
+            "seed {seed} breaks {text}\nreplay it with\n  \
              MIRRORD_SEED={seed} cargo test -p mirrord-raid --test sim replay -- --ignored --nocapture"
         );
     }

@@ -2,6 +2,7 @@
 //! binary run in it, and everything taken down at the end, whatever happened.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of test binaries")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -5,9 +5,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
-use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use super::wire::{Attr, ROOT, SetattrIn, Time, set};
 
 pub(super) struct Attributes {
     size: u64,
@@ -19,26 +18,17 @@ pub(super) struct Attributes {
 
 #[derive(Clone, Copy)]
 struct Kept {
-    mode: u16,
+    mode: u32,
     uid: u32,
     gid: u32,
-    atime: SystemTime,
-    mtime: SystemTime,
-    ctime: SystemTime,
-}
-
-/// A change somebody asks for; `None` leaves as is.
-pub(super) struct Change {
-    pub(super) mode: Option<u32>,
-    pub(super) uid: Option<u32>,
-    pub(super) gid: Option<u32>,
-    pub(super) atime: Option<TimeOrNow>,
-    pub(super) mtime: Option<TimeOrNow>,
+    atime: Time,
+    mtime: Time,
+    ctime: Time,
 }
 
 impl Attributes {
     pub(super) fn new(size: u64, block_size: u32) -> Attributes {
-        let now = SystemTime::now();
+        let now = Time::now();
         let kept = Kept {
             mode: 0o600,
             uid: rustix::process::geteuid().as_raw(),
@@ -57,40 +47,49 @@ impl Attributes {
         }
     }
 
-    pub(super) fn change(&self, change: Change) {
+    /// Changes what `ask` names, except the size.
+    pub(super) fn change(&self, ask: &SetattrIn) {
         let mut kept = self.kept();
-        let now = SystemTime::now();
-        let time = |time| match time {
-            TimeOrNow::SpecificTime(time) => time,
-            TimeOrNow::Now => now,
-        };
-        kept.mode = change.mode.map_or(kept.mode, |mode| (mode & 0o7777) as u16);
-        kept.uid = change.uid.unwrap_or(kept.uid);
-        kept.gid = change.gid.unwrap_or(kept.gid);
-        kept.atime = change.atime.map_or(kept.atime, time);
-        if let Some(mtime) = change.mtime {
+        let now = Time::now();
+        let has = |flag| ask.valid & flag != 0;
+        if has(set::MODE) {
+            kept.mode = ask.mode & 0o7777;
+        }
+        if has(set::UID) {
+            kept.uid = ask.uid;
+        }
+        if has(set::GID) {
+            kept.gid = ask.gid;
+        }
+        if has(set::ATIME | set::ATIME_NOW) {
+            let named = Time { seconds: ask.atime, nanos: ask.atimensec };
+            kept.atime = if has(set::ATIME_NOW) { now } else { named };
+        }
+        if has(set::MTIME | set::MTIME_NOW) {
+            let named = Time { seconds: ask.mtime, nanos: ask.mtimensec };
+            kept.mtime = if has(set::MTIME_NOW) { now } else { named };
             self.written.store(false, Ordering::Relaxed);
-            kept.mtime = time(mtime);
         }
         kept.ctime = now;
     }
 
-    pub(super) fn stat(&self) -> FileAttr {
+    pub(super) fn stat(&self) -> Attr {
         let mut kept = self.kept();
         if self.written.swap(false, Ordering::Relaxed) {
-            kept.mtime = SystemTime::now();
+            kept.mtime = Time::now();
             kept.ctime = kept.mtime;
         }
-        FileAttr {
-            ino: INodeNo::ROOT,
+        Attr {
+            ino: ROOT,
             size: self.size,
             blocks: self.size / 512,
-            atime: kept.atime,
-            mtime: kept.mtime,
-            ctime: kept.ctime,
-            crtime: kept.ctime,
-            kind: FileType::RegularFile,
-            perm: kept.mode,
+            atime: kept.atime.seconds,
+            mtime: kept.mtime.seconds,
+            ctime: kept.ctime.seconds,
+            atimensec: kept.atime.nanos,
+            mtimensec: kept.mtime.nanos,
+            ctimensec: kept.ctime.nanos,
+            mode: libc::S_IFREG | kept.mode,
             nlink: 1,
             uid: kept.uid,
             gid: kept.gid,

@@ -3,33 +3,37 @@
 //! Owns the mount and the session. Guarantees: the mount point is a regular file that was empty or
 //! absent, so nothing is hidden; nothing is buffered between a client's write and the engine, so a
 //! killed daemon loses no acknowledged write; a clean shutdown refuses while the file is in use and
-//! then goes on serving. fuser's session threads take requests in and return at once; answers are
-//! sent from the engine's threads.
+//! then goes on serving. Requests are read by the engine's queue threads, each from a descriptor of its
+//! own ([`Source`]), and answered by them; the one thread started here sleeps until the session ends.
 
 mod attributes;
+mod device;
 mod point;
 mod range;
+mod source;
 #[cfg(test)]
 mod tests;
 mod volume;
+mod wire;
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
-
 use crate::buffer::BufferPool;
-use crate::front::{Engine, FrontEnd, FrontError, FrontKind, Shutdown};
+use crate::front::{Engine, FrontEnd, FrontError, FrontKind, Shutdown, Source};
 use crate::{Spawn, Task};
 use attributes::Attributes;
+pub(crate) use device::Reply;
 pub use point::clear_dead_mount;
-use point::{How, Point, abort_connection, device_of, device_opens, unmount_at};
+use device::Device;
+use point::{How, Point, abort_connection, device_of, unmount_at};
+use source::FuseSource;
 use volume::Volume;
 
 /// How long an unmounted session may take to end: longer, and another mount name space holds it.
@@ -53,8 +57,6 @@ pub struct FuseOptions {
     pub size: u64,
     /// Bytes; a power of two from 512 to 4096.
     pub block_size: u32,
-    /// Session threads. One per engine queue is a good choice; at least 1.
-    pub threads: usize,
     /// Largest request in bytes; the kernel's limit is 1 MiB.
     pub max_io: u32,
     /// Let other users reach the file; its mode (0600 at first) still applies to them. Without it
@@ -62,7 +64,7 @@ pub struct FuseOptions {
     pub allow_other: bool,
     /// Refuse writes.
     pub read_only: bool,
-    /// Starts the thread that owns the session.
+    /// Starts the thread that waits for the end of the session.
     pub spawn: Spawn,
     /// Called on that thread if the file was unmounted by somebody else.
     pub on_unmounted: Option<Task>,
@@ -149,11 +151,10 @@ impl FuseFront {
         pool: Arc<BufferPool>,
     ) -> Result<FuseFront, FuseError> {
         let block = options.block_size;
-        assert!(block.is_power_of_two() && (512..=4096).contains(&block) && options.threads > 0);
+        assert!(block.is_power_of_two() && (512..=4096).contains(&block));
         assert!(options.size > 0 && options.size.is_multiple_of(u64::from(block)) && options.max_io >= block);
         let point = Point::prepare(&options.mount)?;
         let volume = Volume {
-            engine,
             pool,
             size: options.size,
             block: block.into(),
@@ -169,7 +170,7 @@ impl FuseFront {
                 return Err(error);
             }
         };
-        FuseFront::start(point, device, volume, options)
+        FuseFront::start(point, device, volume, options, engine.as_ref())
     }
 
     fn start(
@@ -177,6 +178,7 @@ impl FuseFront {
         device: std::os::fd::OwnedFd,
         volume: Volume,
         options: FuseOptions,
+        engine: &dyn Engine,
     ) -> Result<FuseFront, FuseError> {
         // Dropping the device kills the connection; what is left of the mount goes with this.
         let undo = |point: &Point, error: io::Error| {
@@ -184,14 +186,11 @@ impl FuseFront {
             point.remove();
             FuseError::Session(error)
         };
-        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-        let mut config = Config::default();
-        config.acl = acl;
-        config.n_threads = Some(options.threads);
-        config.clone_fd = options.threads > 1 && device_opens();
-        let cut = Arc::clone(&volume.cut);
-        let session = Session::from_fd(volume, device, acl, config).map_err(|error| undo(&point, error))?;
+        let first = Device::start(device, options.max_io).map_err(|error| undo(&point, error))?;
         let device = device_of(&point.path).map_err(|error| undo(&point, error))?;
+        let cut = Arc::clone(&volume.cut);
+        let (session, closed) = channel::<()>();
+        let sources = sources(first, Arc::new(volume), engine.queues(), session);
 
         let stopping = Arc::new(AtomicBool::new(false));
         let (end, ended) = channel::<()>();
@@ -199,9 +198,8 @@ impl FuseFront {
         let stopped = Arc::clone(&stopping);
         let on_unmounted = options.on_unmounted;
         let body = move || {
-            if let Err(error) = session.run() {
-                tracing::error!(%error, "the FUSE session ended");
-            }
+            // Nobody sends: this returns when the last source is gone.
+            let _ = closed.recv();
             drop(end);
             if stopped.load(Ordering::SeqCst) {
                 return;
@@ -216,6 +214,9 @@ impl FuseFront {
         };
         let thread = (options.spawn)("mirrord-fuse".to_owned(), Box::new(body))
             .map_err(|error| undo(&point, error))?;
+        for (queue, source) in sources.into_iter().enumerate() {
+            engine.serve(queue, source);
+        }
         Ok(FuseFront { point, device, stopping, cut, ended, thread: Some(thread) })
     }
 
@@ -254,6 +255,24 @@ impl FuseFront {
         let _ = abort_connection(self.device.1);
         Ok(())
     }
+}
+
+/// A source for each queue: with a descriptor of its own or, where this process may not open the device
+/// (the helper that mounted may), sharing the first.
+fn sources(
+    first: Device,
+    volume: Arc<Volume>,
+    queues: usize,
+    session: Sender<()>,
+) -> Vec<Box<dyn Source>> {
+    let first = Arc::new(first);
+    let mut sources: Vec<Box<dyn Source>> = Vec::with_capacity(queues);
+    for queue in 0..queues {
+        let own = if queue == 0 { None } else { first.another().ok().map(Arc::new) };
+        let device = own.unwrap_or_else(|| Arc::clone(&first));
+        sources.push(Box::new(FuseSource::new(device, Arc::clone(&volume), session.clone())));
+    }
+    sources
 }
 
 impl FrontEnd for FuseFront {

@@ -6,7 +6,7 @@
 //! front end.
 
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,7 +22,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 use super::FuseError;
 
-const DEVICE: &str = "/dev/fuse";
+pub(super) const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
 /// Tells the helper which descriptor to send the opened device to.
 const HELPER_FD: &str = "_FUSE_COMMFD";
@@ -204,11 +204,6 @@ pub(super) fn device_of(path: &Path) -> io::Result<(u32, u32)> {
 /// its device number.
 pub(super) fn abort_connection(minor: u32) -> io::Result<()> {
     std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1")
-}
-
-/// Whether this process may open the FUSE device itself, as each further session thread does.
-pub(super) fn device_opens() -> bool {
-    File::options().read(true).write(true).open(DEVICE).is_ok()
 }
 
 /// Lazily unmounts what a daemon that was killed left at `path` (`stat` says `ENOTCONN`). True if

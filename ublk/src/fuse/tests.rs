@@ -1,5 +1,6 @@
 //! The front end on a real mount, in front of an engine that is a vector of bytes.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::process::Command;
@@ -8,12 +9,13 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use mirrord_raid::Errno;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FallocateFlags, fallocate};
 use tempfile::TempDir;
 
 use super::*;
 use crate::buffer::PoolConfig;
-use crate::front::{Op, Request};
+use crate::front::{Op, Pulled, Request};
 use crate::plain_spawn;
 
 const SIZE: u64 = 8 << 20;
@@ -71,9 +73,29 @@ impl Engine for Memory {
         self.requests.lock().unwrap().send(request).unwrap();
     }
 
-    fn queues(&self) -> usize {
-        1
+    fn serve(&self, _: usize, source: Box<dyn Source>) {
+        let requests = self.requests.lock().unwrap().clone();
+        pull_all(source, move |request| requests.send(request).unwrap());
     }
+
+    fn queues(&self) -> usize {
+        2
+    }
+}
+
+/// A queue thread for engines that have none: pulls until the source ends.
+fn pull_all(mut source: Box<dyn Source>, mut submit: impl FnMut(Request) + Send + 'static) {
+    thread::spawn(move || {
+        let mut requests = VecDeque::new();
+        let mut pulled = Pulled::More;
+        while pulled != Pulled::Ended {
+            if pulled == Pulled::All {
+                poll(&mut [PollFd::from_borrowed_fd(source.fd(), PollFlags::IN)], None).unwrap();
+            }
+            pulled = source.pull(3, &mut requests);
+            requests.drain(..).for_each(&mut submit);
+        }
+    });
 }
 
 /// Loses every request.
@@ -81,6 +103,10 @@ struct Loser;
 
 impl Engine for Loser {
     fn submit(&self, _: usize, _: Request) {}
+
+    fn serve(&self, _: usize, source: Box<dyn Source>) {
+        pull_all(source, drop);
+    }
 
     fn queues(&self) -> usize {
         3
@@ -93,7 +119,6 @@ fn options(mount: PathBuf) -> FuseOptions {
         name: "test,volume".to_owned(),
         size: SIZE,
         block_size: BLOCK,
-        threads: 2,
         max_io: 1 << 20,
         allow_other: false,
         read_only: false,

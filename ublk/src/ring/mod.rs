@@ -17,6 +17,7 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,6 +82,15 @@ pub struct LegDone {
     pub leg: Leg,
     /// Whether all of it was done.
     pub result: Result<(), Errno>,
+}
+
+/// Why [`Ring::wait`] returned, beside completions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wakeup {
+    /// Somebody woke the ring.
+    pub woken: bool,
+    /// The watched descriptor became readable, or has failed. Said once: read until there is nothing.
+    pub readable: bool,
 }
 
 /// All leg IO of one queue thread. See the crate's documentation.
@@ -254,22 +264,32 @@ impl Ring {
         self.issue(index);
     }
 
+    /// Watches `fd` from now on, in place of an earlier one: `wait` returns when it becomes readable. The
+    /// ring keeps the descriptor open until it watches another or none.
+    pub fn watch(&mut self, fd: Option<OwnedFd>) {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.watch(fd),
+            Engine::Threads(threads) => threads.watch(fd),
+        }
+    }
+
     /// Hands what is queued to the kernel and blocks until something completed, somebody woke the
-    /// ring or `timeout` passed. Completions are appended to `out`; true if woken.
+    /// ring, the watched descriptor became readable or `timeout` passed. Completions are appended to
+    /// `out`.
     ///
     /// # Errors
     /// When the kernel refuses to go on with this ring; IO in flight is then lost track of, and the
     /// ring is to be dropped.
-    pub fn wait(&mut self, out: &mut Vec<LegDone>, timeout: Option<Duration>) -> io::Result<bool> {
+    pub fn wait(&mut self, out: &mut Vec<LegDone>, timeout: Option<Duration>) -> io::Result<Wakeup> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut left = timeout;
         let before = out.len();
         loop {
             self.collect(out);
             if out.len() > before || !self.wake.sleep() {
-                let woken = self.finish(out)?;
-                if woken || out.len() > before {
-                    return Ok(woken);
+                let wakeup = self.finish(out)?;
+                if wakeup != Wakeup::default() || out.len() > before {
+                    return Ok(wakeup);
                 }
                 continue;
             }
@@ -277,10 +297,9 @@ impl Ring {
                 Engine::Uring(uring) => uring.block(left),
                 Engine::Threads(threads) => threads.block(left),
             };
-            let woken = self.wake.awake();
-            self.collect(out);
-            if woken || out.len() > before || !in_time? {
-                return Ok(woken);
+            let wakeup = self.wakeup(out);
+            if wakeup != Wakeup::default() || out.len() > before || !in_time? {
+                return Ok(wakeup);
             }
             left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         }
@@ -290,7 +309,7 @@ impl Ring {
     ///
     /// # Errors
     /// As for `wait`.
-    pub fn poll(&mut self, out: &mut Vec<LegDone>) -> io::Result<bool> {
+    pub fn poll(&mut self, out: &mut Vec<LegDone>) -> io::Result<Wakeup> {
         self.finish(out)
     }
 
@@ -315,14 +334,24 @@ impl Ring {
         Ok(())
     }
 
-    /// Submits, collects, and says whether the ring was woken.
-    fn finish(&mut self, out: &mut Vec<LegDone>) -> io::Result<bool> {
-        let woken = self.wake.awake();
-        if let Engine::Uring(uring) = &mut self.engine {
-            uring.turn()?;
+    /// Submits, collects, and says what else happened.
+    fn finish(&mut self, out: &mut Vec<LegDone>) -> io::Result<Wakeup> {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.turn()?,
+            Engine::Threads(threads) => threads.turn()?,
         }
+        Ok(self.wakeup(out))
+    }
+
+    /// Collects, and says what else happened.
+    fn wakeup(&mut self, out: &mut Vec<LegDone>) -> Wakeup {
+        let woken = self.wake.awake();
         self.collect(out);
-        Ok(woken)
+        let readable = match &mut self.engine {
+            Engine::Uring(uring) => uring.take_readable(),
+            Engine::Threads(threads) => threads.take_readable(),
+        };
+        Wakeup { woken, readable }
     }
 
     /// Moves every completion that is there to `out`.

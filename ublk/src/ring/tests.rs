@@ -1,6 +1,7 @@
 //! Both engines through the same body: a model, wakes, short files, replaced legs.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
@@ -149,15 +150,50 @@ fn a_wake_from_another_thread_ends_the_wait() {
                 wake.wake();
                 wake.wake();
             });
-            assert!(bed.ring.wait(&mut out, None).unwrap(), "{kind:?}");
+            assert!(bed.ring.wait(&mut out, None).unwrap().woken, "{kind:?}");
             waker.join().unwrap();
             bed.ring.poll(&mut out).unwrap();
         }
-        assert!(!bed.ring.wait(&mut out, Some(Duration::from_millis(1))).unwrap(), "{kind:?}");
+        assert!(!bed.ring.wait(&mut out, Some(Duration::from_millis(1))).unwrap().woken, "{kind:?}");
         assert!(out.is_empty());
         bed.ring.wake_handle().wake();
-        assert!(bed.ring.poll(&mut out).unwrap());
-        assert!(!bed.ring.poll(&mut out).unwrap());
+        assert!(bed.ring.poll(&mut out).unwrap().woken);
+        assert!(!bed.ring.poll(&mut out).unwrap().woken);
+    }
+}
+
+#[test]
+fn a_descriptor_that_becomes_readable_ends_the_wait() {
+    const READABLE: Wakeup = Wakeup { woken: false, readable: true };
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE)]) else { continue };
+        let mut out = Vec::new();
+        for _ in 0..3 {
+            let (mut reader, mut writer) = std::io::pipe().unwrap();
+            bed.ring.watch(Some(reader.try_clone().unwrap().into()));
+            let short = Some(Duration::from_millis(1));
+            assert_eq!(bed.ring.wait(&mut out, short).unwrap(), Wakeup::default(), "{kind:?}");
+            for _ in 0..3 {
+                writer.write_all(&[1]).unwrap();
+                assert_eq!(bed.ring.wait(&mut out, None).unwrap(), READABLE, "{kind:?}");
+                reader.read_exact(&mut [0]).unwrap();
+            }
+            // Written before the ring sleeps, read after it was told.
+            writer.write_all(&[1]).unwrap();
+            bed.ring.attach(0, bed.pool.take(BLOCK as usize));
+            bed.ring.submit(&io(0, 0, 0, LegOp::Read, 0, BLOCK));
+            let mut readable = false;
+            while out.is_empty() || !readable {
+                readable |= bed.ring.wait(&mut out, None).unwrap().readable;
+            }
+            out.clear();
+            bed.ring.detach(0);
+            reader.read_exact(&mut [0]).unwrap();
+            drop(writer);
+            assert_eq!(bed.ring.wait(&mut out, None).unwrap(), READABLE, "{kind:?}: the end is one, too");
+            bed.ring.watch(None);
+            assert_eq!(bed.ring.wait(&mut out, short).unwrap(), Wakeup::default(), "{kind:?}");
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -25,6 +26,8 @@ const WORKERS: u32 = 8;
 pub(super) struct Threads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    watched: Option<OwnedFd>,
+    readable: bool,
 }
 
 struct Shared {
@@ -58,7 +61,7 @@ impl Threads {
             results: Mutex::new(VecDeque::with_capacity(depth as usize)),
             wake: wake.clone(),
         });
-        let mut threads = Threads { shared, workers: Vec::new() };
+        let mut threads = Threads { shared, workers: Vec::new(), watched: None, readable: false };
         for i in 0..depth.clamp(1, WORKERS) {
             let shared = Arc::clone(&threads.shared);
             let task: Task = Box::new(move || shared.work());
@@ -79,20 +82,43 @@ impl Threads {
         self.shared.results().pop_front()
     }
 
-    /// Waits for a result or wake. False: the time-out passed.
+    pub(super) fn watch(&mut self, fd: Option<OwnedFd>) {
+        self.watched = fd;
+        self.readable = false;
+    }
+
+    pub(super) fn take_readable(&mut self) -> bool {
+        std::mem::take(&mut self.readable)
+    }
+
+    /// Looks at the watched descriptor without waiting.
+    pub(super) fn turn(&mut self) -> io::Result<()> {
+        match self.watched.is_some() {
+            true => self.block(Some(Duration::ZERO)).map(drop),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits for a result, a wake or the watched descriptor. False: the time-out passed.
     pub(super) fn block(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         let timeout =
             timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
         let wake = self.shared.wake.fd();
-        match poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], timeout.as_ref()) {
-            Ok(0) => Ok(false),
-            Err(rustix::io::Errno::INTR) => Ok(true),
-            Err(errno) => Err(errno.into()),
-            Ok(_) => {
-                rustix::io::read(wake, &mut [0u8; 8])?;
-                Ok(true)
-            }
+        let watched = self.watched.as_ref().map_or(wake, |fd| fd.as_fd());
+        let mut fds = [wake, watched].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let count = 1 + usize::from(self.watched.is_some());
+        match poll(&mut fds[..count], timeout.as_ref()) {
+            Ok(0) => return Ok(false),
+            Err(rustix::io::Errno::INTR) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+            Ok(_) => {}
         }
+        let [woken, readable] = fds.map(|fd| !fd.revents().is_empty());
+        if woken {
+            rustix::io::read(wake, &mut [0u8; 8])?;
+        }
+        self.readable |= readable;
+        Ok(true)
     }
 
     /// Lets the workers end after what is queued.

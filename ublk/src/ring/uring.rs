@@ -6,12 +6,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{IoUring, cqueue, opcode, squeue};
 use mirrord_raid::{Leg, MAX_LEGS};
 
 use super::step::Call;
@@ -19,8 +20,12 @@ use crate::buffer::BufferPool;
 use crate::leg_file::LegFile;
 use crate::wake::Wake;
 
-/// `user_data` of the eventfd read; every other is a slot index.
+/// `user_data` of the eventfd read. Below 2^32 it is a slot index.
 const WAKE: u64 = u64::MAX;
+/// Of the end of a watch.
+const UNWATCH: u64 = u64::MAX - 1;
+/// Of a watch: this and its number.
+const WATCH: u64 = 1 << 32;
 
 /// Largest SQ asked for. More in flight costs more enters, nothing else.
 const MAX_ENTRIES: u32 = 4096;
@@ -34,6 +39,19 @@ pub(super) struct Uring {
     wake_fd: RawFd,
     wake_armed: bool,
     fixed_buffers: bool,
+    watch: Watch,
+}
+
+/// The descriptor that is watched.
+#[derive(Default)]
+struct Watch {
+    fd: Option<OwnedFd>,
+    /// Counts watches, so that what an earlier one has to say is told apart.
+    number: u32,
+    /// The kernel watches.
+    armed: bool,
+    /// It said so, and was not asked yet.
+    readable: bool,
 }
 
 /// Memory of a call: address, and whether it lies in the registered region.
@@ -72,6 +90,7 @@ impl Uring {
             wake_fd: wake.raw_fd(),
             wake_armed: false,
             fixed_buffers,
+            watch: Watch::default(),
         };
         uring.arm_wake();
         Ok(uring)
@@ -143,6 +162,7 @@ impl Uring {
     /// Submits and waits for a completion (or wake). False: the time-out passed.
     pub(super) fn block(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         self.refill();
+        self.arm_watch();
         let result = match timeout {
             None => self.ring.submitter().submit_and_wait(1),
             Some(timeout) => {
@@ -161,12 +181,48 @@ impl Uring {
     pub(super) fn reap(&mut self) -> Option<(u32, i32)> {
         loop {
             let cqe = self.ring.completion().next()?;
-            if cqe.user_data() != WAKE {
-                return Some((cqe.user_data() as u32, cqe.result()));
+            match cqe.user_data() {
+                WAKE => {
+                    self.wake_armed = false;
+                    self.arm_wake();
+                }
+                UNWATCH => {}
+                data if data >= WATCH => {
+                    if data == WATCH | u64::from(self.watch.number) {
+                        self.watch.readable = true;
+                        self.watch.armed = cqueue::more(cqe.flags());
+                    }
+                }
+                data => return Some((data as u32, cqe.result())),
             }
-            self.wake_armed = false;
-            self.arm_wake();
         }
+    }
+
+    /// Watches `fd` in place of an earlier one.
+    pub(super) fn watch(&mut self, fd: Option<OwnedFd>) {
+        let old = u64::from(self.watch.number);
+        if mem::take(&mut self.watch.armed) {
+            self.push(opcode::PollRemove::new(WATCH | old).build().user_data(UNWATCH));
+        }
+        self.watch = Watch { fd, number: self.watch.number.wrapping_add(1), ..Watch::default() };
+    }
+
+    pub(super) fn take_readable(&mut self) -> bool {
+        mem::take(&mut self.watch.readable)
+    }
+
+    /// Has the kernel watch, before the ring sleeps: it says at once what is readable already.
+    fn arm_watch(&mut self) {
+        let Watch { fd: Some(fd), number, armed: false, .. } = &self.watch else { return };
+        let mut flags = libc::POLLIN as u32;
+        if std::env::var_os("EXCL").is_some() {
+            flags |= libc::EPOLLEXCLUSIVE as u32;
+        }
+        let multi = std::env::var_os("MULTI").is_some();
+        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), flags).multi(multi).build();
+        let entry = entry.user_data(WATCH | u64::from(*number));
+        self.watch.armed = true;
+        self.push(entry);
     }
 
     fn arm_wake(&mut self) {

@@ -1,0 +1,182 @@
+//! `mirrord-bench`: measures mirrord beside its peers, all in one run, and says which targets are met.
+//!
+//! Figures of different runs or machines do not compare; the ratios within one run do. Every contender is
+//! measured in every round, rounds are interleaved, medians are reported with their spread. Whatever the
+//! bench makes (files, mounts, daemons) it takes away again, also when it fails or is interrupted.
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod daemon;
+mod fio;
+mod host;
+mod legs;
+mod load;
+mod peer;
+mod process;
+mod program;
+mod random;
+mod remains;
+mod report;
+mod rows;
+mod stats;
+mod workload;
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+
+use compare::Plan;
+use remains::{Guard, Remains};
+use report::Section;
+use rows::Setting;
+
+/// Measures mirrord beside fio, qemu-storage-daemon and plain copies.
+#[derive(Parser, Debug)]
+#[command(name = "mirrord-bench", version)]
+struct Options {
+    /// Where files go; made if it is not there. Default: a new directory beside this program.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Seconds per cell, contender and round.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// Size of the volumes in MiB.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..))]
+    size_mib: u64,
+    /// Measure this group only; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<Group>,
+    /// One short round on small volumes: shows that everything works, not how fast.
+    #[arg(long)]
+    quick: bool,
+    /// The program to measure. Default: the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    mirrord: Option<PathBuf>,
+    /// Write the tables to this file as Markdown.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+}
+
+/// A group of rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Group {
+    /// The engine beside fio.
+    Engine,
+    /// The FUSE front end beside fio and qemu-storage-daemon.
+    Fuse,
+    /// Log on against log off.
+    Log,
+    /// Reads from two devices.
+    Devices,
+    /// Resync beside a copy, and what it costs others.
+    Resync,
+    /// Idle volumes.
+    Idle,
+    /// The engine's parts, without IO.
+    Micro,
+}
+
+impl Group {
+    fn run(self, setting: &Setting) -> Result<Section> {
+        match self {
+            Group::Engine => rows::engine::run(setting),
+            Group::Fuse => rows::fuse::run(setting),
+            Group::Log => rows::log::run(setting),
+            Group::Devices => rows::devices::run(setting),
+            Group::Resync => rows::resync::run(setting),
+            Group::Idle => rows::idle::run(setting),
+            Group::Micro => rows::micro::run(setting),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            while remains::interrupted() {
+                // The signal's thread cleans up and ends the process.
+                std::thread::park();
+            }
+            eprintln!("mirrord-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<()> {
+    remains::watch()?;
+    let beside = std::env::current_exe().context("cannot find this program")?;
+    let beside = beside.parent().context("this program is nowhere")?.to_owned();
+    let parent = options.dir.clone().unwrap_or_else(|| beside.clone());
+    std::fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let directory = tempfile::Builder::new().prefix("mirrord-bench-").tempdir_in(&parent)?.keep();
+    let _guard = Guard::new(Remains::Directory(directory.clone()))?;
+    let quick = options.quick;
+    let setting = Setting {
+        directory: directory.canonicalize()?,
+        mirrord: options.mirrord.clone().unwrap_or_else(|| beside.join("mirrord")),
+        plan: Plan {
+            rounds: if quick { 1 } else { options.rounds },
+            seconds: if quick { 1 } else { options.seconds },
+            warm_up: u32::from(!quick),
+        },
+        size: if quick { 128 << 20 } else { options.size_mib << 20 },
+        idle_seconds: if quick { 3 } else { 20 },
+    };
+    let facts = host::facts(&setting.directory);
+    let every = || Group::value_variants().to_vec();
+    let groups = if options.only.is_empty() { every() } else { options.only.clone() };
+    let mut sections = Vec::new();
+    for group in groups {
+        let name = group.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
+        let section = group.run(&setting).with_context(|| format!("group {name}"))?;
+        print!("{}", section.text());
+        sections.push(section);
+    }
+    let missed = sections.iter().flat_map(|section| &section.rows);
+    let judged: Vec<&str> = missed.filter_map(report::Row::verdict).collect();
+    let met = judged.iter().filter(|verdict| **verdict == "met").count();
+    println!("\n{met} of {} targets met", judged.len());
+    if let Some(path) = &options.write {
+        ensure!(!quick, "--quick measures nothing worth writing down: leave out --quick or --write");
+        let text = markdown(&setting, &facts, &sections);
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// BENCHMARKS.md.
+fn markdown(setting: &Setting, facts: &[(&str, String)], sections: &[Section]) -> String {
+    let plan = setting.plan;
+    let mut text = format!(
+        "# Benchmarks\n\nWritten by `make bench`. Each figure is the median of {} rounds of {} seconds after a \
+         warm-up of {} s; in each round every contender had its turn. A ratio is the median of the ratios within \
+         a round, with the least and the greatest. What counts is the ratio: the figures belong to this machine.\n\n",
+        plan.rounds, plan.seconds, plan.warm_up
+    );
+    for (name, value) in facts {
+        let _ = writeln!(text, "- {name}: {value}");
+    }
+    sections.iter().for_each(|section| text.push_str(&section.markdown()));
+    text.push_str("\n## Commands\n\nAs they were run, `$DIR` being the directory of the bench.\n\n```text\n");
+    for line in program::command_lines(&setting.directory) {
+        let _ = writeln!(text, "{}", relative(&line));
+    }
+    text.push_str("```\n");
+    text
+}
+
+/// Programs by their names, not by where they were built.
+fn relative(line: &str) -> String {
+    let (program, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let name = Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy());
+    format!("{name} {rest}")
+}

@@ -1,0 +1,126 @@
+//! `mirrord create`.
+
+use std::path::PathBuf;
+
+use mirrord_log::LogPlace;
+
+use super::output::{Usage, note};
+use super::{Context, serving};
+use crate::create::{CreateError, CreateOptions, create};
+use crate::failure::describe;
+use crate::registry::ServeChoice;
+use crate::units::parse_size;
+
+/// Make a volume of two or more legs and serve it
+///
+/// Legs are files or block devices. Legs that do not exist are created sparse if --size is given; legs
+/// that hold nothing start in sync without a copy. If one leg holds data it is kept and the others are
+/// resynced from it. Metadata goes to the end of each leg: appended to a file, taken from a device.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The legs: 2 to 8 files or block devices.
+    #[arg(long, required = true, num_args = 1.., value_name = "LEG")]
+    legs: Vec<PathBuf>,
+    /// Size of the volume [default: as the smallest leg].
+    #[arg(long, value_parser = parse_size)]
+    size: Option<u64>,
+    /// Name of the volume [default: mirror0, mirror1, ...].
+    #[arg(long)]
+    name: Option<String>,
+    /// The dirty-region log: internal (on every leg), core (in memory) or disk:PATH.
+    #[arg(long, default_value = "internal", value_name = "LOG", value_parser = parse_log)]
+    log: LogPlace,
+    /// Region size, a power of two of at least 4KiB [default: by the volume's size, at least 1MiB].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    region_size: Option<u64>,
+    /// Allocate the legs, so that the volume never meets a full file system.
+    #[arg(long)]
+    preallocate: bool,
+    /// The legs are equal: begin in sync.
+    #[arg(long, conflicts_with = "source")]
+    assume_clean: bool,
+    /// Keep the content of this leg (path or index) and resync the others from it.
+    #[arg(long, value_name = "LEG")]
+    source: Option<String>,
+    /// Overwrite what is on the legs.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    serving: serving::Args,
+}
+
+/// Not a log.
+#[derive(Debug, thiserror::Error)]
+#[error("a log is internal, core, disk:PATH or remote:ADDRESS")]
+struct BadLog;
+
+fn parse_log(text: &str) -> Result<LogPlace, BadLog> {
+    match text.split_once(':') {
+        None if text == "internal" => Ok(LogPlace::Internal),
+        None if text == "core" => Ok(LogPlace::Core),
+        Some(("disk", path)) if !path.is_empty() => Ok(LogPlace::Disk(path.into())),
+        Some(("remote", address)) if !address.is_empty() => Ok(LogPlace::Remote(address.to_owned())),
+        _ => Err(BadLog),
+    }
+}
+
+pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    let doing = match &args.name {
+        Some(name) => format!("cannot create {name}"),
+        None => "cannot create a volume".to_owned(),
+    };
+    let serve = args.serving.choice(ServeChoice::default())?;
+    let options = CreateOptions {
+        legs: args.legs,
+        size: args.size,
+        name: args.name,
+        log: args.log,
+        region_size: args.region_size,
+        preallocate: args.preallocate,
+        assume_clean: args.assume_clean,
+        source: args.source,
+        force: args.force,
+        serve: serve.clone(),
+    };
+    let created = create(&context.dirs, &options).map_err(|error| {
+        let text = format!("{doing}: {}", describe(&error));
+        if is_usage(&error) { Usage(text).into() } else { anyhow::Error::msg(text) }
+    })?;
+    for notice in &created.notices {
+        note(notice);
+    }
+    let name = created.name;
+    // The daemon takes the name itself; the registry keeps it from others meanwhile.
+    drop(created.lock);
+    let doing = format!("{name} is created but cannot be served (try `mirrord start {name}`)");
+    let choice = serving::Choice { name, legs: created.legs, degraded: false, source: None, serve };
+    args.serving.serve(context, choice, &doing)
+}
+
+/// Whether it is the flags that are wrong, not the legs.
+fn is_usage(error: &CreateError) -> bool {
+    matches!(
+        error,
+        CreateError::LegCount { .. }
+            | CreateError::BadName { .. }
+            | CreateError::Source { .. }
+            | CreateError::RemoteLog
+            | CreateError::Geometry(_)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_read() {
+        assert_eq!(parse_log("internal").unwrap(), LogPlace::Internal);
+        assert_eq!(parse_log("core").unwrap(), LogPlace::Core);
+        assert_eq!(parse_log("disk:/x:y").unwrap(), LogPlace::Disk("/x:y".into()));
+        assert_eq!(parse_log("remote:host:1").unwrap(), LogPlace::Remote("host:1".to_owned()));
+        for bad in ["", "disk", "disk:", "internal:x", "file:/x"] {
+            assert!(parse_log(bad).is_err(), "{bad}");
+        }
+    }
+}

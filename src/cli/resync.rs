@@ -1,0 +1,42 @@
+//! `mirrord resync`.
+
+use super::Context;
+use super::output::{fail, print, print_json};
+use super::status::{not_running, progress};
+use crate::control::{Client, ClientError, Request};
+use crate::units::parse_size;
+
+/// Change how a running volume is resynced, or show it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The volume.
+    name: String,
+    /// Copy at most so many bytes per second; 0 for no limit.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    rate: Option<u64>,
+    /// Hold it.
+    #[arg(long, conflicts_with = "resume")]
+    pause: bool,
+    /// Go on.
+    #[arg(long)]
+    resume: bool,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
+    let doing = format!("cannot resync {}", args.name);
+    let failed = |error: ClientError| match error {
+        ClientError::NotRunning { name } => not_running(context, &doing, &name),
+        error => fail(&doing, &error),
+    };
+    let mut client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
+    let pause = (args.pause || args.resume).then_some(args.pause);
+    if args.rate.is_some() || pause.is_some() {
+        client.ask(&Request::Resync { rate: args.rate, pause }).map_err(failed)?;
+    }
+    let status = client.status().map_err(failed)?;
+    if context.json {
+        return print_json(&status.resync);
+    }
+    let idle = || if status.resync.paused { "idle, paused" } else { "idle" }.to_owned();
+    print(&format!("{} resync {}", args.name, progress(&status).unwrap_or_else(idle)))
+}

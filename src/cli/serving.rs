@@ -1,0 +1,132 @@
+//! Flags of `create` and `start` that say how a volume is served, and the serving itself.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use super::Context;
+use super::output::{note, print, print_json};
+use crate::daemon::{ServeSpec, Served, spawn};
+use crate::logging::{Level, LogTo};
+use crate::registry::{Front, ServeChoice};
+use crate::status::VolumeStatus;
+use crate::units::{format_size, parse_size};
+
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// Serve as a block device or as a file [default: as before, or auto].
+    #[arg(long)]
+    front: Option<Front>,
+    /// The file that becomes the volume: new, or an empty file [default: NAME.img in the runtime directory].
+    #[arg(long, value_name = "PATH")]
+    mount: Option<PathBuf>,
+    /// Queues, each a thread [default: one per processor, at most 4].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    queues: Option<u16>,
+    /// Requests in flight per queue.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    depth: Option<u32>,
+    /// Who does the IO on the legs.
+    #[arg(long)]
+    engine: Option<Engine>,
+    /// Let other users reach the file that is the volume (its mode still applies).
+    #[arg(long)]
+    allow_other: bool,
+    /// Resync at most so many bytes per second.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    resync_rate: Option<u64>,
+    /// Serve in this process instead of in the background.
+    #[arg(long)]
+    foreground: bool,
+    /// Where messages go: stderr, journald or file:PATH [default: NAME.log in the runtime directory].
+    #[arg(long, value_name = "WHERE")]
+    log_to: Option<LogTo>,
+    /// How much is said there.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: Level,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Engine {
+    /// io_uring where it is permitted, else threads.
+    Auto,
+    /// Threads.
+    Threads,
+}
+
+/// Which volume to serve.
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) name: String,
+    pub(super) legs: Vec<PathBuf>,
+    pub(super) degraded: bool,
+    pub(super) source: Option<String>,
+    pub(super) serve: ServeChoice,
+}
+
+impl Args {
+    /// What was asked for, and `before` for the rest.
+    pub(super) fn choice(&self, before: ServeChoice) -> anyhow::Result<ServeChoice> {
+        Ok(ServeChoice {
+            front: self.front.unwrap_or(before.front),
+            mount: self.mount.as_ref().map(std::path::absolute).transpose()?.or(before.mount),
+            queues: self.queues.or(before.queues),
+            depth: self.depth.or(before.depth),
+            threads_engine: match self.engine {
+                Some(engine) => matches!(engine, Engine::Threads),
+                None => before.threads_engine,
+            },
+            allow_other: self.allow_other || before.allow_other,
+        })
+    }
+
+    /// Serves a volume: in the background, or here until it is stopped.
+    pub(super) fn serve(&self, context: &Context, choice: Choice, doing: &str) -> anyhow::Result<()> {
+        let spec = ServeSpec {
+            legs: choice.legs,
+            degraded: choice.degraded,
+            source: choice.source,
+            serve: choice.serve,
+            resync_rate: self.resync_rate,
+            log_to: self.log_to.clone(),
+            log_level: self.log_level,
+        };
+        if self.foreground {
+            let served = Served::begin(&context.dirs, &spec, false)
+                .map_err(|error| super::output::fail(doing, &error))?;
+            say(context, &served.status(), served.notices())?;
+            served.wait();
+            return Ok(());
+        }
+        let ready = spawn(&spec, &choice.name).map_err(|error| super::output::fail(doing, &error))?;
+        say(context, &ready.status, &ready.notices)
+    }
+}
+
+/// The one line of a volume that is served.
+fn say(context: &Context, status: &VolumeStatus, notices: &[String]) -> anyhow::Result<()> {
+    for notice in notices {
+        note(notice);
+    }
+    if context.json {
+        return print_json(status);
+    }
+    let legs: Vec<String> = status.legs.iter().map(|leg| leg.path.display().to_string()).collect();
+    print(&format!(
+        "{}  {}  {}  legs {}  log {}",
+        status.name,
+        status.device.display(),
+        format_size(status.size_bytes),
+        legs.join(" "),
+        log_name(status)
+    ))
+}
+
+/// Kind and place of the log.
+pub(super) fn log_name(status: &VolumeStatus) -> String {
+    match &status.log.place {
+        Some(place) => format!("{}:{place}", status.log.kind),
+        None => status.log.kind.clone(),
+    }
+}

@@ -1,0 +1,83 @@
+//! `mirrord start`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+
+use super::output::fail;
+use super::{Context, serving};
+use crate::control::{Client, Request};
+use crate::paths::check_name;
+use crate::registry::{Known, Registry, ServeChoice, volume_on};
+
+/// Serve a volume that was made before
+///
+/// By its name, or by its legs wherever they are now (a leg called like a volume is written ./NAME). It
+/// is served as it was the last time; flags given here change that.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The volume's name, or its legs.
+    #[arg(required = true, value_name = "NAME|LEG")]
+    what: Vec<PathBuf>,
+    /// Start without legs that were in use: what only they hold is lost once this volume is written.
+    #[arg(long)]
+    degraded: bool,
+    /// Take this leg's data, whatever the others say (path, index or UUID).
+    #[arg(long, value_name = "LEG")]
+    source: Option<String>,
+    #[command(flatten)]
+    serving: serving::Args,
+}
+
+pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    let registry = Registry::new(&context.dirs);
+    let (name, legs, before) = match known(&registry, &args.what)? {
+        Some(known) => {
+            if is_running(context, &known.name) {
+                bail!("cannot start {}: it is running already", known.name);
+            }
+            (known.name, known.legs, known.serve)
+        }
+        None => {
+            let legs: Vec<PathBuf> = args.what.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+            let (name, before) = by_legs(&registry, &legs);
+            (name, legs, before)
+        }
+    };
+    let doing = format!("cannot start {name}");
+    let choice = serving::Choice {
+        name,
+        legs,
+        degraded: args.degraded,
+        source: args.source.clone(),
+        serve: args.serving.choice(before)?,
+    };
+    args.serving.serve(context, choice, &doing)
+}
+
+/// The known volume that is meant, if it is not legs.
+fn known(registry: &Registry, what: &[PathBuf]) -> anyhow::Result<Option<Known>> {
+    let [path] = what else { return Ok(None) };
+    let Some(name) = path.to_str().filter(|name| check_name(name).is_ok()) else { return Ok(None) };
+    let found = registry.find(name).map_err(|error| fail(&format!("cannot start {name}"), &error))?;
+    if found.is_none() && !path.exists() {
+        bail!("cannot start {name}: there is neither a volume nor a leg of that name; see `mirrord list`");
+    }
+    Ok(found)
+}
+
+fn is_running(context: &Context, name: &str) -> bool {
+    Client::connect(&context.dirs, name).is_ok_and(|mut client| client.ask(&Request::Ping).is_ok())
+}
+
+/// What to call a volume until its legs are open, and how it was served before.
+fn by_legs(registry: &Registry, legs: &[PathBuf]) -> (String, ServeChoice) {
+    let uuid = legs.iter().find_map(|leg| volume_on(leg));
+    match registry.all().into_iter().find(|known| Some(known.uuid) == uuid) {
+        Some(known) => (known.name, known.serve),
+        None => {
+            let first = legs.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
+            (format!("the volume of {}", first.display()), ServeChoice::default())
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Asking a daemon.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{PidfdFlags, pidfd_open};
+
+use super::{Failure, MAX_LINE, Request, Response};
+use crate::paths::Dirs;
+use crate::status::VolumeStatus;
+
+/// How long an answer may take. A daemon answers at once or is stuck.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a stop may take: legs are flushed first.
+const STOP_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Why there is no answer, or not the one hoped for.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No daemon: none was started, or it was killed.
+    #[error("volume {name} is not running")]
+    NotRunning {
+        /// The volume.
+        name: String,
+    },
+    /// Talking to it failed.
+    #[error("cannot talk to the daemon of volume {name} at {}", socket.display())]
+    Io {
+        /// The volume.
+        name: String,
+        /// Its socket.
+        socket: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It answers, but not in this protocol.
+    #[error("the daemon of volume {name} gave an answer that makes no sense: is it of another version?")]
+    Protocol {
+        /// The volume.
+        name: String,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It answered something else than was asked.
+    #[error("the daemon of volume {name} answered another question")]
+    Unexpected {
+        /// The volume.
+        name: String,
+    },
+    /// It said no.
+    #[error("{message}")]
+    Refused {
+        /// Why, for programs.
+        reason: Failure,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Client {
+    name: String,
+    socket: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the daemon of `name`.
+    ///
+    /// # Errors
+    /// [`ClientError::NotRunning`] if there is none, [`ClientError::Io`] for anything else.
+    pub fn connect(dirs: &Dirs, name: &str) -> Result<Client, ClientError> {
+        let socket = dirs.socket(name);
+        let error = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning { name: name.to_owned() }
+            }
+            _ => ClientError::Io { name: name.to_owned(), socket: socket.clone(), source },
+        };
+        let stream = UnixStream::connect(&socket).map_err(error)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(error)?;
+        let stream = BufReader::new(stream);
+        Ok(Client { name: name.to_owned(), socket, stream })
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the daemon says no, others if it does not answer.
+    pub fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
+        let patience = if matches!(request, Request::Stop { .. }) { STOP_PATIENCE } else { PATIENCE };
+        let line = self.exchange(request, patience).map_err(|source| match source.kind() {
+            // It was there a moment ago.
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
+                ClientError::NotRunning { name: self.name.clone() }
+            }
+            _ => ClientError::Io { name: self.name.clone(), socket: self.socket.clone(), source },
+        })?;
+        match serde_json::from_str(&line) {
+            Ok(Response::Failed { reason, message }) => Err(ClientError::Refused { reason, message }),
+            Ok(response) => Ok(response),
+            Err(source) => Err(ClientError::Protocol { name: self.name.clone(), source }),
+        }
+    }
+
+    /// How the volume is.
+    ///
+    /// # Errors
+    /// See [`Client::ask`].
+    pub fn status(&mut self) -> Result<VolumeStatus, ClientError> {
+        match self.ask(&Request::Status)? {
+            Response::Status { status } => Ok(*status),
+            _ => Err(ClientError::Unexpected { name: self.name.clone() }),
+        }
+    }
+
+    /// The process that answers here, to wait for its end; `None` where it cannot be seen.
+    pub fn daemon(&self) -> Option<Daemon> {
+        let peer = socket_peercred(self.stream.get_ref()).ok()?;
+        pidfd_open(peer.pid, PidfdFlags::empty()).ok().map(Daemon)
+    }
+
+    fn exchange(&mut self, request: &Request, patience: Duration) -> io::Result<String> {
+        let mut line = serde_json::to_string(request)?;
+        line.push('\n');
+        let stream = self.stream.get_mut();
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(line.as_bytes())?;
+        let mut answer = String::new();
+        self.stream.by_ref().take(MAX_LINE).read_line(&mut answer)?;
+        if answer.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(answer)
+    }
+}
+
+/// A daemon's process.
+#[derive(Debug)]
+pub struct Daemon(OwnedFd);
+
+impl Daemon {
+    /// Waits until it has ended, a while at most.
+    pub fn wait_ended(&self) {
+        let ended = PollFd::new(&self.0, PollFlags::IN);
+        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        // An interrupted wait is a short one.
+        let _ = poll(&mut [ended], Some(&patience));
+    }
+}

@@ -1,0 +1,291 @@
+//! Answering clients: one thread accepts, one per connection asks the handler.
+//!
+//! The caller holds the volume's name ([`Dirs::lock`]), so a socket that is there belongs to a dead
+//! daemon and is replaced; one that answers all the same is left alone. Connections are bounded in
+//! number, and an idle one ends by itself. [`ControlServer::close`] lets answers under way be
+//! written.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::net::sockopt::socket_peercred;
+
+use super::{Failure, MAX_LINE, Request, Response};
+use crate::paths::Dirs;
+
+/// Connections at a time; more are turned away.
+const MOST_CONNECTIONS: usize = 16;
+
+/// A connection that asks nothing for so long is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Answers a request; called on connection threads.
+pub type Handler = Arc<dyn Fn(Request) -> Response + Send + Sync>;
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody answers there.
+    #[error("{} is answered by another process", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The system said no.
+    #[error("cannot make the socket {}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A bound socket, served once [`ControlServer::serve`] was called.
+#[derive(Debug)]
+pub struct ControlServer {
+    path: PathBuf,
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    closing: AtomicBool,
+    open: Mutex<Vec<(UnixStream, JoinHandle<()>)>>,
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, Vec<(UnixStream, JoinHandle<()>)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ControlServer {
+    /// Binds the socket of `name`. Clients that connect wait until it is served.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind(dirs: &Dirs, name: &str) -> Result<ControlServer, BindError> {
+        let path = dirs.socket(name);
+        let io_error = |source| BindError::Io { path: path.clone(), source };
+        match UnixStream::connect(&path) {
+            Ok(_) => return Err(BindError::InUse { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => fs::remove_file(&path).map_err(io_error)?,
+        }
+        // Between bind and chmod the directory's mode keeps others out.
+        let listener = UnixListener::bind(&path).map_err(io_error)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(io_error)?;
+        Ok(ControlServer { path, listener, shared: Arc::default(), accepting: None })
+    }
+
+    /// Begins to answer.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn serve(&mut self, handler: Handler) -> io::Result<()> {
+        let (listener, shared) = (self.listener.try_clone()?, Arc::clone(&self.shared));
+        let accept = move || accept(&listener, &shared, &handler);
+        self.accepting = Some(thread::Builder::new().name("mirrord-control".to_owned()).spawn(accept)?);
+        Ok(())
+    }
+
+    /// Stops answering: no new request is taken, answers under way are written, the socket goes.
+    pub fn close(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.shared.closing.store(true, Ordering::SeqCst);
+        if let Some(accepting) = self.accepting.take() {
+            // Wakes accept; if nobody can connect any more, it has failed already.
+            let woken = UnixStream::connect(&self.path);
+            if woken.is_ok() {
+                let _ = accepting.join();
+            }
+        }
+        let _ = fs::remove_file(&self.path);
+        let connections = std::mem::take(&mut *self.shared.open());
+        for (stream, _) in &connections {
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+        for (_, thread) in connections {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn accept(listener: &UnixListener, shared: &Arc<Shared>, handler: &Handler) {
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if shared.closing.load(Ordering::SeqCst) {
+                    return;
+                }
+                // Out of file descriptors, most likely: others will end.
+                tracing::warn!(%error, "cannot accept a control connection");
+                thread::sleep(Duration::from_secs(1));
+                continue;
+            }
+        };
+        if shared.closing.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Err(error) = admit(stream, shared, handler) {
+            tracing::warn!(%error, "control connection refused");
+        }
+    }
+}
+
+/// Starts the thread of a connection, if whoever connected may ask.
+fn admit(stream: UnixStream, shared: &Arc<Shared>, handler: &Handler) -> io::Result<()> {
+    let peer = socket_peercred(&stream)?;
+    if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
+        return Err(io::Error::other(format!("user {} may not ask", peer.uid.as_raw())));
+    }
+    let mut open = shared.open();
+    open.retain(|(_, thread)| !thread.is_finished());
+    if open.len() >= MOST_CONNECTIONS {
+        return Err(io::Error::other("too many connections"));
+    }
+    stream.set_read_timeout(Some(IDLE))?;
+    stream.set_write_timeout(Some(IDLE))?;
+    let (kept, handler) = (stream.try_clone()?, Arc::clone(handler));
+    let body = move || {
+        if let Err(error) = converse(&stream, &handler) {
+            tracing::debug!(%error, "control connection ended");
+        }
+        // The other half would keep the client waiting.
+        let _ = stream.shutdown(Shutdown::Both);
+    };
+    let thread = thread::Builder::new().name("mirrord-client".to_owned()).spawn(body)?;
+    open.push((kept, thread));
+    Ok(())
+}
+
+fn converse(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if reader.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let response = match serde_json::from_str(&line) {
+            Ok(request) => handler(request),
+            Err(error) => Response::Failed { reason: Failure::BadRequest, message: error.to_string() },
+        };
+        let mut answer = serde_json::to_string(&response)?;
+        answer.push('\n');
+        (&*stream).write_all(answer.as_bytes())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Client, ClientError};
+    use super::*;
+
+    fn bed() -> (tempfile::TempDir, Dirs) {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = Dirs::new(dir.path().join("run"), dir.path().join("state"));
+        dirs.prepare("a").unwrap();
+        (dir, dirs)
+    }
+
+    fn echo() -> Handler {
+        Arc::new(|request| match request {
+            Request::Ping => Response::Pong { name: "a".to_owned(), pid: 7 },
+            Request::Stop { force: false } => {
+                Response::Failed { reason: Failure::Busy, message: "in use".to_owned() }
+            }
+            _ => Response::Done,
+        })
+    }
+
+    #[test]
+    fn clients_are_answered() {
+        let (_dir, dirs) = bed();
+        let mut server = ControlServer::bind(&dirs, "a").unwrap();
+        server.serve(echo()).unwrap();
+        let mode = fs::metadata(dirs.socket("a")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let mut one = Client::connect(&dirs, "a").unwrap();
+        let mut other = Client::connect(&dirs, "a").unwrap();
+        for client in [&mut one, &mut other] {
+            for _ in 0..3 {
+                assert!(matches!(client.ask(&Request::Ping), Ok(Response::Pong { pid: 7, .. })));
+            }
+            let refused = client.ask(&Request::Stop { force: false }).unwrap_err();
+            assert!(matches!(refused, ClientError::Refused { reason: Failure::Busy, .. }), "{refused}");
+        }
+        assert!(matches!(one.status(), Err(ClientError::Unexpected { .. })));
+        server.close();
+        assert!(!dirs.socket("a").exists());
+        assert!(matches!(one.ask(&Request::Ping), Err(ClientError::NotRunning { .. })));
+        assert!(matches!(Client::connect(&dirs, "a"), Err(ClientError::NotRunning { .. })));
+    }
+
+    #[test]
+    fn nonsense_is_answered_too() {
+        let (_dir, dirs) = bed();
+        let mut server = ControlServer::bind(&dirs, "a").unwrap();
+        server.serve(echo()).unwrap();
+        let mut stream = UnixStream::connect(dirs.socket("a")).unwrap();
+        stream.write_all(b"{\"verb\":\"dance\"}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        assert!(line.contains("bad_request"), "{line}");
+    }
+
+    #[test]
+    fn a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not() {
+        let (_dir, dirs) = bed();
+        drop(UnixListener::bind(dirs.socket("a")).unwrap());
+        assert!(matches!(Client::connect(&dirs, "a"), Err(ClientError::NotRunning { .. })));
+        let mut server = ControlServer::bind(&dirs, "a").unwrap();
+        server.serve(echo()).unwrap();
+        assert!(matches!(ControlServer::bind(&dirs, "a"), Err(BindError::InUse { .. })));
+        assert!(Client::connect(&dirs, "a").unwrap().ask(&Request::Ping).is_ok());
+    }
+
+    #[test]
+    fn an_answer_under_way_is_written_before_the_end() {
+        let (_dir, dirs) = bed();
+        let mut server = ControlServer::bind(&dirs, "a").unwrap();
+        let (begun, began) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        let handler = move |_| {
+            begun.send(()).unwrap();
+            wait.lock().unwrap().recv().unwrap();
+            Response::Done
+        };
+        server.serve(Arc::new(handler)).unwrap();
+        let mut client = Client::connect(&dirs, "a").unwrap();
+        let asked = thread::spawn(move || client.ask(&Request::Stop { force: true }));
+        began.recv().unwrap();
+        let closing = thread::spawn(move || server.close());
+        go.send(()).unwrap();
+        closing.join().unwrap();
+        assert!(matches!(asked.join().unwrap(), Ok(Response::Done)));
+    }
+}

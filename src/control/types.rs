@@ -1,0 +1,92 @@
+//! What is asked of a daemon and what it answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::VolumeStatus;
+
+/// What a client asks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case")]
+pub enum Request {
+    /// Are you there.
+    Ping,
+    /// How the volume is.
+    Status,
+    /// Stop serving it; answered when it is stopped.
+    Stop {
+        /// Although somebody uses it.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Change how it is resynced; what is absent stays.
+    Resync {
+        /// Bytes per second, 0 for no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate: Option<u64>,
+        /// Held or going.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pause: Option<bool>,
+    },
+}
+
+/// What a daemon answers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Ping`].
+    Pong {
+        /// The volume's name.
+        name: String,
+        /// The daemon's process id.
+        pid: u32,
+    },
+    /// To [`Request::Status`].
+    Status {
+        /// How the volume is.
+        status: Box<VolumeStatus>,
+    },
+    /// It was done.
+    Done,
+    /// It was not done.
+    Failed {
+        /// Why, for programs.
+        reason: Failure,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// Why something was not done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    /// The request makes no sense here.
+    BadRequest,
+    /// The volume is in use.
+    Busy,
+    /// It did not work.
+    Error,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_are_as_documented() {
+        for (text, request) in [
+            (r#"{"verb":"ping"}"#, Request::Ping),
+            (r#"{"verb":"status"}"#, Request::Status),
+            (r#"{"verb":"stop"}"#, Request::Stop { force: false }),
+            (r#"{"verb":"stop","force":true}"#, Request::Stop { force: true }),
+            (r#"{"verb":"resync","rate":0}"#, Request::Resync { rate: Some(0), pause: None }),
+            (r#"{"verb":"resync","pause":true}"#, Request::Resync { rate: None, pause: Some(true) }),
+        ] {
+            assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
+            let back = serde_json::to_string(&request).unwrap();
+            assert_eq!(serde_json::from_str::<Request>(&back).unwrap(), request);
+        }
+        let pong = Response::Pong { name: "a".to_owned(), pid: 7 };
+        assert_eq!(serde_json::to_string(&pong).unwrap(), r#"{"answer":"pong","name":"a","pid":7}"#);
+    }
+}

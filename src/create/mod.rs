@@ -1,0 +1,152 @@
+//! Making a volume: everything is checked first, then legs are formatted.
+//!
+//! Guarantees: a refused create has changed nothing; one that fails while it works takes back what it
+//! created or enlarged, and no leg counts as one before all of its metadata is durable. What is on a
+//! leg is overwritten only if it was asked for: a signature, data past the end, a second leg with
+//! data are refused without `force`. Metadata is allocated, so that it never meets a full file
+//! system later. The legs are unlocked when [`create`] returns; the name is still taken.
+
+mod candidate;
+mod error;
+mod form;
+mod log_place;
+mod plan;
+
+use std::path::{Path, PathBuf};
+
+use mirrord_log::LogPlace;
+use uuid::Uuid;
+
+pub use error::CreateError;
+
+use crate::leg::FileId;
+use crate::paths::{Dirs, NameLock, check_name};
+use crate::registry::{Known, Registry, ServeChoice};
+use candidate::Candidate;
+
+/// What to create.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// The legs: files or devices; a file that does not exist is created if `size` is given.
+    pub legs: Vec<PathBuf>,
+    /// Size of the volume in bytes; `None`: as the smallest leg.
+    pub size: Option<u64>,
+    /// Its name; `None`: the first free of mirror0, mirror1, ...
+    pub name: Option<String>,
+    /// Its log.
+    pub log: LogPlace,
+    /// Region size in bytes; `None`: by the volume's size.
+    pub region_size: Option<u64>,
+    /// Allocate the legs, so that the volume never meets a full file system.
+    pub preallocate: bool,
+    /// The legs are equal: take the user's word for it.
+    pub assume_clean: bool,
+    /// The leg whose content becomes the volume's: its path or index.
+    pub source: Option<String>,
+    /// Overwrite what is on the legs.
+    pub force: bool,
+    /// How it will be served: remembered, and its mount point is checked.
+    pub serve: ServeChoice,
+}
+
+/// A volume that was created.
+#[derive(Debug)]
+pub struct Created {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its region size in bytes.
+    pub region_size: u64,
+    /// Its legs by index, absolute.
+    pub legs: Vec<PathBuf>,
+    /// What the user should know.
+    pub notices: Vec<String>,
+    /// Keeps the name taken.
+    pub lock: NameLock,
+}
+
+/// Creates a volume.
+///
+/// # Errors
+/// See [`CreateError`].
+pub fn create(dirs: &Dirs, options: &CreateOptions) -> Result<Created, CreateError> {
+    plan::check_count(options.legs.len())?;
+    if let Some(name) = &options.name {
+        check_name(name).map_err(|source| CreateError::BadName { name: name.clone(), source })?;
+    }
+    let legs = candidate::look(&options.legs)?;
+    let plan = plan::plan(&legs, options)?;
+    let log = log_place::look(&options.log, &legs, &plan, options.force)?;
+    if let Some(mount) = &options.serve.mount {
+        check_mount(mount, &legs, &options.log)?;
+    }
+    let (name, lock) = take_name(dirs, options.name.as_deref())?;
+
+    let form = form::form(&name, legs, &plan, log, options.preallocate)?;
+    let known = Known {
+        name: name.clone(),
+        uuid: form.volume,
+        size_bytes: plan.geometry.size(),
+        legs: form.legs.clone(),
+        serve: options.serve.clone(),
+    };
+    Registry::new(dirs).remember(&known)?;
+    Ok(Created {
+        name,
+        uuid: form.volume,
+        size: plan.geometry.size(),
+        region_size: plan.geometry.region_size(),
+        legs: form.legs,
+        notices: plan.notices,
+        lock,
+    })
+}
+
+/// The name that was asked for, or the first free one.
+fn take_name(dirs: &Dirs, asked: Option<&str>) -> Result<(String, NameLock), CreateError> {
+    if let Some(name) = asked {
+        return try_name(dirs, name).map(|lock| (name.to_owned(), lock));
+    }
+    let mut number = 0u64;
+    loop {
+        let name = format!("mirror{number}");
+        match try_name(dirs, &name) {
+            Err(CreateError::NameRunning { .. } | CreateError::NameKnown { .. }) => number += 1,
+            result => return result.map(|lock| (name, lock)),
+        }
+    }
+}
+
+fn try_name(dirs: &Dirs, name: &str) -> Result<NameLock, CreateError> {
+    let lock = dirs.lock(name)?.ok_or_else(|| CreateError::NameRunning { name: name.to_owned() })?;
+    let known = Registry::new(dirs).find(name)?;
+    if let Some(leg) = known.as_ref().and_then(|known| known.legs_here().first().copied()) {
+        return Err(CreateError::NameKnown { name: name.to_owned(), leg: leg.to_owned() });
+    }
+    Ok(lock)
+}
+
+/// Nothing of the user's may be hidden by the volume.
+fn check_mount(mount: &Path, legs: &[Candidate], log: &LogPlace) -> Result<(), CreateError> {
+    let id = FileId::of_path(mount).ok();
+    let absolute = std::path::absolute(mount).ok();
+    let is_it =
+        |path: &Path| Some(path) == absolute.as_deref() || (id.is_some() && FileId::of_path(path).ok() == id);
+    let refuse = |what| Err(CreateError::Mount { path: mount.to_owned(), what });
+    if legs.iter().any(|leg| is_it(&leg.path)) {
+        return refuse("a leg");
+    }
+    if matches!(log, LogPlace::Disk(path) if std::path::absolute(path).is_ok_and(|path| is_it(&path))) {
+        return refuse("the log");
+    }
+    // One that cannot be looked at may be the dead mount of this volume: that is for the front end.
+    match std::fs::metadata(mount) {
+        Ok(metadata) if metadata.is_dir() => refuse("a directory"),
+        Ok(metadata) if !metadata.is_file() => refuse("not a file"),
+        Ok(metadata) if metadata.len() > 0 => refuse("a file with content, which would be hidden"),
+        _ => Ok(()),
+    }
+}

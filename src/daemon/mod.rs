@@ -1,0 +1,259 @@
+//! The process that serves a volume: everything around [`Volume`] that makes it a daemon.
+//!
+//! Takes the volume's name, opens its legs (so the locks are this process'), binds the control
+//! socket, serves, remembers the volume, and stops it cleanly on SIGTERM, SIGINT or SIGHUP: forced if
+//! somebody uses it, for whoever sends a signal means it. Runs in the foreground or, by way of
+//! [`spawn`], as a process of its own.
+
+mod background;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+pub use background::{Ready, SpawnError, serve_behind, spawn};
+
+use crate::control::{BindError, ControlServer, Failure, Request, Response};
+use crate::engine::{FrontChoice, ServeError, ServeOptions, StopError, Volume};
+use crate::failure::describe;
+use crate::leg::LegError;
+use crate::logging::{self, Level, LogTo};
+use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
+use crate::registry::{Front, Known, Registry, ServeChoice};
+use crate::start::{self, StartError, StartOptions};
+use crate::status::VolumeStatus;
+
+/// Requests in flight per queue if it is not said: enough for every client of a FUSE mount.
+const DEFAULT_DEPTH: u32 = 64;
+
+/// What to serve and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServeSpec {
+    /// Its legs, absolute.
+    pub legs: Vec<PathBuf>,
+    /// Without legs that were in use.
+    pub degraded: bool,
+    /// Take this leg's data: path, index or UUID.
+    pub source: Option<String>,
+    /// Front end and engine.
+    pub serve: ServeChoice,
+    /// Limit of resync in bytes per second.
+    pub resync_rate: Option<u64>,
+    /// Where messages go; `None`: the log file of the volume, or standard error in the foreground.
+    pub log_to: Option<LogTo>,
+    /// How much is said.
+    pub log_level: Level,
+}
+
+/// Why a volume cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A leg that is not there.
+    #[error("{0}; name it where it is now, or leave it out and say --degraded")]
+    LegMissing(#[source] LegError),
+    /// Its legs do not make it.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A volume of that name is served.
+    #[error("a volume called {name} is running already; stop that first")]
+    Running {
+        /// The name.
+        name: String,
+    },
+    /// What the legs call the volume is no name.
+    #[error("the legs' volume is called {name:?}: {source}")]
+    BadName {
+        /// The name.
+        name: String,
+        /// What a name is.
+        #[source]
+        source: BadName,
+    },
+    /// A directory of mirrord cannot be used.
+    #[error(transparent)]
+    Paths(#[from] PathsError),
+    /// Messages cannot be written.
+    #[error("cannot begin the log of messages")]
+    Logging(#[source] std::io::Error),
+    /// No control socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// No signal handler or thread.
+    #[error("cannot start a thread or handle signals")]
+    Threads(#[source] std::io::Error),
+    /// The engine or front end did not start.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// A volume that this process serves.
+pub struct Served {
+    volume: Arc<Volume>,
+    control: ControlServer,
+    notices: Vec<String>,
+    log_to: LogTo,
+    lock: NameLock,
+}
+
+impl Served {
+    /// Begins to serve. `log_file`: messages go to the volume's log file if nothing else is said.
+    ///
+    /// # Errors
+    /// See [`DaemonError`]; the legs are as they were.
+    pub fn begin(dirs: &Dirs, spec: &ServeSpec, log_file: bool) -> Result<Served, DaemonError> {
+        let options =
+            StartOptions { degraded: spec.degraded, source: spec.source.clone(), wait_for_locks: true };
+        let opened = start::open(&spec.legs, &options).map_err(|error| match error {
+            StartError::Leg(missing @ LegError::NotFound { .. }) => DaemonError::LegMissing(missing),
+            error => error.into(),
+        })?;
+        let name = opened.name().to_owned();
+        // The name makes file names, and whoever wrote the leg chose it.
+        check_name(&name).map_err(|source| DaemonError::BadName { name: name.clone(), source })?;
+        let lock = dirs.lock(&name)?.ok_or_else(|| DaemonError::Running { name: name.clone() })?;
+        let default = || if log_file { LogTo::File(dirs.log_file(&name)) } else { LogTo::Stderr };
+        let log_to = spec.log_to.clone().unwrap_or_else(default);
+        logging::begin(&log_to, spec.log_level).map_err(DaemonError::Logging)?;
+        // From here on a signal waits until it can be answered with a clean stop.
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(DaemonError::Threads)?;
+        let mut control = ControlServer::bind(dirs, &name)?;
+        let mut notices = opened.notices().to_vec();
+
+        let volume = Arc::new(Volume::serve(opened, serve_options(dirs, &name, spec))?);
+        let status = volume.status();
+        notices.extend(remember(dirs, &status, &spec.serve));
+        let started = start_threads(&volume, &mut control, signals);
+        if let Err(error) = started {
+            // Nobody could stop it any more.
+            let _ = volume.stop(true);
+            return Err(DaemonError::Threads(error));
+        }
+        tracing::info!(name, device = %status.device.display(), size = status.size_bytes, "serving");
+        for notice in &notices {
+            tracing::warn!("{notice}");
+        }
+        Ok(Served { volume, control, notices, log_to, lock })
+    }
+
+    /// How the volume is.
+    pub fn status(&self) -> VolumeStatus {
+        self.volume.status()
+    }
+
+    /// What the user should know.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Where messages go.
+    pub fn log_to(&self) -> &LogTo {
+        &self.log_to
+    }
+
+    /// Serves until it is stopped.
+    pub fn wait(self) {
+        self.volume.wait_closed();
+        tracing::info!("stopped");
+        self.control.close();
+        drop(self.volume);
+        drop(self.lock);
+    }
+}
+
+fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
+    let serve = &spec.serve;
+    ServeOptions {
+        mount: serve.mount.clone().unwrap_or_else(|| dirs.mount(name)),
+        front: match serve.front {
+            Front::Auto => FrontChoice::Auto,
+            Front::Ublk => FrontChoice::Ublk,
+            Front::Fuse => FrontChoice::Fuse,
+        },
+        queues: serve.queues,
+        depth: serve.depth.unwrap_or(DEFAULT_DEPTH),
+        threads_engine: serve.threads_engine,
+        allow_other: serve.allow_other,
+        resync_rate: spec.resync_rate,
+    }
+}
+
+fn start_threads(
+    volume: &Arc<Volume>,
+    control: &mut ControlServer,
+    mut signals: Signals,
+) -> std::io::Result<()> {
+    let answering = Arc::clone(volume);
+    control.serve(Arc::new(move |request| answer(&answering, request)))?;
+    // Weak: this thread waits for ever and must not keep the volume.
+    let stopping = Arc::downgrade(volume);
+    let on_signal = move || {
+        for signal in signals.forever() {
+            let Some(volume) = stopping.upgrade() else { return };
+            tracing::info!(signal, "stopping");
+            if let Err(busy) = volume.stop(false) {
+                tracing::warn!("{}; it is taken away", describe(&busy));
+                if let Err(error) = volume.stop(true) {
+                    tracing::error!("{}", describe(&error));
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("mirrord-signals".to_owned()).spawn(on_signal).map(drop)
+}
+
+fn answer(volume: &Volume, request: Request) -> Response {
+    match request {
+        Request::Ping => Response::Pong { name: volume.status().name, pid: std::process::id() },
+        Request::Status => Response::Status { status: Box::new(volume.status()) },
+        Request::Resync { rate, pause } => {
+            if let Some(rate) = rate {
+                volume.set_resync_rate((rate > 0).then_some(rate));
+            }
+            if let Some(paused) = pause {
+                volume.pause_resync(paused);
+            }
+            Response::Done
+        }
+        Request::Stop { force } => match volume.stop(force) {
+            Ok(()) => Response::Done,
+            Err(error) => {
+                let StopError::Front(front) = &error;
+                let reason = match front {
+                    mirrord_ublk::FrontError::Busy { .. } => Failure::Busy,
+                    mirrord_ublk::FrontError::Io { .. } => Failure::Error,
+                };
+                Response::Failed { reason, message: describe(&error) }
+            }
+        },
+    }
+}
+
+/// Remembers the volume as it is served now; what is in the way of that is a notice, not a failure.
+fn remember(dirs: &Dirs, status: &VolumeStatus, serve: &ServeChoice) -> Option<String> {
+    let registry = Registry::new(dirs);
+    let earlier = registry.find(&status.name).ok().flatten();
+    if earlier.as_ref().is_some_and(|known| known.uuid != status.uuid && !known.legs_here().is_empty()) {
+        return Some(format!(
+            "another volume is known as {}: this one must be started by its legs",
+            status.name
+        ));
+    }
+    let earlier = earlier.filter(|known| known.uuid == status.uuid);
+    let place = |index: usize, path: &PathBuf| match &earlier {
+        Some(known) if path.as_os_str().is_empty() => known.legs.get(index).unwrap_or(path).clone(),
+        _ => path.clone(),
+    };
+    let known = Known {
+        name: status.name.clone(),
+        uuid: status.uuid,
+        size_bytes: status.size_bytes,
+        legs: status.legs.iter().map(|leg| place(leg.index, &leg.path)).collect(),
+        serve: serve.clone(),
+    };
+    let failed = registry.remember(&known).err()?;
+    Some(format!("the volume must be started by its legs next time: {}", describe(&failed)))
+}

@@ -1,0 +1,358 @@
+//! What the metadata on a leg, or a disk log in the kernel's format, says. Only reads; takes no lock,
+//! so what a running volume writes meanwhile may be seen half done.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use mirrord_log::{
+    Backing, DISK_MAGIC, DirtyLog, DiskLog, Footer, FooterError, InternalLog, LogPlace, PAGE, ResumeNote,
+    SECTOR_REGIONS, SlotError, Superblock, SyncMode, decode_sector, measure,
+};
+use mirrord_raid::{FailReason, Geometry, LegState, MAX_REGIONS};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::failure::describe;
+use crate::leg::LegError;
+use crate::signature;
+
+/// What is at a path.
+#[derive(Debug, Serialize)]
+pub struct Inspection {
+    /// Where.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+    /// `file` or `device`.
+    pub backing: &'static str,
+    /// What was found.
+    #[serde(flatten)]
+    pub found: Found,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Found {
+    /// A leg.
+    Leg(Box<LegReport>),
+    /// A disk log.
+    DiskLog(DiskLogReport),
+    /// Neither.
+    Other {
+        /// Why it is no leg.
+        footer: String,
+        /// What it holds.
+        signatures: Vec<SignatureReport>,
+    },
+}
+
+/// A leg.
+#[derive(Debug, Serialize)]
+pub struct LegReport {
+    /// Why it cannot be started, if it cannot.
+    pub problem: Option<String>,
+    /// Its footer.
+    pub footer: FooterReport,
+    /// Its superblock slots.
+    pub slots: [SlotReport; 2],
+    /// Which slot counts.
+    pub newest_slot: Option<usize>,
+    /// Its internal log area.
+    pub log: LogReport,
+}
+
+/// A footer and the layout it records; offsets in bytes.
+#[derive(Debug, Serialize)]
+pub struct FooterReport {
+    /// Volume that the leg was made for.
+    pub volume: Uuid,
+    /// The leg.
+    pub leg: Uuid,
+    /// Size of the volume when it was made.
+    pub size_bytes: u64,
+    /// Where the superblock slots are.
+    pub slot_offsets: [u64; 2],
+    /// Where the log is.
+    pub log_offset: u64,
+    /// How long it is, in pages of 4 KiB.
+    pub log_pages: u32,
+    /// Where the footer is.
+    pub footer_offset: u64,
+}
+
+/// A superblock slot: what it says, or why it says nothing.
+#[derive(Debug, Serialize)]
+pub struct SlotReport {
+    /// Why it cannot be used.
+    pub error: Option<String>,
+    /// What it says.
+    #[serde(flatten)]
+    pub superblock: Option<SuperblockReport>,
+}
+
+/// A superblock.
+#[derive(Debug, Serialize)]
+pub struct SuperblockReport {
+    /// Generation of the write.
+    pub generation: u64,
+    /// The volume.
+    pub volume: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Which leg this is.
+    pub leg_index: usize,
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Size of a region.
+    pub region_size_bytes: u64,
+    /// Event count.
+    pub event_count: u64,
+    /// Stopped cleanly.
+    pub clean: bool,
+    /// The log lost a mark.
+    pub log_failed: bool,
+    /// `internal` `core` `disk` `remote`.
+    pub log_kind: &'static str,
+    /// Path or address of the log.
+    pub log_place: Option<String>,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Seconds since 1970.
+    pub updated: u64,
+    /// The legs by index.
+    pub legs: Vec<EntryReport>,
+}
+
+/// A leg as a superblock records it.
+#[derive(Debug, Serialize)]
+pub struct EntryReport {
+    /// The leg.
+    pub uuid: Uuid,
+    /// `in_sync` `syncing` `tracked` `failed`.
+    pub state: &'static str,
+    /// Why it is failed.
+    pub reason: Option<&'static str>,
+}
+
+/// The internal log of a leg.
+#[derive(Debug, Serialize)]
+pub struct LogReport {
+    /// Whether the volume uses it.
+    pub in_use: bool,
+    /// Regions of the volume.
+    pub regions: u32,
+    /// Regions whose bit is set, or that a bad sector covers.
+    pub dirty_regions: u64,
+    /// Sectors of 512 bytes that were looked at.
+    pub sectors: u32,
+    /// Those that failed their check.
+    pub bad_sectors: u32,
+    /// Highest generation.
+    pub generation: u64,
+}
+
+/// A disk log.
+#[derive(Debug, Serialize)]
+pub struct DiskLogReport {
+    /// Version in its header.
+    pub version: u32,
+    /// Regions in its header.
+    pub regions: u64,
+    /// Regions that are not clean, if the log can be understood.
+    pub dirty_regions: Option<u64>,
+    /// What is wrong with it.
+    pub note: Option<String>,
+}
+
+/// Something else.
+#[derive(Debug, Serialize)]
+pub struct SignatureReport {
+    /// What.
+    pub name: &'static str,
+    /// Where, in bytes.
+    pub offset: u64,
+}
+
+/// Looks at `path`.
+///
+/// # Errors
+/// When it is neither file nor device, or cannot be read.
+pub fn inspect(path: &Path) -> Result<Inspection, LegError> {
+    let io_error = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => LegError::NotFound { path: path.to_owned() },
+        _ => LegError::Io { path: path.to_owned(), source },
+    };
+    let kind = fs::metadata(path).map_err(io_error)?.file_type();
+    if kind.is_dir() {
+        return Err(LegError::IsDirectory { path: path.to_owned() });
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(LegError::NotAFileOrDevice { path: path.to_owned() });
+    }
+    let file = File::open(path).map_err(io_error)?;
+    let (backing, len) = measure(&file).map_err(io_error)?;
+    let found = find(&file, backing, len).map_err(io_error)?;
+    Ok(Inspection {
+        path: path.to_owned(),
+        len_bytes: len,
+        backing: if backing == Backing::File { "file" } else { "device" },
+        found,
+    })
+}
+
+fn find(file: &File, backing: Backing, len: u64) -> io::Result<Found> {
+    let rounded = if backing == Backing::File { len } else { len / PAGE * PAGE };
+    let footer = match rounded.checked_sub(PAGE) {
+        Some(at) => Footer::decode(&read(file, at, PAGE)?),
+        None => Err(FooterError::NotMirrord),
+    };
+    let error = match footer {
+        Ok(footer) => return leg(file, backing, len, &footer).map(|leg| Found::Leg(Box::new(leg))),
+        Err(error) => error,
+    };
+    if let Some(log) = disk_log(file, len)? {
+        return Ok(Found::DiskLog(log));
+    }
+    let signatures = signature::found(file, len)?;
+    let report = |found: signature::Signature| SignatureReport { name: found.name, offset: found.offset };
+    Ok(Found::Other { footer: error.to_string(), signatures: signatures.into_iter().map(report).collect() })
+}
+
+fn leg(file: &File, backing: Backing, len: u64, footer: &Footer) -> io::Result<LegReport> {
+    let layout = footer.layout;
+    let decoded = layout.slots.map(|slot| read(file, slot, PAGE).map(|bytes| Superblock::decode(&bytes)));
+    let decoded = decoded.map(|slot| slot.unwrap_or(Err(SlotError::NotMirrord)));
+    let generation =
+        |slot: &Result<(Superblock, u64), SlotError>| slot.as_ref().ok().map(|(_, generation)| *generation);
+    let newest_slot =
+        (0..2).filter(|slot| decoded[*slot].is_ok()).max_by_key(|slot| generation(&decoded[*slot]));
+    let problem = mirrord_log::read_leg(file, backing, len).err().map(|error| describe(&error));
+    let newest = newest_slot.and_then(|slot| decoded[slot].as_ref().ok()).map(|(superblock, _)| superblock);
+    let area = read(file, layout.log, layout.log_len())?;
+    let log = log_report(newest, &area);
+    let slots = decoded.map(|slot| match slot {
+        Ok((superblock, generation)) => {
+            SlotReport { error: None, superblock: Some(superblock_report(&superblock, generation)) }
+        }
+        Err(error) => SlotReport { error: Some(error.to_string()), superblock: None },
+    });
+    let footer = FooterReport {
+        volume: footer.volume,
+        leg: footer.leg,
+        size_bytes: footer.size,
+        slot_offsets: layout.slots,
+        log_offset: layout.log,
+        log_pages: layout.log_pages,
+        footer_offset: layout.footer,
+    };
+    Ok(LegReport { problem, footer, slots, newest_slot, log })
+}
+
+fn log_report(superblock: Option<&Superblock>, area: &[u8]) -> LogReport {
+    let geometry = superblock.and_then(Superblock::geometry);
+    let (Some(superblock), Some(geometry)) = (superblock, geometry) else {
+        return LogReport {
+            in_use: false,
+            regions: 0,
+            dirty_regions: 0,
+            sectors: 0,
+            bad_sectors: 0,
+            generation: 0,
+        };
+    };
+    let regions = geometry.regions();
+    let sectors = regions.div_ceil(SECTOR_REGIONS);
+    let good = (0..sectors).zip(area.chunks(512));
+    let good = good.filter_map(|(index, bytes)| decode_sector(superblock.volume, index, bytes).ok());
+    let generations: Vec<u64> = good.map(|sector| sector.generation).collect();
+    let mut log = InternalLog::new(superblock.volume, geometry.region_size(), regions, SyncMode::Default);
+    let _ = log.resume(&[Some(area)]);
+    LogReport {
+        in_use: superblock.log == LogPlace::Internal,
+        regions,
+        dirty_regions: log.dirty_count(),
+        sectors,
+        bad_sectors: sectors - generations.len() as u32,
+        generation: generations.into_iter().max().unwrap_or(0),
+    }
+}
+
+fn superblock_report(superblock: &Superblock, generation: u64) -> SuperblockReport {
+    let entry = |entry: &mirrord_log::LegEntry| {
+        let (state, reason) = state_name(entry.state);
+        EntryReport { uuid: entry.uuid, state, reason }
+    };
+    SuperblockReport {
+        generation,
+        volume: superblock.volume,
+        name: superblock.name.escape_debug().to_string(),
+        leg_index: superblock.leg.index(),
+        size_bytes: superblock.size,
+        region_size_bytes: superblock.region_size,
+        event_count: superblock.event_count,
+        clean: superblock.clean,
+        log_failed: superblock.log_failed,
+        log_kind: superblock.log.kind().name(),
+        log_place: match &superblock.log {
+            LogPlace::Internal | LogPlace::Core => None,
+            LogPlace::Disk(path) => Some(path.display().to_string()),
+            LogPlace::Remote(address) => Some(address.clone()),
+        },
+        created: superblock.created,
+        updated: superblock.updated,
+        legs: superblock.legs.iter().map(entry).collect(),
+    }
+}
+
+/// The words of `status --json`.
+fn state_name(state: LegState) -> (&'static str, Option<&'static str>) {
+    match state {
+        LegState::InSync => ("in_sync", None),
+        LegState::Syncing => ("syncing", None),
+        LegState::Tracked => ("tracked", None),
+        LegState::Failed(reason) => {
+            let reason = match reason {
+                FailReason::Io => "io_error",
+                FailReason::NoSpace => "no_space",
+                FailReason::Missing => "missing",
+                FailReason::Admin => "by_hand",
+            };
+            ("failed", Some(reason))
+        }
+    }
+}
+
+/// A log in the kernel's format: its header and how many of its bits are set.
+fn disk_log(file: &File, len: u64) -> io::Result<Option<DiskLogReport>> {
+    let head = read(file, 0, len.min(16))?;
+    let word =
+        |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+    let (Some(DISK_MAGIC), Some(version), Some(low), Some(high)) = (word(0), word(4), word(8), word(12))
+    else {
+        return Ok(None);
+    };
+    let regions = u64::from(high) << 32 | u64::from(low);
+    let Some(count) = u32::try_from(regions).ok().filter(|count| u64::from(*count) <= MAX_REGIONS) else {
+        let note = Some("more regions than mirrord takes".to_owned());
+        return Ok(Some(DiskLogReport { version, regions, dirty_regions: None, note }));
+    };
+    let mut log = DiskLog::new(Geometry::default_region_size(0), count, 512, SyncMode::Default);
+    let image = read(file, 0, log.io_size().min(len))?;
+    let _ = log.resume(&[Some(&image)]);
+    let note = match log.note() {
+        ResumeNote::UnknownVersion { .. } => Some("unknown version".to_owned()),
+        ResumeNote::TooShort { len, need } => Some(format!("{len} of {need} bytes are there")),
+        _ => None,
+    };
+    let dirty_regions = note.is_none().then(|| log.dirty_count());
+    Ok(Some(DiskLogReport { version, regions, dirty_regions, note }))
+}
+
+fn read(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, offset)?;
+    Ok(bytes)
+}
