@@ -11,7 +11,7 @@ all:
 
 # The main job, end to end, on real files: shows what happens.
 demo:
-	scripts/need build fuse ext4
+	scripts/need build fuse ext4 json
 	scripts/demo
 
 # Every test that this machine can run; what it cannot is said at the end.

@@ -47,8 +47,7 @@ pub enum StartError {
         /// What is wrong, with paths.
         text: String,
         /// The decision behind it.
-        #[source]
-        source: AssembleError,
+        decision: AssembleError,
     },
     /// `--source` names no leg of the volume.
     #[error("--source {name}: no such leg among those given (name it by path, index or UUID)")]
@@ -154,9 +153,9 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         log_is_core: kind == Some(mirrord_log::LogKind::Core),
         log_on_legs: kind == Some(mirrord_log::LogKind::Internal),
     };
-    let assembly = assemble(&records, assemble_options).map_err(|source| {
-        let text = explain(source, &members);
-        StartError::Assemble { text, source }
+    let assembly = assemble(&records, assemble_options).map_err(|decision| {
+        let text = explain(decision, &members);
+        StartError::Assemble { text, decision }
     })?;
     let superblock = &members[0].metadata.superblock;
     let geometry = Geometry::new(superblock.size, superblock.region_size)
@@ -259,7 +258,7 @@ fn explain(error: AssembleError, members: &[Member]) -> String {
             names(legs, members),
         ),
         AssembleError::NoSource { in_sync } => format!(
-            "volume {}: none of the given legs was in sync; {} was: give it, or start with --source \
+            "volume {}: none of the given legs was in sync, {}: give that, or start with --source \
              naming the leg whose data to take (what was written since it fell behind is lost)",
             volume(0),
             names(in_sync, members),
@@ -273,7 +272,7 @@ fn names(legs: LegSet, members: &[Member]) -> String {
     let entries = &members[0].metadata.superblock.legs;
     let each: Vec<String> =
         legs.iter().map(|leg| format!("leg {} ({})", leg.index(), entries[leg.index()].uuid)).collect();
-    let verb = if each.len() == 1 { "is" } else { "are" };
+    let verb = if each.len() == 1 { "was" } else { "were" };
     format!("{} {verb}", each.join(", "))
 }
 

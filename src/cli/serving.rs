@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use super::Context;
-use super::output::{note, print, print_json};
+use super::output::{Usage, note, print, print_json};
 use crate::daemon::{ServeSpec, Served, spawn};
 use crate::logging::{Level, LogTo};
 use crate::registry::{Front, ServeChoice};
@@ -68,6 +68,10 @@ pub(super) struct Choice {
 impl Args {
     /// What was asked for, and `before` for the rest.
     pub(super) fn choice(&self, before: ServeChoice) -> anyhow::Result<ServeChoice> {
+        if self.front == Some(Front::Ublk) {
+            let text = "--front ublk: this version serves through FUSE only; use --front fuse or auto";
+            return Err(Usage(text.to_owned()).into());
+        }
         Ok(ServeChoice {
             front: self.front.unwrap_or(before.front),
             mount: self.mount.as_ref().map(std::path::absolute).transpose()?.or(before.mount),

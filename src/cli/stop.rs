@@ -6,6 +6,7 @@ use super::Context;
 use super::output::{fail, print, print_json};
 use super::status::not_running;
 use crate::control::{Client, ClientError, Request};
+use crate::leg::{LOCK_PATIENCE, OpenLeg};
 
 /// Stop serving a volume
 ///
@@ -27,10 +28,14 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     };
     let mut client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
     let daemon = client.daemon();
+    let legs = client.status().map_err(failed)?.legs;
     client.ask(&Request::Stop { force: args.force }).map_err(failed)?;
-    // Its legs are free, and a start can follow, once it has ended.
     if let Some(daemon) = daemon {
         daemon.wait_ended();
+    }
+    // The kernel may let go of its files a little later: whoever is told that it is stopped can use them.
+    for leg in legs {
+        let _ = OpenLeg::open_waiting(&leg.path, LOCK_PATIENCE);
     }
     if context.json {
         return print_json(&json!({ "name": args.name, "stopped": true }));

@@ -80,6 +80,7 @@ fn is_over(status: &VolumeStatus, degraded_ok: bool) -> anyhow::Result<bool> {
         }
         VolumeState::Resyncing => Ok(false),
         VolumeState::Degraded if status.resync.active => Ok(false),
+        VolumeState::Degraded if !degraded_ok && comes_back(status) => Ok(false),
         VolumeState::Degraded if degraded_ok => Ok(true),
         VolumeState::Degraded => {
             let out = |state: &str| !matches!(state, "in_sync" | "syncing");
@@ -95,6 +96,12 @@ fn is_over(status: &VolumeStatus, degraded_ok: bool) -> anyhow::Result<bool> {
             )
         }
     }
+}
+
+/// Whether every leg that is out returns by itself: those for which there was no space do.
+fn comes_back(status: &VolumeStatus) -> bool {
+    let mut out = status.legs.iter().filter(|leg| !matches!(&leg.state[..], "in_sync" | "syncing"));
+    out.all(|leg| leg.reason.as_deref() == Some("no_space"))
 }
 
 /// On a terminal only: indicatif draws nothing elsewhere.

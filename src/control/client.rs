@@ -134,7 +134,11 @@ impl Client {
         line.push('\n');
         let stream = self.stream.get_mut();
         stream.set_read_timeout(Some(patience))?;
-        stream.write_all(line.as_bytes())?;
+        match stream.write_all(line.as_bytes()) {
+            // Whoever hung up may have said why.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+            _ => {}
+        }
         let mut answer = String::new();
         self.stream.by_ref().take(MAX_LINE).read_line(&mut answer)?;
         if answer.is_empty() {

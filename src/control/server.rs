@@ -149,14 +149,18 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>, handler: &Handler) {
         if shared.closing.load(Ordering::SeqCst) {
             return;
         }
-        if let Err(error) = admit(stream, shared, handler) {
+        let refused = stream.try_clone();
+        if let (Err(error), Ok(refused)) = (admit(stream, shared, handler), refused) {
             tracing::warn!(%error, "control connection refused");
+            let _ = send(&refused, &Response::Failed { reason: Failure::Error, message: error.to_string() });
         }
     }
 }
 
 /// Starts the thread of a connection, if whoever connected may ask.
 fn admit(stream: UnixStream, shared: &Arc<Shared>, handler: &Handler) -> io::Result<()> {
+    stream.set_read_timeout(Some(IDLE))?;
+    stream.set_write_timeout(Some(IDLE))?;
     let peer = socket_peercred(&stream)?;
     if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
         return Err(io::Error::other(format!("user {} may not ask", peer.uid.as_raw())));
@@ -166,8 +170,6 @@ fn admit(stream: UnixStream, shared: &Arc<Shared>, handler: &Handler) -> io::Res
     if open.len() >= MOST_CONNECTIONS {
         return Err(io::Error::other("too many connections"));
     }
-    stream.set_read_timeout(Some(IDLE))?;
-    stream.set_write_timeout(Some(IDLE))?;
     let (kept, handler) = (stream.try_clone()?, Arc::clone(handler));
     let body = move || {
         if let Err(error) = converse(&stream, &handler) {
@@ -193,10 +195,14 @@ fn converse(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
             Ok(request) => handler(request),
             Err(error) => Response::Failed { reason: Failure::BadRequest, message: error.to_string() },
         };
-        let mut answer = serde_json::to_string(&response)?;
-        answer.push('\n');
-        (&*stream).write_all(answer.as_bytes())?;
+        send(stream, &response)?;
     }
+}
+
+fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
+    let mut answer = serde_json::to_string(response)?;
+    answer.push('\n');
+    stream.write_all(answer.as_bytes())
 }
 
 #[cfg(test)]
@@ -254,6 +260,19 @@ mod tests {
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line).unwrap();
         assert!(line.contains("bad_request"), "{line}");
+    }
+
+    #[test]
+    fn too_many_clients_are_told_so() {
+        let (_dir, dirs) = bed();
+        let mut server = ControlServer::bind(&dirs, "a").unwrap();
+        server.serve(echo()).unwrap();
+        let mut clients: Vec<Client> =
+            (0..=MOST_CONNECTIONS).map(|_| Client::connect(&dirs, "a").unwrap()).collect();
+        let mut last = clients.pop().unwrap();
+        assert!(clients.iter_mut().all(|client| client.ask(&Request::Ping).is_ok()));
+        let error = last.ask(&Request::Ping).unwrap_err();
+        assert!(error.to_string().contains("too many"), "{error}");
     }
 
     #[test]

@@ -226,7 +226,7 @@ pub enum CreateError {
     /// A directory of mirrord cannot be used.
     #[error(transparent)]
     Paths(#[from] PathsError),
-    /// The volume cannot be remembered.
+    /// What is known of volumes cannot be read.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// Writing metadata failed.

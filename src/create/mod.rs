@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 pub use error::CreateError;
 
+use crate::failure::describe;
 use crate::leg::FileId;
 use crate::paths::{Dirs, NameLock, check_name};
 use crate::registry::{Known, Registry, ServeChoice};
@@ -80,10 +81,9 @@ pub fn create(dirs: &Dirs, options: &CreateOptions) -> Result<Created, CreateErr
     let legs = candidate::look(&options.legs)?;
     let plan = plan::plan(&legs, options)?;
     let log = log_place::look(&options.log, &legs, &plan, options.force)?;
-    if let Some(mount) = &options.serve.mount {
-        check_mount(mount, &legs, &options.log)?;
-    }
     let (name, lock) = take_name(dirs, options.name.as_deref())?;
+    let mount = options.serve.mount.clone().unwrap_or_else(|| dirs.mount(&name));
+    check_mount(&mount, &legs, &options.log)?;
 
     let form = form::form(&name, legs, &plan, log, options.preallocate)?;
     let known = Known {
@@ -93,14 +93,17 @@ pub fn create(dirs: &Dirs, options: &CreateOptions) -> Result<Created, CreateErr
         legs: form.legs.clone(),
         serve: options.serve.clone(),
     };
-    Registry::new(dirs).remember(&known)?;
+    let mut notices = plan.notices;
+    if let Err(error) = Registry::new(dirs).remember(&known) {
+        notices.push(format!("the volume must be started by its legs: {}", describe(&error)));
+    }
     Ok(Created {
         name,
         uuid: form.volume,
         size: plan.geometry.size(),
         region_size: plan.geometry.region_size(),
         legs: form.legs,
-        notices: plan.notices,
+        notices,
         lock,
     })
 }

@@ -106,7 +106,7 @@ pub fn serve_behind(dirs: &Dirs) -> Result<(), DaemonError> {
     let served = io::stdin()
         .read_to_string(&mut text)
         .and_then(|_| serde_json::from_str::<ServeSpec>(&text).map_err(io::Error::from))
-        .map_err(DaemonError::Threads)
+        .map_err(DaemonError::Spec)
         .and_then(|spec| Served::begin(dirs, &spec, true));
     match served {
         Ok(served) => {

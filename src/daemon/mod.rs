@@ -52,6 +52,9 @@ pub struct ServeSpec {
 /// Why a volume cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
+    /// Whoever started this did not say what to serve.
+    #[error("what to serve cannot be read")]
+    Spec(#[source] std::io::Error),
     /// A leg that is not there.
     #[error("{0}; name it where it is now, or leave it out and say --degraded")]
     LegMissing(#[source] LegError),

@@ -65,7 +65,8 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut meter = Meter::default();
-        assert_eq!(meter.sample(at(0), 5, 500, 0), Progress::default());
+        let p = meter.sample(at(0), 5, 500, 0);
+        assert_eq!((p.done, p.total), (5, 5), "over before anybody looked");
         let p = meter.sample(at(1), 5, 500, 10);
         assert_eq!((p.done, p.total), (0, 10));
         let p = meter.sample(at(2), 9, 900, 6);

@@ -14,6 +14,7 @@
 //! the legs are unlocked.
 
 mod background;
+mod log;
 mod meter;
 mod queue;
 mod shared;
@@ -21,7 +22,6 @@ mod status;
 mod throttle;
 mod worker;
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,20 +30,21 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mirrord_log::{
-    Backing, CoreLog, DirtyLog, DiskLog, InternalLog, LogKind, LogPlace, MetaIo, ResumeNote, SyncMode,
-};
+use mirrord_log::{Backing, LogKind, MetaIo};
 use mirrord_raid::{COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, WorkerEvent};
 use mirrord_ublk::{
     BufferPool, Engine, EngineKind, FrontEnd, FrontError, FuseError, FuseFront, FuseOptions, LegFile,
     PoolConfig, RingConfig, Shutdown, Wake, plain_spawn,
 };
 
+use rustix::fs::{FlockOperation, flock};
+
+use crate::leg::Holder;
 use crate::start::{Opened, leg_paths};
 use crate::status::VolumeStatus;
 use background::READY;
+use log::{note_text, open_log, resume_log};
 use meter::Meter;
-use rustix::fs::FlockOperation;
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
 use throttle::Throttle;
@@ -114,6 +115,14 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    /// The disk log is in use.
+    #[error("log {}: it is in use by {holder}", path.display())]
+    LogInUse {
+        /// Its file.
+        path: PathBuf,
+        /// Who has it.
+        holder: Holder,
+    },
     /// The log is of a kind that this version cannot use.
     #[error("the volume's log is on a log server ({address}): this version cannot use that")]
     RemoteLog {
@@ -148,6 +157,7 @@ pub struct Volume {
     threads: Mutex<Threads>,
     closing: Arc<Closing>,
     pool: Arc<BufferPool>,
+    files: LegMap<Option<Arc<LegFile>>>,
 }
 
 #[derive(Default)]
@@ -251,7 +261,9 @@ impl Volume {
         let mut threads = Threads { queues: Vec::new(), worker: Some(worker_thread) };
         for index in 0..=queues {
             let (thread, kind) = start_ring(&shared, index, queues, &options, &pool, &files)?;
-            facts.engine = kind;
+            if index < queues {
+                facts.engine = kind;
+            }
             threads.queues.push(thread);
         }
         // Resync, if any is due, is handed out at the worker's next turn.
@@ -284,6 +296,7 @@ impl Volume {
             threads: Mutex::new(threads),
             closing,
             pool,
+            files,
         };
         match front.transpose() {
             Ok(front) => *lock(&volume.front) = front.map(|front| Box::new(front) as Box<dyn FrontEnd>),
@@ -357,12 +370,21 @@ impl Volume {
         while self.shared.in_flight.load(Ordering::SeqCst) > 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
+        // A copy that waits for its turn under a low limit would hold the stop up.
+        self.set_resync_rate(None);
         self.shared.mailbox.send(WorkerEvent::Stop);
         let _ = worker.join();
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.wake_all();
         for thread in threads.queues.drain(..) {
             let _ = thread.join();
+        }
+        // A ring lets go of its files some time after it is closed. Nothing is in flight any more, so the
+        // legs are free from now on.
+        for (_, file) in self.files.iter() {
+            if let Some(file) = file {
+                let _ = flock(file.file(), FlockOperation::Unlock);
+            }
         }
         self.closing.closed();
     }
@@ -391,8 +413,9 @@ fn run_worker(
     let in_use = |state| matches!(state, LegState::InSync | LegState::Syncing);
     let legs: LegSet = states.iter().filter(|&(_, &state)| in_use(state)).map(|(leg, _)| leg).collect();
     let (errors, log_error) = durable.write_whole_log(legs);
-    if let Some(errno) = log_error.or(errors.into_iter().flatten().next()) {
-        let _ = tell.send(Err(io::Error::from_raw_os_error(errno.0)));
+    let failed = errors.iter().enumerate().find_map(|(leg, errno)| Some((format!("leg {leg}"), (*errno)?)));
+    if let Some((place, errno)) = log_error.map(|errno| ("its file".to_owned(), errno)).or(failed) {
+        let _ = tell.send(Err(io::Error::other(format!("the log cannot be written on {place}: {errno}"))));
         return;
     }
     let mut worker = Worker::new(Arc::clone(shared), machine, durable);
@@ -457,76 +480,6 @@ fn block_size(opened: &Opened) -> Result<u32, ServeError> {
         largest = largest.max(align);
     }
     Ok(largest)
-}
-
-fn open_log(opened: &Opened) -> Result<(Box<dyn DirtyLog>, Option<File>), ServeError> {
-    let (geometry, superblock) = (opened.geometry, opened.authority());
-    let (region_size, regions) = (geometry.region_size(), geometry.regions());
-    let mode = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::Default };
-    Ok(match &superblock.log {
-        LogPlace::Internal => {
-            (Box::new(InternalLog::new(superblock.volume, region_size, regions, mode)), None)
-        }
-        LogPlace::Core => {
-            // A core log holds nothing: whether all is dirty or all is clean, the superblocks know.
-            let mode = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::NoSync };
-            (Box::new(CoreLog::new(region_size, regions, mode)), None)
-        }
-        LogPlace::Disk(path) => {
-            let open = File::options().read(true).write(true).open(path);
-            let log_error = |source| ServeError::Log { path: path.clone(), source };
-            let file = open.map_err(log_error)?;
-            let lock = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-            lock.map_err(|errno| log_error(errno.into()))?;
-            // As the kernel rounds its log: to the device's logical block; a file has sectors.
-            let block = rustix::fs::ioctl_blksszget(&file).unwrap_or(512);
-            (Box::new(DiskLog::new(region_size, regions, block, mode)), Some(file))
-        }
-        LogPlace::Remote(address) => return Err(ServeError::RemoteLog { address: address.clone() }),
-    })
-}
-
-/// Reads the log: what was dirty is dirty. The writes it asks for are made with the whole log later.
-fn resume_log(
-    opened: &Opened,
-    log: &mut dyn DirtyLog,
-    log_file: Option<&File>,
-) -> Result<ResumeNote, ServeError> {
-    let mut image = Vec::new();
-    let mut images: Vec<Option<&[u8]>> = Vec::new();
-    match (log.kind(), log_file) {
-        (LogKind::Disk, Some(file)) => {
-            let read = io::Read::read_to_end(&mut io::Read::take(file, 1 << 20), &mut image);
-            images.push(read.ok().map(|_| &image[..]));
-        }
-        (LogKind::Internal, _) => {
-            for leg in opened.assembly.trusted.iter() {
-                let member = opened.members[leg].as_ref();
-                images.push(member.map(|member| &member.metadata.log_area[..]));
-            }
-        }
-        _ => {}
-    }
-    let _ = log.resume(&images);
-    Ok(log.note())
-}
-
-fn note_text(note: ResumeNote) -> Option<String> {
-    match note {
-        ResumeNote::Trusted | ResumeNote::Ignored | ResumeNote::NotResumed => None,
-        ResumeNote::BadSectors { bad, total } => {
-            Some(format!("{bad} of {total} log sectors failed their check: their regions are dirty"))
-        }
-        ResumeNote::NoLog => Some("there was no log: every region is dirty".to_owned()),
-        ResumeNote::UnknownVersion { version } => {
-            Some(format!("the log has unknown version {version}: every region is dirty"))
-        }
-        ResumeNote::TooShort { len, need } => {
-            Some(format!("the log has {len} of {need} bytes: every region is dirty"))
-        }
-        ResumeNote::Unreadable => Some("the log could not be read: every region is dirty".to_owned()),
-        ResumeNote::Grown { from } => Some(format!("the log had {from} regions: the new ones are dirty")),
-    }
 }
 
 /// What the log worker needs of each leg.

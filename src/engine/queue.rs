@@ -189,6 +189,8 @@ impl Queue {
     fn complete(&mut self, tag: u32, result: Result<(), mirrord_raid::Errno>) {
         let request = self.pending[tag as usize].take().expect("a request under way");
         self.free.push(tag);
+        // Who is answered is likely to ask anew at once.
+        self.more = true;
         let buffer = match request.op {
             Op::Read | Op::Write => Some(self.ring.detach(tag)),
             Op::Zero | Op::Flush => None,

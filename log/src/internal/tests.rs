@@ -1,3 +1,5 @@
+//! The internal log: torn pages, damage, many regions.
+
 use mirrord_raid::Region;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Superblock slots: round trip, damage, versions, torn pairs.
+
 use mirrord_raid::FailReason;
 use zerocopy::{FromBytes, IntoBytes};
 

@@ -26,6 +26,14 @@ fn the_same_file_twice() {
 }
 
 #[test]
+fn a_front_end_that_is_not_there() {
+    let rig = Rig::new();
+    leg(&rig, "a", SIZE);
+    leg(&rig, "b", SIZE);
+    refused(&rig, &["create", "--legs", "a", "b", "--front", "ublk"], 2, &["--front ublk", "fuse"]);
+}
+
+#[test]
 fn a_missing_leg_without_size() {
     let rig = Rig::new();
     leg(&rig, "a", SIZE);

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::data::{fuse, leg, leg_with_data};
 use crate::rig::{Rig, have, sh};
+use crate::snapshot::refused;
 
 const SIZE: u64 = 4 << 20;
 
@@ -144,4 +145,48 @@ fn a_disk_log_is_the_kernels() {
     assert_eq!(report["dirty_regions"], 0);
     rig.ok(&["start", "v"]);
     assert_eq!(rig.status()["state"], "in_sync");
+}
+
+#[test]
+fn block_devices() {
+    if !fuse() {
+        return;
+    }
+    let rig = Rig::new();
+    let (one, other) = (leg(&rig, "one", SIZE), leg(&rig, "other", SIZE * 2));
+    let (Some(one), Some(other)) = (rig.loop_device(&one), rig.loop_device(&other)) else { return };
+    let args = ["create", "--legs", "one", "new", "--size", "1M"];
+    refused(&rig, &args, 1, &["leg one", "in use", &one]);
+    let same = ["create", "--legs", &one, &one];
+    refused(&rig, &same, 1, &["same file", &one]);
+    let large = ["create", "--legs", &one, &other, "--size", "4M"];
+    refused(&rig, &large, 1, &[&one, "does not fit", "3.98MiB"]);
+
+    let output = rig.run(&["create", "--legs", &one, &other, "--name", "v"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("the smallest"), "{said}");
+    assert_eq!(rig.status()["size_bytes"], SIZE - 16384);
+    refused(&rig, &["start", &one, &other], 1, &[&one, "in use"]);
+    rig.ok(&["stop", "v"]);
+    // Free at once.
+    rig.ok(&["start", "v"]);
+    rig.ok(&["stop", "v"]);
+    if have("mkfs.ext4", "a device with a file system") {
+        sh("mkfs.ext4", &["-q", "-F", &one]);
+        let keep = ["create", "--legs", &one, "new", "--size", "3M", "--source", &one, "--name", "w"];
+        // The volume's end is the user's word, and the rest of the device is not the volume.
+        rig.ok(&keep);
+        rig.ok(&["wait", "w", "--timeout", "60"]);
+        rig.ok(&["stop", "w"]);
+    }
+}
+
+#[test]
+fn a_device_that_is_kept_needs_a_size() {
+    let rig = Rig::new();
+    let file = leg_with_data(&rig, "disk", SIZE);
+    leg(&rig, "new", SIZE);
+    let Some(device) = rig.loop_device(&file) else { return };
+    let args = ["create", "--legs", &device, "new", "--source", &device];
+    refused(&rig, &args, 1, &[&device, "16KiB of the device", "--size", "4177920", "--force"]);
 }

@@ -29,9 +29,9 @@ use crate::buffer::BufferPool;
 use crate::front::{Engine, FrontEnd, FrontError, FrontKind, Shutdown, Source};
 use crate::{Spawn, Task};
 use attributes::Attributes;
+use device::Device;
 pub(crate) use device::Reply;
 pub use point::clear_dead_mount;
-use device::Device;
 use point::{How, Point, abort_connection, device_of, unmount_at};
 use source::FuseSource;
 use volume::Volume;
@@ -259,12 +259,7 @@ impl FuseFront {
 
 /// A source for each queue: with a descriptor of its own or, where this process may not open the device
 /// (the helper that mounted may), sharing the first.
-fn sources(
-    first: Device,
-    volume: Arc<Volume>,
-    queues: usize,
-    session: Sender<()>,
-) -> Vec<Box<dyn Source>> {
+fn sources(first: Device, volume: Arc<Volume>, queues: usize, session: Sender<()>) -> Vec<Box<dyn Source>> {
     let first = Arc::new(first);
     let mut sources: Vec<Box<dyn Source>> = Vec::with_capacity(queues);
     for queue in 0..queues {

@@ -137,12 +137,7 @@ impl Volume {
         }
     }
 
-    fn fallocate(
-        &self,
-        arrived: &Arrived<'_>,
-        reply: Reply,
-        out: &mut VecDeque<Request>,
-    ) {
+    fn fallocate(&self, arrived: &Arrived<'_>, reply: Reply, out: &mut VecDeque<Request>) {
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
         const ZERO_KEEP: i32 = ZERO | libc::FALLOC_FL_KEEP_SIZE;
