@@ -25,10 +25,10 @@ bench:
 	$(CARGO) build --release
 	$(CARGO) run --release -p mirrord-bench -- $(ARGS)
 
-# SEEDS random crash-and-recover runs of the simulator; FIRST=N goes on from seed N.
+# SEEDS random crash-and-recover runs of the simulator.
 soak:
 	scripts/need build
-	MIRRORD_SOAK=$(SEEDS) MIRRORD_FIRST=$(FIRST) $(CARGO) test --release -p mirrord-raid --test sim soak -- --ignored --nocapture
+	MIRRORD_SOAK=$(SEEDS) $(CARGO) test --release -p mirrord-raid --test sim soak -- --ignored --nocapture
 
 # Breaks each invariant in a scratch copy and shows that the simulator notices.
 mutants:

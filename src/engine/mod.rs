@@ -50,7 +50,7 @@ use status::Facts;
 use throttle::Throttle;
 use worker::{Durable, LegMeta, Worker};
 
-/// Queues when none are asked for: more than this and they only wait for each other's legs.
+/// Most queues when none are asked for: more than this and they only wait for each other's legs.
 const MOST_QUEUES: usize = 4;
 
 /// Largest request, in bytes: what FUSE and ublk can send at once.
@@ -390,8 +390,10 @@ impl Volume {
     }
 }
 
+/// One for two processors: clients need theirs, and a queue that never sleeps beats two that wake each
+/// other's processor for every request.
 fn default_queues() -> usize {
-    std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_QUEUES))
+    std::thread::available_parallelism().map_or(1, |count| (count.get() / 2).clamp(1, MOST_QUEUES))
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServeError> {

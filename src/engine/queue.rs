@@ -11,8 +11,10 @@ use mirrord_ublk::{LegDone, LegFile, Op, Pulled, Request, Ring, RingConfig, Sour
 
 use super::shared::Shared;
 
-/// Most requests pulled before what they ask goes to the legs.
-const PULL: usize = 32;
+/// Completions handled, and requests pulled, before leg IO goes out. With batches of all that is there the
+/// legs run dry while the thread works and the thread sleeps while they do: measured at depth 32, a third
+/// of the throughput. With single ones system calls eat the gain.
+const BATCH: usize = 4;
 
 /// Runs queue `id` until the volume stops. `ready` is told which engine the ring has, or why there is none.
 pub(super) fn run(
@@ -74,9 +76,7 @@ impl Queue {
                 }
             };
             self.more |= readable;
-            let chunk: usize = std::env::var("CHUNK").map_or(8, |c| c.parse().unwrap());
-            for leg_done in done.drain(..done.len().min(chunk)) {
-                let LegDone { io, leg, result } = leg_done;
+            for LegDone { io, leg, result } in done.drain(..done.len().min(BATCH)) {
                 self.machine.handle(Event::LegDone { io, leg, result }, &mut self.actions);
                 self.act();
             }
@@ -100,7 +100,7 @@ impl Queue {
         }
     }
 
-    /// Hands leg IO to the kernel and waits for something to do, unless there is.
+    /// Hands leg IO to the kernel and collects completions; waits only if there is nothing else to do.
     fn turn(&mut self, done: &mut Vec<LegDone>) -> io::Result<Wakeup> {
         match self.may_pull() || !done.is_empty() {
             true => self.ring.poll(done),
@@ -127,7 +127,7 @@ impl Queue {
         }
     }
 
-    /// Takes requests from the source, as many as there are tags for; what is left can wait there, where
+    /// Takes requests from the source, no more than there are tags for: what is left can wait there, where
     /// other queues reach it.
     fn pull(&mut self) {
         if !self.may_pull() {
@@ -135,10 +135,7 @@ impl Queue {
         }
         let Some(source) = &mut self.source else { return };
         let before = self.backlog.len();
-        let pulled = source.pull(
-            std::env::var("PULL").map_or(PULL, |c| c.parse().unwrap()).min(self.free.len()),
-            &mut self.backlog,
-        );
+        let pulled = source.pull(BATCH.min(self.free.len()), &mut self.backlog);
         self.shared.in_flight.fetch_add((self.backlog.len() - before) as u64, Ordering::SeqCst);
         self.more = pulled == Pulled::More;
         if pulled == Pulled::Ended {

@@ -2,7 +2,7 @@
 //!
 //! Owns the io_uring, its table of legs (fixed files) and the registered small buffers. Guarantees
 //! that a file is resolved by the kernel before the table entry changes. A read of the wake's
-//! eventfd is always pending. Runs on the ring's thread only.
+//! eventfd is always pending; a poll of the watched descriptor whenever the ring sleeps. Runs on the ring's thread only.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{IoUring, opcode, squeue};
 use mirrord_raid::{Leg, MAX_LEGS};
 
 use super::step::Call;
@@ -26,6 +26,10 @@ const WAKE: u64 = u64::MAX;
 const UNWATCH: u64 = u64::MAX - 1;
 /// Of a watch: this and its number.
 const WATCH: u64 = 1 << 32;
+
+/// What is watched for. Exclusive, and for once: of several rings that watch one source only one that
+/// sleeps is woken, and one that is busy with it not at all.
+const WATCHED: u32 = (libc::EPOLLIN | libc::EPOLLEXCLUSIVE) as u32;
 
 /// Largest SQ asked for. More in flight costs more enters, nothing else.
 const MAX_ENTRIES: u32 = 4096;
@@ -190,7 +194,7 @@ impl Uring {
                 data if data >= WATCH => {
                     if data == WATCH | u64::from(self.watch.number) {
                         self.watch.readable = true;
-                        self.watch.armed = cqueue::more(cqe.flags());
+                        self.watch.armed = false;
                     }
                 }
                 data => return Some((data as u32, cqe.result())),
@@ -214,12 +218,7 @@ impl Uring {
     /// Has the kernel watch, before the ring sleeps: it says at once what is readable already.
     fn arm_watch(&mut self) {
         let Watch { fd: Some(fd), number, armed: false, .. } = &self.watch else { return };
-        let mut flags = libc::POLLIN as u32;
-        if std::env::var_os("EXCL").is_some() {
-            flags |= libc::EPOLLEXCLUSIVE as u32;
-        }
-        let multi = std::env::var_os("MULTI").is_some();
-        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), flags).multi(multi).build();
+        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), WATCHED).build();
         let entry = entry.user_data(WATCH | u64::from(*number));
         self.watch.armed = true;
         self.push(entry);
