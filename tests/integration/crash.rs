@@ -41,6 +41,39 @@ fn ten_dirty_regions_are_ten_copied_regions() {
     rig.assert_same("a", "b", 1024 * MIB);
 }
 
+/// Dirty regions at the start after a kill, with three regions written to.
+fn dirty_after_kill(log: &str) -> u64 {
+    let rig = Rig::new();
+    let volume = rig.create("64MiB", &["--log", log]);
+    let file = File::options().write(true).open(&volume).unwrap();
+    for region in [3, 33, 63] {
+        file.write_all_at(&[9; 4096], region * MIB).unwrap();
+    }
+    rig.kill();
+    rig.ok(&["start", "v"]);
+    rig.wait();
+    let status = rig.status();
+    let dirty = status["log"]["dirty_regions_at_start"].as_u64().unwrap();
+    assert_eq!(status["resync"]["copied_regions"].as_u64(), Some(dirty));
+    drop(file);
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("a", "b", 64 * MIB);
+    // A clean stop leaves nothing to do, whatever the log.
+    rig.ok(&["start", "v"]);
+    assert_eq!(rig.status()["log"]["dirty_regions_at_start"], 0);
+    dirty
+}
+
+#[test]
+fn a_log_of_its_own_is_as_good_as_one_on_the_legs() {
+    assert_eq!(dirty_after_kill("disk:log"), 3);
+}
+
+#[test]
+fn a_log_in_memory_costs_a_whole_resync() {
+    assert_eq!(dirty_after_kill("core"), 64);
+}
+
 #[test]
 fn a_file_system_survives_a_killed_daemon() {
     let rig = Rig::new();
