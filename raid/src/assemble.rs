@@ -1,13 +1,17 @@
 //! Assembly: what a set of legs, found on disk, amounts to. A pure function.
 //!
-//! The record with the highest event count decides (newest wins, never a vote). The rules, in order:
+//! The record with the highest event count decides (newest wins, never a vote), but for records left
+//! behind: one that counts a leg as in sync which itself, in sync, has the record's leg as failed. That
+//! leg has all that was ever answered under the record and went on without it; such a record can have a
+//! high event count all the same, when it reached its leg and no other before a crash. The rules, in
+//! order:
 //!
 //! | found | then |
 //! |---|---|
 //! | legs of two volumes, the same leg twice, sizes that differ | refuse |
-//! | the newest record and another: each has the other's leg as failed and no leg carried on from the other to the newest, or the same event count with different states | split brain: refuse, unless a source is named |
-//! | a leg in use by the newest record is missing | refuse, unless degraded is allowed |
-//! | no present leg was in sync in the newest record | refuse, unless a source is named |
+//! | the deciding record and another that is not left behind: each has the other's leg as failed, and no leg in sync vouches for both; or the same event count with different states | split brain: refuse, unless a source is named |
+//! | a leg in use by the deciding record is missing | refuse, unless degraded is allowed |
+//! | no present leg was in sync in the deciding record | refuse, unless a source is named |
 //! | otherwise | the source is the lowest present leg that was in sync |
 //!
 //! Which regions are dirty is the union of the logs of [`Assembly::trusted`]. A leg that the newest
@@ -18,10 +22,6 @@ use crate::types::{FailReason, Leg, LegMap, LegSet, LegState};
 
 /// A 16-byte UUID.
 type Uuid = [u8; 16];
-
-/// A leg that is missing may have got records that the others did not, one for each time that a record
-/// was tried in vain. What is recorded without it must be newer: this is one try a second for 12 days.
-const DEGRADED_EVENTS: u64 = 1 << 20;
 
 /// What one leg's superblock says, as far as assembly needs it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -127,7 +127,7 @@ pub struct Assembly {
     pub at: LegMap<Option<usize>>,
     /// The leg whose data is the volume's.
     pub source: Leg,
-    /// Not less than in any record found; more than in any that legs now missing may have got alone.
+    /// The highest event count found.
     pub event_count: u64,
     /// Legs whose logs, united, tell which regions are dirty.
     pub trusted: LegSet,
@@ -157,7 +157,8 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let newest = match options.source {
         Some(source) => found.iter().position(|r| r.index == source).ok_or(AssembleError::SourceMissing)?,
         None => {
-            let newest = (0..found.len()).max_by_key(|&i| found[i].event_count);
+            let newest =
+                (0..found.len()).max_by_key(|&i| (!is_left_behind(found, &found[i]), found[i].event_count));
             let newest = newest.ok_or(AssembleError::NoLeg)?;
             check_split_brain(found, newest)?;
             newest
@@ -170,8 +171,19 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         }
     }
     let at = LegMap::from_fn(authority.legs.len(), |leg| found.iter().position(|r| r.index == leg));
-    let recorded = |leg: Leg| authority.legs[leg].1;
-    let in_use = |leg: Leg| matches!(recorded(leg), LegState::InSync | LegState::Syncing);
+    let left_behind: LegSet = match options.source {
+        Some(_) => LegSet::EMPTY,
+        None => {
+            found.iter().filter(|record| is_left_behind(found, record)).map(|record| record.index).collect()
+        }
+    };
+    let recorded = |leg: Leg| match authority.legs[leg].1 {
+        LegState::InSync | LegState::Syncing if left_behind.contains(leg) => {
+            LegState::Failed(FailReason::Missing)
+        }
+        state => state,
+    };
+    let in_use = |leg: Leg| is_in_use(recorded(leg));
 
     let missing: LegSet = at.legs().filter(|&leg| at[leg].is_none() && in_use(leg)).collect();
     if !missing.is_empty() && !options.degraded {
@@ -210,8 +222,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let unclean_core = options.log_is_core && trusted.iter().any(|l| !found[at[l].unwrap_or(newest)].clean);
     let all_dirty =
         found.iter().any(|record| record.log_failed) || unclean_core || (forced && !options.log_on_legs);
-    let jump = if found.len() == at.len() { 0 } else { DEGRADED_EVENTS };
-    let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0) + jump;
+    let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
     Ok(Assembly { at, source, event_count, trusted, all_dirty, returned, states })
 }
 
@@ -233,45 +244,47 @@ fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {
     Ok(())
 }
 
-/// Refuses if the newest record may leave out what another leg went on to write.
+fn is_in_use(state: LegState) -> bool {
+    matches!(state, LegState::InSync | LegState::Syncing)
+}
+
+fn is_out(record: &LegRecord, leg: Leg) -> bool {
+    matches!(record.legs[leg].1, LegState::Failed(_))
+}
+
+/// Whether the record says so of its own leg.
+fn is_in_sync(record: &LegRecord) -> bool {
+    record.legs[record.index].1 == LegState::InSync
+}
+
+/// Whether a leg that the record never went on without, and that has what was written under it, went on
+/// without the record's leg. A leg that was only syncing then has it if its own record is newer.
+fn is_left_behind(found: &[LegRecord], record: &LegRecord) -> bool {
+    found.iter().filter(|other| is_in_sync(other) && is_out(other, record.index)).any(|other| {
+        match record.legs[other.index].1 {
+            LegState::InSync => true,
+            LegState::Syncing => other.event_count > record.event_count,
+            LegState::Failed(_) | LegState::Tracked => false,
+        }
+    })
+}
+
+/// Refuses if the deciding record may leave out what another leg went on to write.
 fn check_split_brain(found: &[LegRecord], newest: usize) -> Result<(), AssembleError> {
-    let out = |record: &LegRecord, leg: Leg| matches!(record.legs[leg].1, LegState::Failed(_));
     let a = &found[newest];
-    let ancestors = ancestors(found, newest);
     for (other, b) in found.iter().enumerate().filter(|&(other, _)| other != newest) {
-        let each_without_the_other = out(a, b.index) && out(b, a.index) && !ancestors[other];
+        let vouches = |witness: &LegRecord| {
+            let trusted_by = |record: &LegRecord| record.legs[witness.index].1 == LegState::InSync;
+            let is_fair = !is_out(witness, a.index) && !is_out(witness, b.index);
+            is_in_sync(witness) && is_fair && trusted_by(a) && trusted_by(b)
+        };
+        let each_without_the_other = is_out(a, b.index) && is_out(b, a.index) && !found.iter().any(vouches);
         let tie = a.event_count == b.event_count && a.legs != b.legs;
-        if each_without_the_other || tie {
+        if (each_without_the_other || tie) && !is_left_behind(found, b) {
             return Err(AssembleError::SplitBrain { one: newest.min(other), other: newest.max(other) });
         }
     }
     Ok(())
-}
-
-/// Records that the newest one carries on from, over any number of others. A later record carries on
-/// from an earlier one if a leg is in use in both and in sync in one of them: that leg passed on what
-/// was written, and neither went on without it.
-fn ancestors(found: &[LegRecord], newest: usize) -> Vec<bool> {
-    let in_sync = |record: &LegRecord, leg: Leg| record.legs[leg].1 == LegState::InSync;
-    let in_use =
-        |record: &LegRecord, leg: Leg| in_sync(record, leg) || record.legs[leg].1 == LegState::Syncing;
-    let carries_on = |later: &LegRecord, earlier: &LegRecord| {
-        later.event_count > earlier.event_count
-            && later.legs.legs().any(|leg| {
-                in_sync(earlier, leg) && in_use(later, leg) || in_sync(later, leg) && in_use(earlier, leg)
-            })
-    };
-    let mut known = vec![false; found.len()];
-    let mut next = vec![newest];
-    while let Some(later) = next.pop() {
-        for earlier in 0..found.len() {
-            if !known[earlier] && carries_on(&found[later], &found[earlier]) {
-                known[earlier] = true;
-                next.push(earlier);
-            }
-        }
-    }
-    known
 }
 
 #[cfg(test)]
@@ -391,8 +404,24 @@ mod tests {
 
     #[test]
     fn the_same_event_count_with_different_states_is_a_tie() {
-        let found = [record(0, 6, &[InSync, InSync, OUT]), record(1, 6, &[OUT, InSync, InSync])];
+        let found = [record(0, 6, &[InSync, Syncing]), record(1, 6, &[Syncing, InSync])];
         assert_eq!(assemble(&found, internal()), Err(AssembleError::SplitBrain { one: 0, other: 1 }));
+    }
+
+    #[test]
+    fn a_record_left_behind_neither_decides_nor_ties() {
+        // It reached leg 1 alone, any number of times, before leg 0 was started without leg 1.
+        for events in [6, 7, 60] {
+            let found = [record(1, events, &[InSync, InSync]), record(0, 6, &[InSync, OUT])];
+            let a = assemble(&found, internal()).unwrap();
+            assert_eq!((a.source, a.trusted, a.returned), (leg(0), LegSet::one(leg(0)), LegSet::one(leg(1))));
+            assert_eq!(a.event_count, events);
+        }
+        // The leg that went on without it is not there to say so, and the others cannot.
+        let found =
+            [record(2, 9, &[InSync, InSync, InSync, OUT]), record(3, 7, &[InSync, InSync, OUT, InSync])];
+        let split = AssembleError::SplitBrain { one: 0, other: 1 };
+        assert_eq!(assemble(&found, AssembleOptions { degraded: true, ..internal() }), Err(split));
     }
 
     #[test]

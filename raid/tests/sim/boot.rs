@@ -107,7 +107,6 @@ impl Sim {
                 Err(AssembleError::Missing { .. }) => {
                     if let Ok(assembly) = assemble(&found, DEGRADED) {
                         self.saw.saw(Saw::DegradedStart);
-                        self.forked = true;
                         break assembly;
                     }
                     self.attached = self.all_legs();
@@ -117,7 +116,7 @@ impl Sim {
                     self.attached = self.all_legs();
                 }
                 Err(error) => {
-                    assert!(self.forked, "invariant 9: all legs are there and refused: {error}");
+                    assert!(self.is_ambiguous(), "invariant 9: all legs are there and refused: {error}");
                     trace!(self, "refused: {error}, forced");
                     self.saw.saw(Saw::ForcedStart);
                     let forced = AssembleOptions { source: self.current.lowest(), ..DEGRADED };
@@ -126,6 +125,7 @@ impl Sim {
             }
         };
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
+        self.forked |= self.attached != self.all_legs();
         self.check_source(&assembly);
         self.start(&assembly);
     }

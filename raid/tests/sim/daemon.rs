@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mirrord_log::InternalLog;
 use mirrord_raid::{
-    Action, Background, BackgroundAction, COPY_SLOTS, Leg, LegErrors, LegIo, LegSet, LogWorker, MAX_LEGS,
-    Mirror, MirrorQueue, Op, Record, WorkerAction,
+    Action, Background, BackgroundAction, COPY_SLOTS, Leg, LegErrors, LegIo, LegSet, LogWorker, Mirror,
+    MirrorQueue, Op, Record, WorkerAction,
 };
 
 /// Slots of the background worker: copies and the flush.
@@ -67,8 +67,8 @@ pub(crate) struct Client {
     /// The stamp of sector s of the volume is `stamp + s`.
     pub(crate) stamp: u64,
     pub(crate) start: u64,
-    /// Sectors that each leg took.
-    pub(crate) landed: [usize; MAX_LEGS],
+    /// Sectors of the volume that a leg took.
+    pub(crate) landed: Vec<(Leg, std::ops::Range<usize>)>,
 }
 
 /// What is being made durable.

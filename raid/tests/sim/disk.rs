@@ -178,3 +178,33 @@ impl Disk {
         self.done.clear();
     }
 }
+
+#[test]
+fn a_flush_makes_stable_what_completed_before_it() {
+    let mut disk = Disk::new(2, 1);
+    let (early, late) = (disk.begin(), disk.begin());
+    disk.land(early, 0, 7);
+    disk.complete(early, 10);
+    disk.land(late, 1, 8);
+    disk.complete(late, 12);
+    disk.flush_done(11);
+    assert_eq!((disk.stable(0), disk.stable(1), disk.read(1)), (7, ZERO, 8));
+    assert_eq!(disk.first_unflushed(0..2), Some(1));
+}
+
+#[test]
+fn what_a_failed_flush_lost_no_later_one_writes() {
+    let mut disk = Disk::new(1, 2);
+    let write = disk.begin();
+    disk.land(write, 0, 7);
+    disk.complete(write, 10);
+    disk.flush_failed();
+    assert!(disk.tell(1) && !disk.tell(1), "each file is told once");
+    disk.flush_done(20);
+    assert_eq!((disk.stable(0), disk.read(0)), (ZERO, 7));
+    let again = disk.begin();
+    disk.land(again, 0, 9);
+    disk.complete(again, 21);
+    disk.flush_done(30);
+    assert!(disk.stable(0) == 9 && !disk.has_lost());
+}

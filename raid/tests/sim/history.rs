@@ -8,7 +8,9 @@
 //! register if no two forward zones overlap and no forward zone holds a backward one. Zones are
 //! compared whenever one grows, so that the first illegal answer is caught.
 //!
-//! A write that failed, or was in flight at a crash, happened only if somebody read it. A flush that
+//! A write that failed, or was in flight at a crash, happened only if somebody read it. One that failed
+//! may be read and be gone after a crash all the same: it is answered with an error also when a leg
+//! missed it and no leg could record that. No flush works then before such a record does. A flush that
 //! worked makes values *dead* that a read could no longer have returned when it was submitted: no
 //! crash may bring them back. Values of writes still in flight then are left out of that account:
 //! no disk owes them anything.
@@ -23,6 +25,8 @@ struct Value {
     written: u64,
     /// It did happen: its write ended well, or somebody read it.
     real: bool,
+    /// Its write was answered with an error.
+    failed: bool,
     /// No crash may bring it back.
     dead: bool,
     first_end: u64,
@@ -58,12 +62,21 @@ impl Value {
 }
 
 /// Why a read is illegal.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) enum Illegal {
     /// Nobody wrote it, or it was superseded long ago.
     Unknown,
-    /// Another value was current, for certain, when it was read.
-    Superseded { by: u64 },
+    /// This other value was current, for certain, when it was read.
+    Superseded(u64),
+}
+
+impl std::fmt::Display for Illegal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Illegal::Unknown => write!(f, "superseded long ago, or never written"),
+            Illegal::Superseded(by) => write!(f, "superseded by {by:#x}"),
+        }
+    }
 }
 
 pub(crate) struct History {
@@ -75,7 +88,8 @@ pub(crate) struct History {
 impl History {
     /// Every sector holds `stamp`.
     pub(crate) fn new(sectors: usize, stamp: u64) -> History {
-        let value = Value { stamp, written: 0, real: true, dead: false, first_end: 0, last_start: 0 };
+        let value =
+            Value { stamp, written: 0, real: true, failed: false, dead: false, first_end: 0, last_start: 0 };
         History { sectors: vec![vec![value]; sectors], open: Vec::new() }
     }
 
@@ -85,6 +99,7 @@ impl History {
             stamp,
             written: OPEN,
             real: false,
+            failed: false,
             dead: false,
             first_end: OPEN,
             last_start: now,
@@ -109,6 +124,7 @@ impl History {
         values[at].written = now;
         values[at].first_end = values[at].first_end.min(now);
         values[at].real |= ok;
+        values[at].failed = !ok;
         if ok && durable {
             let floor = values[at];
             for value in values.iter_mut().filter(|v| v.stamp != stamp) {
@@ -131,7 +147,7 @@ impl History {
     fn check(&self, sector: usize, at: usize) -> Result<(), Illegal> {
         let values = &self.sectors[sector];
         let other = values.iter().find(|v| v.real && v.stamp != values[at].stamp && v.excludes(&values[at]));
-        other.map_or(Ok(()), |other| Err(Illegal::Superseded { by: other.stamp }))
+        other.map_or(Ok(()), |other| Err(Illegal::Superseded(other.stamp)))
     }
 
     /// A flush that was submitted at `submitted` ended well; no read under way began before `oldest`.
@@ -155,7 +171,15 @@ impl History {
         let values = &self.sectors[sector];
         let Some(value) = values.iter().find(|v| v.stamp == stamp) else { return false };
         let then = value.read_from(now);
-        !values.iter().any(|v| v.real && v.stamp != stamp && then.excludes(v))
+        !values.iter().any(|v| v.real && !v.failed && v.stamp != stamp && then.excludes(v))
+    }
+
+    /// The volume is served again after the process was killed at `now` and holds `stamp`.
+    pub(crate) fn found_after_kill(&mut self, sector: usize, stamp: u64, now: u64) -> Result<(), Illegal> {
+        for value in self.sectors[sector].iter_mut().filter(|v| v.failed && v.stamp != stamp) {
+            value.real = false;
+        }
+        self.read(sector, stamp, now, now)
     }
 
     /// Whether the volume may hold `stamp` after a power cut.
@@ -180,7 +204,14 @@ impl History {
             values.retain(|v| !v.dead);
             let alone = values.len() == 1;
             for value in values.iter_mut() {
-                *value = Value { written: now, real: alone, first_end: now, last_start: now, ..*value };
+                *value = Value {
+                    written: now,
+                    real: alone,
+                    failed: false,
+                    first_end: now,
+                    last_start: now,
+                    ..*value
+                };
             }
         }
         let sectors = &self.sectors;
@@ -216,4 +247,41 @@ fn forget(values: &mut Vec<Value>, oldest: u64) {
             at += 1;
         }
     }
+}
+
+/// Sector 0 holds 1; a write of 2 starts at 10.
+#[cfg(test)]
+fn one_write_under_way() -> History {
+    let mut history = History::new(1, 1);
+    history.write_starts(0, 2, 10);
+    history
+}
+
+#[test]
+fn beside_a_write_reads_see_either_and_do_not_go_back() {
+    let mut history = one_write_under_way();
+    assert!(history.read(0, 1, 11, 12).is_ok());
+    assert!(history.read(0, 2, 13, 14).is_ok());
+    assert!(history.read(0, 1, 13, 20).is_ok(), "began before the new value was seen");
+    assert!(history.read(0, 1, 15, 16).is_err());
+}
+
+#[test]
+fn after_a_write_that_failed_the_first_read_decides() {
+    let mut history = one_write_under_way();
+    assert!(history.write_ends(0, 2, false, false, 20).is_ok());
+    assert!(history.read(0, 1, 21, 22).is_ok());
+    assert!(history.read(0, 2, 23, 24).is_err());
+}
+
+#[test]
+fn a_power_cut_takes_back_what_was_not_flushed_and_no_more() {
+    let mut history = one_write_under_way();
+    history.write_ends(0, 2, true, false, 20).unwrap_or_else(|illegal| panic!("{illegal}"));
+    history.write_starts(0, 3, 30);
+    assert!(history.survives_power_cut(0, 1) && history.survives_power_cut(0, 2));
+    assert!(!history.survives_kill(0, 1, 31) && history.survives_kill(0, 3, 31));
+    history.flushed(31, 31);
+    assert!(!history.survives_power_cut(0, 1), "its successor was flushed");
+    assert!(history.survives_power_cut(0, 2) && history.survives_power_cut(0, 3));
 }

@@ -99,7 +99,8 @@ impl Sim {
     /// Keeps account of how the legs of one step of a part end.
     fn count_outcome(&mut self, job: &LegJob, result: Result<(), Errno>) {
         let own = job.queue == self.config.queues;
-        let (leg, len) = (job.io.leg, (job.io.len / SECTOR) as usize);
+        let leg = job.io.leg;
+        let [first, len] = [job.io.offset, job.io.len].map(|bytes| (bytes / SECTOR) as usize);
         let is_write = matches!(job.io.op, LegOp::Write { .. } | LegOp::Zero { .. });
         let d = self.daemon.as_mut().expect("the daemon lives");
         let outcome = &mut d.outcomes[usize::from(job.queue)][job.io.io as usize];
@@ -135,7 +136,7 @@ impl Sim {
             self.saw.saw_if(Saw::FailedRead, result.is_err());
         } else if is_write && !own && result.is_ok() {
             let client = d.clients[usize::from(job.queue)][job.io.tag as usize].as_mut();
-            client.expect("a request under way").landed[leg.index()] += len;
+            client.expect("a request under way").landed.push((leg, first..first + len));
         }
     }
 }

@@ -238,7 +238,7 @@ impl Sim {
             MetaKind::Record(record) => {
                 self.saw.saw_if(Saw::FailedRecord, !failed.is_empty());
                 if failed.is_empty() && record.legs == self.all_legs() {
-                    self.forked = false;
+                    (self.forked, self.failures) = (false, 0);
                 }
                 self.worker_event(WorkerEvent::Recorded { errors });
             }

@@ -50,7 +50,7 @@ impl Sim {
         buffer.extend(range.clone().map(|s| if whole { stamp + s as u64 } else { ZERO - 1 }));
         d.in_flight += 1;
         let (first, count) = (range.start, range.len());
-        let landed = Default::default();
+        let landed = Vec::new();
         d.clients[usize::from(queue)][tag] =
             Some(Client { op, first, count, changes, fua, stamp, start, landed });
         self.count_request(op, fua, patch, range);
@@ -121,7 +121,7 @@ impl Sim {
                     let stamp = client.stamp + sector as u64;
                     let end = self.history.write_ends(sector, stamp, result.is_ok(), client.fua, now);
                     if let Err(illegal) = end {
-                        panic!("invariant 6: sector {sector}: a write ended too late: {illegal:?}");
+                        panic!("invariant 6: sector {sector}: a write ended too late: {illegal}");
                     }
                 }
                 if result.is_ok() {

@@ -52,8 +52,11 @@ pub(crate) struct Sim {
     pub(crate) attached: LegSet,
     /// Legs in sync when the daemon last looked: each holds all that was flushed.
     pub(crate) current: LegSet,
-    /// A start without a leg that was current took place: superblocks may contradict each other.
+    /// A start without some leg took place: superblocks may contradict each other.
     pub(crate) forked: bool,
+    /// Legs failed since all legs had the same record. With many, records that told how one leg carried
+    /// on from another are overwritten, and what is left may look like a split brain.
+    pub(crate) failures: u32,
     /// The last life ended with a stop that left the log empty.
     pub(crate) stopped_clean: bool,
     /// What may have been lost since the volume was last served.
@@ -84,6 +87,7 @@ impl Sim {
             attached: LegSet::first(config.legs),
             current: LegSet::first(config.legs),
             forked: false,
+            failures: 0,
             stopped_clean: true,
             recovery: Recovery::Process,
             generations: [0; MAX_LEGS],

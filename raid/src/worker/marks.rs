@@ -1,0 +1,160 @@
+//! Marks committed in groups, clears in two steps, and the last of both when the volume stops.
+
+use super::{Doing, Flushing, LogWorker, Stopping, WorkerAction};
+use crate::geometry::Region;
+use crate::mirror::{Counters, LegErrors, QueueNote};
+use crate::ranges::Owner;
+use crate::region::RegionState;
+use crate::types::{Errno, LegSet, LegState};
+
+impl LogWorker {
+    pub(super) fn start_commit(&mut self, actions: &mut Vec<WorkerAction>) {
+        let marks = std::mem::take(&mut self.marks);
+        for &(region, _) in &marks {
+            // A commit that failed may have left it clean since the mark was asked for.
+            self.mirror.regions.want_mark(region);
+            actions.push(WorkerAction::LogMark(region));
+        }
+        let legs = self.in_use();
+        Counters::add(&self.mirror.counters.commits, 1);
+        self.clears = false;
+        self.clears_due = false;
+        self.doing = Doing::Commit { legs, marks };
+        actions.push(WorkerAction::Commit { legs });
+    }
+
+    pub(super) fn committed(
+        &mut self,
+        errors: LegErrors,
+        log_error: Option<Errno>,
+        actions: &mut Vec<WorkerAction>,
+    ) {
+        let Doing::Commit { legs, marks } = std::mem::replace(&mut self.doing, Doing::Nothing) else {
+            unreachable!("no commit is under way")
+        };
+        if log_error.is_some() && !self.log_failed {
+            // The log's own place is broken. Once the superblocks say so, every mark is as good as
+            // durable: the next start takes the whole volume for dirty.
+            self.log_failed = true;
+            self.record_wanted = true;
+        }
+        let failed: LegSet = legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
+        if self.log_on_legs && !failed.is_empty() && !self.fail_legs(legs.minus(failed), &errors) {
+            let errno = self.in_sync().iter().find_map(|leg| errors[leg.index()]).unwrap_or(Errno::EIO);
+            self.clears = true;
+            for (region, from) in marks {
+                self.mark_failed(region, from, errno, actions);
+            }
+            return;
+        }
+        if self.record_wanted {
+            self.marks_committed.extend(marks);
+        } else {
+            for (region, from) in marks {
+                self.marked(region, from);
+            }
+        }
+    }
+
+    pub(super) fn marked(&mut self, region: Region, from: Owner) {
+        self.mirror.regions.marked(region);
+        self.tell(from.queue, QueueNote::Marked { io: from.io, result: Ok(()) });
+    }
+
+    pub(super) fn mark_failed(
+        &mut self,
+        region: Region,
+        from: Owner,
+        errno: Errno,
+        actions: &mut Vec<WorkerAction>,
+    ) {
+        let is_committed = self.marks_committed.iter().any(|&(other, _)| other == region);
+        if !is_committed && self.mirror.regions.state(region) == RegionState::Marking {
+            self.mirror.regions.mark_failed(region);
+            actions.push(WorkerAction::LogClear(region));
+            self.clears = true;
+        }
+        self.tell(from.queue, QueueNote::Marked { io: from.io, result: Err(errno) });
+    }
+
+    /// First step of a clear: flushes the legs if there is a region to clear. When stopping, legs are
+    /// flushed in any case, and a region need not have been left alone for a while.
+    pub(super) fn start_clear(&mut self, stopping: bool) {
+        if !matches!(self.flushing, Flushing::Nothing) {
+            return;
+        }
+        let regions = self.clearable(stopping);
+        if stopping || !regions.is_empty() {
+            self.flushing = Flushing::Clear(regions);
+            self.tell_background(QueueNote::Flush { legs: self.in_use() });
+        }
+    }
+
+    /// Regions that are cleaning now. None while a leg is out: it is stale wherever the log is dirty.
+    pub(super) fn clearable(&self, at_once: bool) -> Vec<Region> {
+        let legs = &self.mirror.legs;
+        let every_leg = legs.states().all();
+        if self.in_use() != every_leg || legs.flush_broken() || self.mirror.regions.unclean() == 0 {
+            return Vec::new();
+        }
+        let table = &self.mirror.regions;
+        let in_sync = table.unclean_regions().filter(|&region| legs.readable(region) == every_leg);
+        in_sync.filter(|&region| table.start_cleaning(region, at_once)).collect()
+    }
+
+    pub(super) fn flushed(&mut self, legs: LegSet, errors: LegErrors, actions: &mut Vec<WorkerAction>) {
+        let failed: LegSet = legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
+        let was_in_sync = self.in_sync();
+        if !failed.is_empty()
+            && !self.fail_legs(legs.minus(failed), &errors)
+            && !failed.intersect(was_in_sync).is_empty()
+        {
+            self.mirror.legs.break_flush();
+        }
+        match std::mem::replace(&mut self.flushing, Flushing::Nothing) {
+            Flushing::Nothing => unreachable!("no flush is under way"),
+            Flushing::Promote(leg) => {
+                if failed.is_empty() && self.can_promote(leg) {
+                    self.states[leg] = LegState::InSync;
+                    self.record_wanted = true;
+                } else if let Some(errno) = errors[leg.index()] {
+                    self.fail(leg, errno);
+                }
+            }
+            Flushing::Clear(regions) => {
+                let every_leg = self.mirror.legs.states().all();
+                let flushed = failed.is_empty() && self.in_use() == every_leg;
+                for region in regions {
+                    let in_sync = self.mirror.legs.readable(region) == every_leg;
+                    if !(flushed && in_sync) {
+                        self.mirror.regions.stop_cleaning(region);
+                    } else if self.mirror.regions.finish_cleaning(region) {
+                        actions.push(WorkerAction::LogClear(region));
+                        self.clears = true;
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn go_on_stopping(&mut self, actions: &mut Vec<WorkerAction>) {
+        let busy = !matches!(self.doing, Doing::Nothing)
+            || !matches!(self.flushing, Flushing::Nothing)
+            || !self.copies.is_empty();
+        if busy {
+            return;
+        }
+        if self.stopping == Stopping::Asked {
+            self.stopping = Stopping::Cleared;
+            return self.start_clear(true);
+        }
+        if self.stopping == Stopping::Cleared {
+            if self.clears {
+                self.start_commit(actions);
+            } else {
+                self.stopping = Stopping::Recording;
+                self.start_record(self.mirror.regions.unclean() == 0, actions);
+            }
+        }
+    }
+}

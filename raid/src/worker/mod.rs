@@ -1,0 +1,352 @@
+//! The log worker as a state machine: the one owner of what is durable about a volume.
+//!
+//! It commits marks in groups, clears regions lazily in two steps, records leg states in the
+//! superblocks, hands stale regions to the background worker and promotes legs that have none
+//! left. One durable operation is under way at a time, and records go before commits; whatever
+//! arrives meanwhile is committed together by the next one (group commit).
+//!
+//! Leg states move here and nowhere else:
+//!
+//! | from | to | when |
+//! |---|---|---|
+//! | in sync | failed | a write, flush, commit or record failed on it and worked on another leg in sync |
+//! | in sync | syncing | a write failed on every leg in sync, and this is not the source |
+//! | syncing | failed | a write (other than for lack of space), flush, commit or record failed on it |
+//! | failed | syncing | the driver says that it is back ([`WorkerEvent::Return`]), and it has the whole log |
+//! | syncing | in sync | stale nowhere, flushed since, and recorded so |
+//!
+//! A leg is failed only while another leg in sync carried the operation out, so the last leg in
+//! sync is never failed. Runs on the log worker's thread.
+
+mod marks;
+mod resync;
+mod states;
+
+use std::sync::Arc;
+
+use crate::geometry::Region;
+use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
+use crate::ranges::Owner;
+use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
+
+/// A clear is tried every so many ticks. A region is cleared after one to two such intervals without a
+/// write; shorter, and a busy volume spends its time on flushes.
+const CLEAR_TICKS: u32 = 3;
+
+/// Ticks for which resync leaves a leg alone after a copy to it failed.
+const HOLD_OFF_TICKS: u32 = 5;
+
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WorkerEvent {
+    /// Somebody emitted a wake for the log worker.
+    Woken,
+    /// A second went by. Only needed while [`LogWorker::wants_tick`].
+    Tick,
+    /// The commit is done. For a log that is on every leg: the legs that failed.
+    Committed {
+        /// Errors of the legs it failed on.
+        errors: LegErrors,
+        /// Error of a log that has a place of its own.
+        log_error: Option<Errno>,
+    },
+    /// The record is done.
+    Recorded {
+        /// Errors of the legs it failed on.
+        errors: LegErrors,
+    },
+    /// The whole log is on the leg, or not.
+    LogFilled {
+        /// How it went.
+        result: Result<(), Errno>,
+    },
+    /// The volume is about to be served: record that.
+    Start,
+    /// A failed leg is back: its file is open on every queue.
+    Return {
+        /// Which.
+        leg: Leg,
+    },
+    /// Hold resync, or let it go on.
+    PauseResync(bool),
+    /// No request will come any more: clear what can be cleared, record, and say [`WorkerAction::Stopped`].
+    Stop,
+}
+
+/// What to do, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WorkerAction {
+    /// Set the region's bit in the log's memory.
+    LogMark(Region),
+    /// Unset it.
+    LogClear(Region),
+    /// Make the log durable (on these legs, if it is on the legs), then send [`WorkerEvent::Committed`].
+    Commit {
+        /// Legs in use.
+        legs: LegSet,
+    },
+    /// Make superblocks that say this durable on these legs, then send [`WorkerEvent::Recorded`].
+    Record(Record),
+    /// Write the whole log to the leg, then send [`WorkerEvent::LogFilled`].
+    FillLog {
+        /// Which.
+        leg: Leg,
+    },
+    /// Give a queue, or the background worker, a `Woken`.
+    Wake(QueueId),
+    /// All is recorded: the volume can be closed.
+    Stopped,
+}
+
+/// What the superblocks are to say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// Where to write it.
+    pub legs: LegSet,
+    /// Every leg's state.
+    pub states: LegMap<LegState>,
+    /// Greater than in every record before.
+    pub event_count: u64,
+    /// The volume was stopped with a clean log.
+    pub clean: bool,
+    /// The log lost a mark: nobody may trust it at the next start.
+    pub log_failed: bool,
+}
+
+#[derive(Debug)]
+enum Doing {
+    Nothing,
+    Commit { legs: LegSet, marks: Vec<(Region, Owner)> },
+    Record(Record),
+    Fill(Leg),
+}
+
+#[derive(Debug)]
+enum Flushing {
+    Nothing,
+    /// In order to clear these regions.
+    Clear(Vec<Region>),
+    /// In order to promote this leg.
+    Promote(Leg),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Copy {
+    region: Region,
+    targets: LegSet,
+    /// Targets that were found stale here again since the copy began.
+    again: LegSet,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stopping {
+    No,
+    /// Asked to.
+    Asked,
+    /// The last clear was tried.
+    Cleared,
+    /// The last record is under way.
+    Recording,
+    Done,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct LogWorker {
+    mirror: Arc<Mirror>,
+    log_on_legs: bool,
+    states: LegMap<LegState>,
+    event_count: u64,
+    log_failed: bool,
+    doing: Doing,
+    flushing: Flushing,
+    /// The leg states changed since the last record began, or that record failed.
+    record_wanted: bool,
+    /// The last record failed on every leg in sync: the next try waits for a tick.
+    record_held_off: bool,
+    /// Marks to commit next.
+    marks: Vec<(Region, Owner)>,
+    /// Marks that are committed and wait for a record.
+    marks_committed: Vec<(Region, Owner)>,
+    /// Answers that wait for a record.
+    settle: Vec<(Owner, Result<(), Errno>)>,
+    /// Clears were done in the log's memory and not committed.
+    clears: bool,
+    /// A tick went by since: nothing else asked for a commit, so they get one of their own.
+    clears_due: bool,
+    returning: Vec<Leg>,
+    copies: Vec<Copy>,
+    copy_cursor: u32,
+    paused: bool,
+    hold_off: [u32; MAX_LEGS],
+    ticks: u32,
+    stopping: Stopping,
+    wake: Vec<QueueId>,
+    notes: Vec<WorkerNote>,
+}
+
+impl LogWorker {
+    /// The log worker of a volume whose legs are in these states, recorded with this event count.
+    /// `log_on_legs`: the log is on every leg, so a commit that fails on a leg fails the leg.
+    pub fn new(
+        mirror: Arc<Mirror>,
+        states: LegMap<LegState>,
+        event_count: u64,
+        log_on_legs: bool,
+    ) -> LogWorker {
+        LogWorker {
+            mirror,
+            log_on_legs,
+            states,
+            event_count,
+            log_failed: false,
+            doing: Doing::Nothing,
+            flushing: Flushing::Nothing,
+            record_wanted: false,
+            record_held_off: false,
+            marks: Vec::new(),
+            marks_committed: Vec::new(),
+            settle: Vec::new(),
+            clears: false,
+            clears_due: false,
+            returning: Vec::new(),
+            copies: Vec::new(),
+            copy_cursor: 0,
+            paused: false,
+            hold_off: [0; MAX_LEGS],
+            ticks: 0,
+            stopping: Stopping::No,
+            wake: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Takes one event and adds what is to be done to `actions`.
+    pub fn handle(&mut self, event: WorkerEvent, actions: &mut Vec<WorkerAction>) {
+        match event {
+            WorkerEvent::Woken => {}
+            WorkerEvent::Tick => self.tick(),
+            WorkerEvent::Committed { errors, log_error } => self.committed(errors, log_error, actions),
+            WorkerEvent::Recorded { errors } => self.recorded(errors, actions),
+            WorkerEvent::LogFilled { result } => self.log_filled(result),
+            WorkerEvent::Start => {
+                // Assembly may have changed states, and the superblocks do not say so yet.
+                for (leg, &state) in self.states.iter() {
+                    self.mirror.legs.set(leg, state);
+                }
+                self.record_wanted = true;
+            }
+            WorkerEvent::Return { leg } => {
+                let is_under_way =
+                    self.returning.contains(&leg) || matches!(self.doing, Doing::Fill(now) if now == leg);
+                if matches!(self.states[leg], LegState::Failed(_)) && !is_under_way {
+                    self.returning.push(leg);
+                }
+            }
+            WorkerEvent::PauseResync(paused) => self.paused = paused,
+            WorkerEvent::Stop => {
+                if self.stopping == Stopping::No {
+                    self.stopping = Stopping::Asked;
+                }
+            }
+        }
+        let mut notes = std::mem::take(&mut self.notes);
+        self.mirror.take_worker_notes(&mut notes);
+        for note in &notes {
+            self.note(*note, actions);
+        }
+        self.notes = notes;
+        self.next(actions);
+        self.wake.sort_unstable();
+        self.wake.dedup();
+        actions.extend(self.wake.drain(..).map(WorkerAction::Wake));
+    }
+
+    /// Whether a [`WorkerEvent::Tick`] a second is needed. An idle, clean volume needs none.
+    pub fn wants_tick(&self) -> bool {
+        self.mirror.regions.unclean() > 0
+            || self.record_wanted
+            || self.clears
+            || self.hold_off.iter().any(|&ticks| ticks > 0)
+    }
+
+    /// Whether nothing durable is under way or waiting.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.doing, Doing::Nothing) && !self.record_wanted && self.marks.is_empty()
+    }
+
+    /// Whether resync is held.
+    pub fn paused(&self) -> bool {
+        self.paused
+    }
+
+    /// The event count of the newest record.
+    pub fn event_count(&self) -> u64 {
+        self.event_count
+    }
+
+    /// Whether the log lost a mark since the volume was started.
+    pub fn log_failed(&self) -> bool {
+        self.log_failed
+    }
+
+    fn tell(&mut self, queue: QueueId, note: QueueNote) {
+        self.mirror.tell_queue(queue, note);
+        self.wake.push(queue);
+    }
+
+    fn tell_background(&mut self, note: QueueNote) {
+        self.tell(self.mirror.background(), note);
+    }
+
+    fn note(&mut self, note: WorkerNote, actions: &mut Vec<WorkerAction>) {
+        match note {
+            WorkerNote::Mark { region, from } => {
+                if self.mirror.regions.want_mark(region) {
+                    self.marks.push((region, from));
+                } else {
+                    self.tell(from.queue, QueueNote::Marked { io: from.io, result: Ok(()) });
+                }
+            }
+            WorkerNote::Missed { region, ok, errors, durable, from } => {
+                self.missed(region, ok, errors, durable, from);
+            }
+            WorkerNote::Flushed { legs, errors } => self.flushed(legs, errors, actions),
+            WorkerNote::Copied { region, ok, errors } => self.copied(region, ok, errors),
+        }
+    }
+
+    /// Starts the next durable operation, if none is under way, and hands out work.
+    fn next(&mut self, actions: &mut Vec<WorkerAction>) {
+        if matches!(self.doing, Doing::Nothing) {
+            if self.record_wanted && !self.record_held_off {
+                self.start_record(false, actions);
+            } else if !self.record_wanted
+                && let Some(leg) = self.returning.pop()
+            {
+                self.doing = Doing::Fill(leg);
+                actions.push(WorkerAction::FillLog { leg });
+            } else if !self.marks.is_empty() || self.clears_due {
+                self.start_commit(actions);
+            }
+        }
+        if self.stopping == Stopping::No {
+            self.promote();
+            self.hand_out_copies();
+        } else {
+            self.go_on_stopping(actions);
+        }
+    }
+
+    fn tick(&mut self) {
+        self.record_held_off = false;
+        self.clears_due = self.clears;
+        for ticks in &mut self.hold_off {
+            *ticks = ticks.saturating_sub(1);
+        }
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.stopping == Stopping::No && self.ticks.is_multiple_of(CLEAR_TICKS) {
+            self.start_clear(false);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Stale regions handed out for copying; legs that come back and legs that are in sync again.
+
+use super::{Copy, Doing, Flushing, HOLD_OFF_TICKS, LogWorker};
+use crate::background::COPY_SLOTS;
+use crate::geometry::Region;
+use crate::mirror::{Counters, LegErrors, QueueNote};
+use crate::region::RegionState;
+use crate::types::{Errno, Leg, LegSet, LegState};
+
+impl LogWorker {
+    pub(super) fn log_filled(&mut self, result: Result<(), Errno>) {
+        let Doing::Fill(leg) = std::mem::replace(&mut self.doing, Doing::Nothing) else {
+            unreachable!("no leg is being filled")
+        };
+        if result.is_err() {
+            return;
+        }
+        // Stale everywhere first, then in use, then not stale where the log is clean: a write that
+        // begins in a clean region after that look sees the leg in use.
+        self.mirror.legs.set_all_stale(leg, true);
+        self.mirror.legs.forget_failed_flush(leg);
+        self.states[leg] = LegState::Syncing;
+        self.mirror.legs.set(leg, LegState::Syncing);
+        self.record_wanted = true;
+        for region in (0..self.mirror.regions.len()).map(Region) {
+            if self.mirror.regions.state(region) == RegionState::Clean {
+                self.mirror.legs.clear_stale(leg, region);
+            }
+        }
+        for copy in &mut self.copies {
+            copy.again.insert(leg);
+        }
+        self.hold_off[leg.index()] = 0;
+    }
+
+    /// Only once it is recorded as syncing: the legs in sync know then that they cannot go on without it.
+    pub(super) fn can_promote(&self, leg: Leg) -> bool {
+        self.states[leg] == LegState::Syncing
+            && self.mirror.legs.states().recorded(leg)
+            && self.mirror.legs.stale_count(leg) == 0
+            && self.copies.iter().all(|copy| !copy.targets.contains(leg))
+    }
+
+    pub(super) fn promote(&mut self) {
+        let ready = self.states.legs().find(|&leg| self.can_promote(leg));
+        if let (Flushing::Nothing, Some(leg)) = (&self.flushing, ready) {
+            self.flushing = Flushing::Promote(leg);
+            self.tell_background(QueueNote::Flush { legs: LegSet::one(leg) });
+        }
+    }
+
+    pub(super) fn hand_out_copies(&mut self) {
+        while !self.paused && self.copies.len() < COPY_SLOTS as usize {
+            let Some((region, targets)) = self.resync_work() else { return };
+            self.copy_cursor = region.0 + 1;
+            self.copies.push(Copy { region, targets, again: LegSet::EMPTY });
+            self.tell_background(QueueNote::Copy { region, targets });
+        }
+    }
+
+    /// The next stale region at or behind the cursor, around the end, with the legs that are stale there.
+    pub(super) fn resync_work(&self) -> Option<(Region, LegSet)> {
+        let legs = &self.mirror.legs;
+        let ready: LegSet =
+            legs.states().syncing().iter().filter(|leg| self.hold_off[leg.index()] == 0).collect();
+        let regions = self.mirror.regions.len();
+        let find = |from: u32| ready.iter().filter_map(|leg| legs.next_stale(leg, from)).min();
+        let mut from = self.copy_cursor % regions;
+        let mut wrapped = false;
+        loop {
+            let Some(region) = find(from) else {
+                if wrapped {
+                    return None;
+                }
+                (wrapped, from) = (true, 0);
+                continue;
+            };
+            if self.copies.iter().any(|copy| copy.region == region) {
+                from = region.0 + 1;
+                if from < regions {
+                    continue;
+                }
+                if wrapped {
+                    return None;
+                }
+                (wrapped, from) = (true, 0);
+                continue;
+            }
+            return Some((region, ready.iter().filter(|&leg| legs.is_stale(leg, region)).collect()));
+        }
+    }
+
+    pub(super) fn copied(&mut self, region: Region, ok: LegSet, errors: LegErrors) {
+        let at = self.copies.iter().position(|copy| copy.region == region).expect("a copy was handed out");
+        let copy = self.copies.swap_remove(at);
+        for leg in copy.targets.iter() {
+            if self.states[leg] != LegState::Syncing {
+                continue;
+            }
+            if ok.contains(leg) {
+                if !copy.again.contains(leg) {
+                    self.mirror.legs.clear_stale(leg, region);
+                    Counters::add(&self.mirror.counters.resynced_regions, 1);
+                }
+            } else if let Some(errno) = errors[leg.index()].filter(|errno| !errno.is_no_space()) {
+                self.fail(leg, errno);
+            } else {
+                self.hold_off[leg.index()] = HOLD_OFF_TICKS;
+            }
+        }
+    }
+}

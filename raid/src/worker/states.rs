@@ -1,0 +1,173 @@
+//! Leg states: who is failed for what, and the records that make it durable.
+
+use super::{Doing, HOLD_OFF_TICKS, LogWorker, Record, Stopping, WorkerAction};
+use crate::geometry::Region;
+use crate::mirror::{LegErrors, QueueNote};
+use crate::ranges::Owner;
+use crate::types::{Errno, FailReason, Leg, LegSet, LegState};
+
+impl LogWorker {
+    pub(super) fn in_sync(&self) -> LegSet {
+        self.states.iter().filter(|&(_, &s)| s == LegState::InSync).map(|(leg, _)| leg).collect()
+    }
+
+    pub(super) fn in_use(&self) -> LegSet {
+        let in_use = |s| matches!(s, LegState::InSync | LegState::Syncing);
+        self.states.iter().filter(|&(_, &s)| in_use(s)).map(|(leg, _)| leg).collect()
+    }
+
+    /// Legs in sync that are recorded so: the others among the legs in sync are on their way there, and
+    /// may turn out not to get there.
+    pub(super) fn surely_in_sync(&self) -> LegSet {
+        self.in_sync().intersect(self.mirror.legs.states().in_sync())
+    }
+
+    /// Takes a leg out of use, at once for the queues and soon for the superblocks.
+    pub(super) fn fail(&mut self, leg: Leg, errno: Errno) {
+        if matches!(self.states[leg], LegState::InSync | LegState::Syncing) {
+            let reason = if errno.is_no_space() { FailReason::NoSpace } else { FailReason::Io };
+            self.states[leg] = LegState::Failed(reason);
+            self.mirror.legs.set(leg, self.states[leg]);
+            self.record_wanted = true;
+        }
+    }
+
+    /// Fails the legs with errors if the operation worked on another leg in sync; `false` if it did not.
+    pub(super) fn fail_legs(&mut self, ok: LegSet, errors: &LegErrors) -> bool {
+        if ok.intersect(self.surely_in_sync()).is_empty() {
+            return false;
+        }
+        for leg in self.mirror.all_legs().collect::<LegSet>().iter() {
+            if let Some(errno) = errors[leg.index()] {
+                self.fail(leg, errno);
+            }
+        }
+        true
+    }
+
+    pub(super) fn set_stale(&mut self, leg: Leg, region: Region) {
+        self.mirror.legs.set_stale(leg, region);
+        for copy in self.copies.iter_mut().filter(|copy| copy.region == region) {
+            copy.again.insert(leg);
+        }
+    }
+
+    pub(super) fn missed(
+        &mut self,
+        region: Option<Region>,
+        ok: LegSet,
+        mut errors: LegErrors,
+        durable: bool,
+        from: Owner,
+    ) {
+        let in_sync = self.surely_in_sync();
+        let source = in_sync.lowest();
+        let result = if ok.intersect(in_sync).is_empty() {
+            // No leg in sync has it: the request fails and no leg does. Whatever reached a leg, the
+            // source's bytes are the volume's from here on.
+            let errno = in_sync.iter().find_map(|leg| errors[leg.index()]).unwrap_or(Errno::EIO);
+            if durable && (region.is_none() || !errno.is_no_space()) {
+                self.mirror.legs.break_flush();
+            }
+            if let Some(region) = region {
+                self.mirror.undo_write();
+                for leg in self.in_use().iter().filter(|&leg| Some(leg) != source) {
+                    self.set_stale(leg, region);
+                    if self.states[leg] == LegState::InSync {
+                        self.states[leg] = LegState::Syncing;
+                        self.mirror.legs.set(leg, LegState::Syncing);
+                        self.record_wanted = true;
+                    }
+                }
+            }
+            Err(errno)
+        } else {
+            for leg in self.mirror.all_legs().collect::<LegSet>().iter() {
+                // A leg that is syncing and has no room stays; it is stale here, that is all.
+                if let (Some(region), LegState::Syncing, Some(errno)) =
+                    (region, self.states[leg], errors[leg.index()])
+                    && errno.is_no_space()
+                {
+                    self.set_stale(leg, region);
+                    self.hold_off[leg.index()] = HOLD_OFF_TICKS;
+                    errors[leg.index()] = None;
+                }
+            }
+            self.fail_legs(ok, &errors);
+            if durable && self.mirror.legs.flush_broken() { Err(Errno::EIO) } else { Ok(()) }
+        };
+        if self.everything_is_recorded() {
+            self.tell(from.queue, QueueNote::Settled { io: from.io, result });
+        } else {
+            self.settle.push((from, result));
+        }
+    }
+
+    pub(super) fn everything_is_recorded(&self) -> bool {
+        let states = self.mirror.legs.states();
+        !self.record_wanted && states.all().iter().all(|leg| states.recorded(leg))
+    }
+
+    pub(super) fn start_record(&mut self, clean: bool, actions: &mut Vec<WorkerAction>) {
+        self.record_wanted = false;
+        self.event_count += 1;
+        let record = Record {
+            legs: self.in_use(),
+            states: self.states.clone(),
+            event_count: self.event_count,
+            clean,
+            log_failed: self.log_failed,
+        };
+        self.doing = Doing::Record(record.clone());
+        actions.push(WorkerAction::Record(record));
+    }
+
+    pub(super) fn recorded(&mut self, errors: LegErrors, actions: &mut Vec<WorkerAction>) {
+        let Doing::Record(record) = std::mem::replace(&mut self.doing, Doing::Nothing) else {
+            unreachable!("no record is under way")
+        };
+        let failed: LegSet = record.legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
+        let ok = record.legs.minus(failed);
+        // A leg that took the record that it is in sync is, whatever became of the others.
+        let promoted = ok.intersect(self.in_sync()).minus(self.surely_in_sync());
+        for leg in promoted.iter().filter(|&leg| record.states[leg] == LegState::InSync) {
+            self.mirror.legs.set(leg, LegState::InSync);
+        }
+        if !failed.is_empty() && !self.fail_legs(ok, &errors) {
+            return self.record_failed(actions);
+        }
+        for (leg, &state) in record.states.iter() {
+            self.mirror.legs.set_recorded(leg, state);
+        }
+        if self.record_wanted {
+            return;
+        }
+        for (region, from) in std::mem::take(&mut self.marks_committed) {
+            self.marked(region, from);
+        }
+        for (from, result) in std::mem::take(&mut self.settle) {
+            self.tell(from.queue, QueueNote::Settled { io: from.io, result });
+        }
+        if self.stopping == Stopping::Recording {
+            self.stopping = Stopping::Done;
+            actions.push(WorkerAction::Stopped);
+        }
+    }
+
+    /// No leg in sync took the record: what waits for it fails, and it is tried again later.
+    pub(super) fn record_failed(&mut self, actions: &mut Vec<WorkerAction>) {
+        self.record_wanted = true;
+        self.record_held_off = true;
+        for (region, from) in std::mem::take(&mut self.marks_committed) {
+            self.mark_failed(region, from, Errno::EIO, actions);
+        }
+        for (from, result) in std::mem::take(&mut self.settle) {
+            let result = result.and(Err(Errno::EIO));
+            self.tell(from.queue, QueueNote::Settled { io: from.io, result });
+        }
+        if self.stopping == Stopping::Recording {
+            self.stopping = Stopping::Done;
+            actions.push(WorkerAction::Stopped);
+        }
+    }
+}
