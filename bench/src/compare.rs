@@ -1,10 +1,13 @@
-//! Measuring side by side: every contender in every round, the first of one round last in the next, so
-//! that whatever drifts (the disk, the neighbours, the temperature) hits all alike.
+//! Measuring side by side, on the same files: files of one size and making may differ twofold in speed by
+//! where the disk has them, so contenders take turns on one set. Every contender has its turn in every
+//! round, the first of one round last in the next, so that whatever drifts hits all alike.
+
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::fio::{Fio, IoEngine};
-use crate::process::cpu_time;
+use crate::process::Counts;
 use crate::stats::{Sample, Spread};
 use crate::workload::Workload;
 
@@ -22,21 +25,37 @@ pub(crate) struct Plan {
 /// Something that a workload can be run on.
 pub(crate) trait Contender {
     /// What it is called in the tables.
-    fn name(&self) -> String;
+    fn name(&self) -> &str;
 
-    /// Runs a workload for so many seconds.
+    /// Takes the files.
     ///
     /// # Errors
-    /// When a request fails.
-    fn run(&mut self, workload: &Workload, seconds: u32) -> Result<Sample>;
+    /// When it cannot serve them.
+    fn open(&mut self) -> Result<()> {
+        Ok(())
+    }
 
-    /// Makes it ready for a workload, if there is anything to choose.
+    /// Lets go of the files.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Chooses what is best for a workload, if there is anything to choose. Between open and close.
     ///
     /// # Errors
     /// When a request fails.
     fn prepare(&mut self, _: &Workload) -> Result<()> {
         Ok(())
     }
+
+    /// Runs a workload for so many seconds. Between open and close.
+    ///
+    /// # Errors
+    /// When a request fails.
+    fn run(&mut self, workload: &Workload, seconds: u32) -> Result<Sample>;
 }
 
 /// What was found in one cell: for each contender one sample per round.
@@ -71,26 +90,25 @@ pub(crate) fn measure(
     workload: &Workload,
     plan: &Plan,
 ) -> Result<Cell> {
-    let failed = |name: &str| format!("{name}, {workload}");
     for contender in contenders.iter_mut() {
-        let name = contender.name();
-        contender.prepare(workload).with_context(|| failed(&name))?;
+        turn(*contender, workload, |contender| contender.prepare(workload))?;
     }
     let count = contenders.len();
     let mut samples = vec![Vec::new(); count];
     for round in 0..plan.rounds {
-        for turn in 0..count {
-            let number = (turn + round as usize) % count;
-            let contender = &mut contenders[number];
-            let name = contender.name();
-            if plan.warm_up > 0 {
-                contender.run(workload, plan.warm_up).with_context(|| failed(&name))?;
-            }
-            let sample = contender.run(workload, plan.seconds).with_context(|| failed(&name))?;
+        for step in 0..count {
+            let number = (step + round as usize) % count;
+            let sample = turn(&mut *contenders[number], workload, |contender| {
+                if plan.warm_up > 0 {
+                    contender.run(workload, plan.warm_up)?;
+                }
+                contender.run(workload, plan.seconds)
+            })?;
             eprintln!(
-                "{workload}, round {} of {}: {name}: {:.0}/s, mean {:.0} us, p99 {:.0} us, cpu {:.1} us",
+                "{workload}, round {} of {}: {}: {:.0}/s, mean {:.0} us, p99 {:.0} us, cpu {:.1} us",
                 round + 1,
                 plan.rounds,
+                contenders[number].name(),
                 sample.per_second,
                 sample.mean_us,
                 sample.p99_us,
@@ -102,33 +120,59 @@ pub(crate) fn measure(
     Ok(Cell { samples })
 }
 
-/// fio on files, some served by another process. It uses whichever of fio's engines is faster there,
-/// found anew for each workload.
-pub(crate) struct FioContender {
-    name: String,
-    fio: Fio,
-    /// Workloads that only read use the first file alone.
-    reads_one: bool,
-    all: Vec<std::path::PathBuf>,
-    /// Serves the files, if they are served.
-    server: Option<u32>,
+fn turn<T>(
+    contender: &mut dyn Contender,
+    workload: &Workload,
+    work: impl FnOnce(&mut dyn Contender) -> Result<T>,
+) -> Result<T> {
+    let result = contender.open().and_then(|()| {
+        let result = work(contender);
+        contender.close()?;
+        result
+    });
+    result.with_context(|| format!("{}, {workload}", contender.name()))
 }
 
-impl FioContender {
+/// A process that serves files for fio to use.
+pub(crate) trait Server {
+    /// Takes the files; gives the process' id.
+    ///
+    /// # Errors
+    /// When it cannot serve them.
+    fn open(&mut self) -> Result<u32>;
+
+    /// Lets go of the files.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    fn close(&mut self) -> Result<()>;
+}
+
+/// fio on files, some served by another process. It uses whichever of fio's engines is faster there,
+/// found anew for each workload.
+pub(crate) struct FioContender<'a> {
+    name: String,
+    fio: Fio,
+    /// All files; a workload that only reads may use the first alone.
+    files: Vec<PathBuf>,
+    server: Option<Box<dyn Server + 'a>>,
+    /// The server's process, while it serves.
+    id: Option<u32>,
+}
+
+/// Seconds given to each engine when one is chosen.
+const CHOOSING: u32 = 2;
+
+impl<'a> FioContender<'a> {
     /// On plain files, `size` bytes of each. Reads go to the first alone: a mirror reads one copy.
-    pub(crate) fn plain(files: &[std::path::PathBuf], size: u64) -> FioContender {
-        FioContender { reads_one: true, ..FioContender::served("fio on both files", files, size, None) }
+    pub(crate) fn plain(name: &str, files: &[PathBuf], size: u64) -> FioContender<'a> {
+        let fio = Fio { files: files.to_vec(), size, engine: IoEngine::IoUring, rate: None };
+        FioContender { name: name.to_owned(), fio, files: files.to_vec(), server: None, id: None }
     }
 
-    /// On files that process `server` serves.
-    pub(crate) fn served(
-        name: &str,
-        files: &[std::path::PathBuf],
-        size: u64,
-        server: Option<u32>,
-    ) -> FioContender {
-        let fio = Fio { files: files.to_vec(), size, engine: IoEngine::IoUring, rate: None };
-        FioContender { name: name.to_owned(), fio, reads_one: false, all: files.to_vec(), server }
+    /// On the file `mount` of `size` bytes that `server` serves while it is open.
+    pub(crate) fn served(name: &str, mount: &Path, size: u64, server: Box<dyn Server + 'a>) -> Self {
+        FioContender { server: Some(server), ..FioContender::plain(name, &[mount.to_owned()], size) }
     }
 
     /// The engine in use.
@@ -137,27 +181,24 @@ impl FioContender {
     }
 }
 
-/// Seconds given to each engine when one is chosen.
-const CHOOSING: u32 = 2;
-
-impl Contender for FioContender {
-    fn name(&self) -> String {
-        self.name.clone()
+impl Contender for FioContender<'_> {
+    fn name(&self) -> &str {
+        &self.name
     }
 
-    fn run(&mut self, workload: &Workload, seconds: u32) -> Result<Sample> {
-        let used = |server: Option<u32>| server.map_or(std::time::Duration::ZERO, cpu_time);
-        let before = used(self.server);
-        let mut sample = self.fio.run(workload, seconds)?;
-        let served = used(self.server).saturating_sub(before);
-        let requests = sample.per_second * f64::from(seconds);
-        sample.cpu_us += served.as_secs_f64() * 1e6 / requests;
-        Ok(sample)
+    fn open(&mut self) -> Result<()> {
+        self.id = self.server.as_mut().map(|server| server.open()).transpose()?;
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.id = None;
+        self.server.as_mut().map_or(Ok(()), |server| server.close())
     }
 
     fn prepare(&mut self, workload: &Workload) -> Result<()> {
-        let one = self.reads_one && !workload.writes();
-        self.fio.files = if one { self.all[..1].to_vec() } else { self.all.clone() };
+        let count = if workload.writes() { self.files.len() } else { 1 };
+        self.fio.files = self.files[..count].to_vec();
         let mut best = (0.0, self.fio.engine);
         for engine in IoEngine::ALL {
             self.fio.engine = engine;
@@ -169,5 +210,15 @@ impl Contender for FioContender {
         }
         self.fio.engine = best.1;
         Ok(())
+    }
+
+    fn run(&mut self, workload: &Workload, seconds: u32) -> Result<Sample> {
+        let before = self.id.map(Counts::cpu_time);
+        let mut sample = self.fio.run(workload, seconds)?;
+        if let (Some(id), Some(before)) = (self.id, before) {
+            let used = Counts::cpu_time(id).time_since(&before);
+            sample.cpu_us += used.as_secs_f64() * 1e6 / (sample.per_second * f64::from(seconds));
+        }
+        Ok(sample)
     }
 }

@@ -11,6 +11,9 @@ use mirrord::status::VolumeStatus;
 use crate::program;
 use crate::remains::{Guard, Remains};
 
+/// How long the legs of a volume that was just stopped may stay locked.
+const LOCKS: Duration = Duration::from_secs(5);
+
 /// The program, with directories of its own.
 #[derive(Debug)]
 pub(crate) struct Mirrord {
@@ -58,17 +61,33 @@ impl Mirrord {
         more: &[&str],
     ) -> Result<Served<'_>> {
         let mounted = Guard::new(Remains::Mount(mount.to_owned()))?;
-        let mut stop = self.command();
-        stop.args(["stop", name, "--force"]);
-        let running = Guard::new(Remains::Ends(stop))?;
+        let stop = || {
+            let mut stop = self.command();
+            stop.args(["stop", name, "--force"]);
+            stop
+        };
+        let maybe_running = Guard::new(Remains::Daemon { stop: stop(), id: None })?;
         let mut command = self.command();
         command.arg("create").args(["--name", name, "--front", "fuse", "--json"]);
         command.arg("--size").arg(size.to_string()).arg("--mount").arg(mount);
         command.args(more).arg("--legs").args(legs);
-        program::run(&mut command)?;
-        let served = Served { mirrord: self, name: name.to_owned(), id: 0, running, mounted };
-        let id = served.status()?.pid;
-        Ok(Served { id, ..served })
+        // Whoever had the legs a moment ago may still be letting go of them.
+        let deadline = Instant::now() + LOCKS;
+        while let Err(error) = program::run(&mut command) {
+            if !error.to_string().contains("in use") || Instant::now() > deadline {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let id = self.status(name)?.pid;
+        let running = Guard::new(Remains::Daemon { stop: stop(), id: Some(id) })?;
+        maybe_running.gone();
+        Ok(Served { mirrord: self, name: name.to_owned(), id, running, mounted })
+    }
+
+    fn status(&self, name: &str) -> Result<VolumeStatus> {
+        let output = program::run(self.command().args(["status", name, "--json"]))?;
+        serde_json::from_slice(&output.stdout).context("cannot read what mirrord status prints")
     }
 }
 
@@ -93,8 +112,7 @@ impl Served<'_> {
     /// # Errors
     /// When it does not answer.
     pub(crate) fn status(&self) -> Result<VolumeStatus> {
-        let output = program::run(self.mirrord.command().args(["status", &self.name, "--json"]))?;
-        serde_json::from_slice(&output.stdout).context("cannot read what mirrord status prints")
+        self.mirrord.status(&self.name)
     }
 
     /// Waits until `reached`, at most so long.

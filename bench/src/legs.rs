@@ -16,10 +16,30 @@ use uuid::Uuid;
 
 use crate::random::Random;
 
-/// Bytes moved at once when a file is filled or copied.
+/// Most bytes moved at once when a file is filled or copied.
 const PIECE: usize = 1 << 20;
-/// Threads that fill or copy a file: enough in flight for any disk to be busy.
-const THREADS: u64 = 4;
+
+/// How a file is filled or copied: bytes at once and threads that do it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    /// Bytes, at most 1 MiB.
+    pub(crate) piece: usize,
+    /// Threads, each with one piece in flight.
+    pub(crate) threads: usize,
+}
+
+impl Way {
+    /// Few large pieces.
+    pub(crate) const LARGE: Way = Way { piece: PIECE, threads: 4 };
+    /// Many small ones.
+    pub(crate) const SMALL: Way = Way { piece: PIECE / 4, threads: 8 };
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} KiB by {} threads", self.piece >> 10, self.threads)
+    }
+}
 
 /// A file past the page cache.
 ///
@@ -40,7 +60,7 @@ pub(crate) fn fill(path: &Path, size: u64, seed: u64) -> Result<()> {
     let file = File::options().write(true).create(true).truncate(true).open(path).with_context(context)?;
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).with_context(context)?;
     let file = open_direct(path)?;
-    in_pieces(size, |at, buffer| {
+    in_pieces(size, Way::LARGE, |at, buffer| {
         let mut random = Random::new(seed ^ at);
         // Unlike anywhere else in the file, and made fast: one word per 64 bytes differs.
         buffer.chunks_mut(64).for_each(|chunk| chunk[..8].copy_from_slice(&random.next().to_le_bytes()));
@@ -50,14 +70,14 @@ pub(crate) fn fill(path: &Path, size: u64, seed: u64) -> Result<()> {
     file.sync_all().with_context(context)
 }
 
-/// Copies `size` bytes, as a good copy does: past the page cache, 1 MiB at a time, four at once, synced.
+/// Copies `size` bytes as a good copy does: past the page cache, several pieces at once, synced.
 ///
 /// # Errors
 /// When the disk fails.
-pub(crate) fn copy(from: &Path, to: &Path, size: u64) -> Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path, size: u64, way: Way) -> Result<()> {
     let context = || format!("cannot copy {} to {}", from.display(), to.display());
     let (from, to) = (open_direct(from)?, open_direct(to)?);
-    in_pieces(size, |at, buffer| {
+    in_pieces(size, way, |at, buffer| {
         from.read_exact_at(buffer, at)?;
         to.write_all_at(buffer, at)
     })
@@ -74,7 +94,7 @@ pub(crate) fn are_equal(one: &Path, other: &Path, size: u64) -> Result<bool> {
     let pool = pool()?;
     let (mut a, mut b) = (pool.take(PIECE), pool.take(PIECE));
     for at in (0..size).step_by(PIECE) {
-        let len = piece_len(at, size);
+        let len = piece_len(at, size, PIECE);
         one.read_exact_at(&mut a[..len], at)?;
         other.read_exact_at(&mut b[..len], at)?;
         if a[..len] != b[..len] {
@@ -88,22 +108,26 @@ fn pool() -> Result<Arc<BufferPool>> {
     BufferPool::new(PoolConfig { max_io: PIECE, ..PoolConfig::default() }).context("no memory for buffers")
 }
 
-fn piece_len(at: u64, size: u64) -> usize {
-    (size - at).min(PIECE as u64) as usize
+fn piece_len(at: u64, size: u64, piece: usize) -> usize {
+    (size - at).min(piece as u64) as usize
 }
 
-fn in_pieces(size: u64, work: impl Fn(u64, &mut [u8]) -> std::io::Result<()> + Sync) -> std::io::Result<()> {
+fn in_pieces(
+    size: u64,
+    way: Way,
+    work: impl Fn(u64, &mut [u8]) -> std::io::Result<()> + Sync,
+) -> std::io::Result<()> {
     let pool = pool().map_err(std::io::Error::other)?;
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS)
+        let threads: Vec<_> = (0..way.threads)
             .map(|thread| {
                 let (pool, work) = (&pool, &work);
                 scope.spawn(move || {
-                    let mut buffer: Buffer = pool.take(PIECE);
-                    let first = thread * PIECE as u64;
+                    let mut buffer: Buffer = pool.take(way.piece);
+                    let first = (thread * way.piece) as u64;
                     (first..size)
-                        .step_by(THREADS as usize * PIECE)
-                        .try_for_each(|at| work(at, &mut buffer[..piece_len(at, size)]))
+                        .step_by(way.threads * way.piece)
+                        .try_for_each(|at| work(at, &mut buffer[..piece_len(at, size, way.piece)]))
                 })
             })
             .collect();
@@ -168,23 +192,14 @@ impl VolumeSpec {
         }
         Ok(())
     }
-
-    /// Formats and serves it in this process, without a front end.
-    ///
-    /// # Errors
-    /// As [`VolumeSpec::format`], [`open`] and [`Volume::serve`].
-    pub(crate) fn serve(&self) -> Result<Volume> {
-        self.format()?;
-        serve(&self.legs, false)
-    }
 }
 
 /// Serves the volume on `legs` in this process, without a front end.
 ///
 /// # Errors
 /// As [`open`] and [`Volume::serve`].
-pub(crate) fn serve(legs: &[PathBuf], degraded: bool) -> Result<Volume> {
-    let opened = open(legs, &StartOptions { degraded, wait_for_locks: true, ..StartOptions::default() })?;
+pub(crate) fn serve(legs: &[PathBuf]) -> Result<Volume> {
+    let opened = open(legs, &StartOptions { wait_for_locks: true, ..StartOptions::default() })?;
     let options = ServeOptions {
         mount: PathBuf::new(),
         front: FrontChoice::None,

@@ -16,7 +16,7 @@ use mirrord::engine::Volume;
 use mirrord_raid::Errno;
 use mirrord_ublk::{BufferPool, Done, Engine, Op, Request};
 
-use crate::process::cpu_time;
+use crate::process::Counts;
 use crate::random::Random;
 use crate::stats::{Histogram, Sample};
 use crate::workload::{Access, Workload};
@@ -160,7 +160,7 @@ fn drive(
     scribble(&load.pool, workload);
     let queues = load.engine.queues();
     let (report, reports) = channel();
-    let cpu_before = cpu_time(std::process::id());
+    let cpu_before = Counts::cpu_time(std::process::id());
     let started = Instant::now();
     for number in 0..workload.depth {
         let slot = Box::new(Slot {
@@ -188,7 +188,7 @@ fn drive(
         all.error = all.error.or(found.error);
     }
     let elapsed = started.elapsed();
-    let cpu = cpu_time(std::process::id()).saturating_sub(cpu_before);
+    let cpu = Counts::cpu_time(std::process::id()).time_since(&cpu_before);
     ensure!(all.error.is_none(), "a request failed: {:?}", all.error);
     ensure!(all.latencies.count() > 0, "no request was answered");
     Ok((all, elapsed, cpu))

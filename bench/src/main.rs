@@ -135,9 +135,16 @@ fn run(options: Options) -> Result<()> {
     let every = || Group::value_variants().to_vec();
     let groups = if options.only.is_empty() { every() } else { options.only.clone() };
     let mut sections = Vec::new();
+    let mut failed = 0;
     for group in groups {
         let name = group.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
-        let section = group.run(&setting).with_context(|| format!("group {name}"))?;
+        // What the other groups found is not to be lost.
+        let section = group.run(&setting).unwrap_or_else(|error| {
+            failed += 1;
+            let notes = vec![format!("Not measured: {error:#}")];
+            Section { title: name, notes, ..Section::default() }
+        });
+        ensure!(!remains::interrupted(), "interrupted");
         print!("{}", section.text());
         sections.push(section);
     }
@@ -150,6 +157,7 @@ fn run(options: Options) -> Result<()> {
         let text = markdown(&setting, &facts, &sections);
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    ensure!(failed == 0, "{failed} groups could not be measured");
     Ok(())
 }
 

@@ -17,6 +17,12 @@ use signal_hook::iterator::Signals;
 
 /// How long a program may take to end before it is killed.
 const END: Duration = Duration::from_secs(5);
+/// How long a command that stops a daemon may take.
+const STOP: Duration = Duration::from_secs(30);
+
+/// Tries to remove a directory, and the time between them.
+const TRIES: u32 = 20;
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// Something to take away.
 #[derive(Debug)]
@@ -27,18 +33,26 @@ pub(crate) enum Remains {
     Mount(PathBuf),
     /// A program that the bench started and that ends on SIGTERM.
     Program(u32),
-    /// Whatever this command ends; it may fail.
-    Ends(Command),
+    /// A daemon that may have been started.
+    Daemon {
+        /// Ends it; fails if it is not there.
+        stop: Command,
+        /// Its process, once that is known.
+        id: Option<u32>,
+    },
 }
 
 struct Registry {
     next: u64,
     /// Closed after an interrupt.
     closed: bool,
+    /// Things that guards are taking away just now.
+    busy: u32,
     entries: Vec<(u64, Remains)>,
 }
 
-static REGISTRY: Mutex<Registry> = Mutex::new(Registry { next: 0, closed: false, entries: Vec::new() });
+static REGISTRY: Mutex<Registry> =
+    Mutex::new(Registry { next: 0, closed: false, busy: 0, entries: Vec::new() });
 
 fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
@@ -68,12 +82,11 @@ impl Guard {
 
     /// It went away by itself.
     pub(crate) fn gone(self) {
-        self.unregister();
+        drop(self.unregister(&mut registry()));
         std::mem::forget(self);
     }
 
-    fn unregister(&self) -> Option<Remains> {
-        let mut registry = registry();
+    fn unregister(&self, registry: &mut Registry) -> Option<Remains> {
         let at = registry.entries.iter().position(|(id, _)| *id == self.0)?;
         Some(registry.entries.remove(at).1)
     }
@@ -81,19 +94,33 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(remains) = self.unregister() {
+        let mut locked = registry();
+        if locked.closed {
+            return;
+        }
+        if let Some(remains) = self.unregister(&mut locked) {
+            locked.busy += 1;
+            drop(locked);
             remains.take_away();
+            registry().busy -= 1;
         }
     }
 }
 
-/// Takes everything away that is left.
+/// Takes everything away that is left, and waits for what guards are taking away. The registry is closed.
 fn take_all_away() {
     loop {
-        let last = registry().entries.pop();
-        match last {
-            Some((_, remains)) => remains.take_away(),
-            None => return,
+        let mut locked = registry();
+        match (locked.entries.pop(), locked.busy) {
+            (Some((_, remains)), _) => {
+                drop(locked);
+                remains.take_away();
+            }
+            (None, 0) => return,
+            (None, _) => {
+                drop(locked);
+                thread::sleep(TRY_AGAIN);
+            }
         }
     }
 }
@@ -131,8 +158,15 @@ impl Remains {
     fn take_away(self) {
         match self {
             Remains::Directory(path) => {
-                if let Err(error) = std::fs::remove_dir_all(&path) {
-                    eprintln!("cannot remove {}: {error}", path.display());
+                // After an interrupt the main thread may just be making something there.
+                let mut tries = 1;
+                while let Err(error) = std::fs::remove_dir_all(&path) {
+                    if tries == TRIES {
+                        eprintln!("cannot remove {}: {error}", path.display());
+                        return;
+                    }
+                    tries += 1;
+                    thread::sleep(TRY_AGAIN);
                 }
             }
             Remains::Mount(path) => {
@@ -140,25 +174,51 @@ impl Remains {
                 quietly(unmount.args(["-u", "-z", "-q"]).arg(path));
             }
             Remains::Program(id) => end_program(id),
-            Remains::Ends(mut command) => quietly(&mut command),
+            Remains::Daemon { mut stop, id } => {
+                quietly(&mut stop);
+                id.into_iter().for_each(kill_daemon);
+            }
         }
     }
 }
 
+/// Runs a command to its end, but not for ever.
 fn quietly(command: &mut Command) {
     let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let _ = command.status();
+    let Ok(mut child) = command.spawn() else { return };
+    let deadline = Instant::now() + STOP;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Kills a daemon that did not stop. The id may be another's by now: only a mirrord is killed.
+fn kill_daemon(id: u32) {
+    let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+    if line.starts_with(b"mirrord\0serve\0")
+        && let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw)
+        && !has_ended_within(pid, id, END)
+    {
+        eprintln!("the daemon with process id {id} did not stop: killing it");
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+fn has_ended_within(pid: Pid, id: u32, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while is_running(pid, id) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
+    }
+    !is_running(pid, id)
 }
 
 /// Ends a child: asked first, killed later. Nobody else reaps it meanwhile, so the id stays its own.
 fn end_program(id: u32) {
     let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) else { return };
     let _ = kill_process(pid, Signal::TERM);
-    let deadline = Instant::now() + END;
-    while is_running(pid, id) && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(20));
-    }
-    if is_running(pid, id) {
+    if !has_ended_within(pid, id, END) {
         let _ = kill_process(pid, Signal::KILL);
     }
 }

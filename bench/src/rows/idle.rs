@@ -8,7 +8,7 @@ use mirrord::status::VolumeState;
 
 use super::Setting;
 use crate::daemon::Mirrord;
-use crate::process::{memory, sleeps};
+use crate::process::{Counts, memory};
 use crate::report::{Row, Section, Target, number};
 use crate::stats::Spread;
 
@@ -26,7 +26,7 @@ const MOST: u64 = 64 << 20;
 /// # Errors
 /// When anything fails.
 pub(crate) fn run(setting: &Setting) -> Result<Section> {
-    let (directory, _guard) = setting.directory("idle")?;
+    let (directory, _guard) = setting.directory("idle", 0)?;
     let mut rows = Vec::new();
     let mut notes = Vec::new();
     for (name, size) in [("1 GiB", GIB), ("1 TiB", TIB), ("16 TiB", 16 * TIB)] {
@@ -35,10 +35,10 @@ pub(crate) fn run(setting: &Setting) -> Result<Section> {
             Err(error) => {
                 // ext4 has no files of 16 TiB; a file system in memory has, and the legs stay empty.
                 let (memory, _guard) = in_memory()?;
+                let cause = error.root_cause().to_string();
+                let cause = cause.rsplit(": ").next().unwrap_or(&cause);
                 notes.push(format!(
-                    "{name}: not possible on the file system of the other legs, measured on {} ({})",
-                    memory.display(),
-                    error.root_cause()
+                    "{name}: legs on a file system in memory, the one of the other legs does not take them ({cause})."
                 ));
                 rows.extend(volume(setting, &memory, name, size)?);
             }
@@ -72,9 +72,9 @@ fn volume(setting: &Setting, directory: &Path, name: &str, size: u64) -> Result<
     })?;
     // The answers to the questions above are not the daemon's own doing.
     std::thread::sleep(Duration::from_secs(2));
-    let before = sleeps(served.id());
+    let before = Counts::sleeps(served.id());
     std::thread::sleep(Duration::from_secs(setting.idle_seconds.into()));
-    let woken = (sleeps(served.id()) - before) as f64 / f64::from(setting.idle_seconds);
+    let woken = Counts::sleeps(served.id()).since(&before) as f64 / f64::from(setting.idle_seconds);
     let (resident, own) = memory(served.id())?;
     let status = served.status()?;
     served.stop()?;

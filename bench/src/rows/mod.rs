@@ -9,12 +9,14 @@ pub(crate) mod micro;
 pub(crate) mod resync;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use mirrord::engine::Volume;
 
 use crate::compare::{Cell, Contender, Plan};
-use crate::legs::fill;
+use crate::host::need_space;
+use crate::legs::{VolumeSpec, fill, serve};
 use crate::load;
 use crate::remains::{Guard, Remains};
 use crate::report::{Row, Target, grouped, number};
@@ -37,8 +39,9 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// A directory of its own for a group.
-    pub(crate) fn directory(&self, group: &str) -> Result<(PathBuf, Guard)> {
+    /// A directory of its own for a group, which needs room for so many bytes.
+    pub(crate) fn directory(&self, group: &str, bytes: u64) -> Result<(PathBuf, Guard)> {
+        need_space(&self.directory, bytes)?;
         let path = self.directory.join(group);
         std::fs::create_dir(&path)?;
         let guard = Guard::new(Remains::Directory(path.clone()))?;
@@ -47,8 +50,8 @@ impl Setting {
 }
 
 /// Two filled files with the same contents.
-fn pair(directory: &Path, name: &str, size: u64) -> Result<[PathBuf; 2]> {
-    let paths = ["a", "b"].map(|leg| directory.join(format!("{name}-{leg}.img")));
+fn pair(directory: &Path, size: u64) -> Result<[PathBuf; 2]> {
+    let paths = ["a.img", "b.img"].map(|leg| directory.join(leg));
     for path in &paths {
         fill(path, size, 1)?;
     }
@@ -58,23 +61,49 @@ fn pair(directory: &Path, name: &str, size: u64) -> Result<[PathBuf; 2]> {
 /// A volume without a front end.
 struct EngineContender {
     name: String,
-    volume: Volume,
-    size: u64,
+    spec: VolumeSpec,
+    volume: Option<Volume>,
+}
+
+impl EngineContender {
+    fn new(name: &str, spec: VolumeSpec) -> EngineContender {
+        EngineContender { name: name.to_owned(), spec, volume: None }
+    }
+
+    /// Serves what is on the legs already.
+    fn open_as_it_is(&mut self) -> Result<()> {
+        self.volume = Some(serve(&self.spec.legs)?);
+        Ok(())
+    }
+
+    /// The volume, while it is open.
+    fn volume(&self) -> &Volume {
+        self.volume.as_ref().expect("a contender is run while it is open")
+    }
 }
 
 impl Contender for EngineContender {
-    fn name(&self) -> String {
-        self.name.clone()
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open(&mut self) -> Result<()> {
+        self.spec.format()?;
+        self.open_as_it_is()
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.volume.take().map_or(Ok(()), |volume| Ok(volume.stop(true)?))
     }
 
     fn run(&mut self, workload: &Workload, seconds: u32) -> Result<Sample> {
-        load::run(&self.volume, self.size, workload, std::time::Duration::from_secs(seconds.into()))
+        load::run(self.volume(), self.spec.size, workload, Duration::from_secs(seconds.into()))
     }
 }
 
 impl Drop for EngineContender {
     fn drop(&mut self) {
-        if let Err(error) = self.volume.stop(true) {
+        if let Err(error) = self.close() {
             eprintln!("{}: {error}", self.name);
         }
     }

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use mirrord::status::VolumeState;
 
 use super::{EngineContender, Setting};
-use crate::daemon::Mirrord;
+use crate::compare::Contender;
+use crate::daemon::{Mirrord, Served};
 use crate::fio::{Fio, IoEngine};
-use crate::host::need_space;
-use crate::legs::{VolumeSpec, are_equal, copy, fill};
+use crate::legs::{VolumeSpec, Way, are_equal, copy, fill};
 use crate::program;
 use crate::report::{Row, Section, Target, grouped};
 use crate::stats::Spread;
@@ -23,6 +23,8 @@ const USER_RATE: u32 = 1000;
 const USER_DEPTH: u32 = 4;
 /// The volume under use is larger by this than the others: its resync must outlast the measurement.
 const LARGER: u64 = 4;
+/// And at least this large, in bytes.
+const LEAST: u64 = 2 << 30;
 /// No resync here takes as long.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -31,72 +33,75 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// # Errors
 /// When anything fails.
 pub(crate) fn run(setting: &Setting) -> Result<Section> {
-    let (directory, _guard) = setting.directory("resync")?;
-    let size = LARGER * setting.size;
-    need_space(&directory, 2 * size + setting.size)?;
+    let size = (LARGER * setting.size).max(LEAST);
+    let (directory, _guard) = setting.directory("resync", 2 * size + setting.size)?;
     let legs = ["a", "b"].map(|leg| directory.join(format!("{leg}.img")));
-    for (seed, leg) in legs.iter().enumerate() {
-        // Not alike, so that it shows whether a resync really copied.
-        fill(leg, size, seed as u64 + 1)?;
-    }
-    let mut rows = speed(setting, &legs)?;
+    legs.iter().try_for_each(|leg| fill(leg, size, 1))?;
     let (row, notes) = manners(setting, &directory, &legs, size)?;
+    let mut rows = speed(setting, &legs, size)?;
     rows.push(row);
     let how = vec![
         format!(
-            "Speed: a volume of {} MiB of which every region is dirty, from the start of its daemon's engine until it is \
-             in sync (and its legs flushed); beside it a copy from file to file, O_DIRECT, 1 MiB at a time by four threads, \
-             synced, and `dd`. All onto files that were allocated and written before; contents compared afterwards.",
-            setting.size >> 20
+            "Speed: a volume of {} MiB of which every region is dirty, from opening it until it is in sync, flushed and \
+             stopped. Beside it copies from one of its files to the other, O_DIRECT and synced: {}, {}, and `dd`; the \
+             fastest of each round counts. The files were allocated and written before, with different contents, and \
+             were equal after the resync.",
+            size >> 20,
+            Way::LARGE,
+            Way::SMALL
         ),
         format!(
             "Foreground: 4 KiB random writes with fio through FUSE, {USER_RATE} a second, at most {USER_DEPTH} in \
-             flight, while a volume of {} MiB is resynced under the default throttle, and on the same volume in sync.",
-            size >> 20
+             flight, while the same volume is resynced under the default throttle, and when it is in sync."
         ),
     ];
     Ok(Section { title: "Resync".to_owned(), how, rows, notes })
 }
 
 /// Resync against copies.
-fn speed(setting: &Setting, legs: &[PathBuf; 2]) -> Result<Vec<Row>> {
-    let size = setting.size;
+fn speed(setting: &Setting, legs: &[PathBuf; 2], size: u64) -> Result<Vec<Row>> {
     let [from, to] = legs;
-    // A throw-away copy target, so that the peers write to a file of the same making.
-    let target = from.with_extension("copy");
-    fill(&target, size, 9)?;
+    // Not alike, so that it shows whether a resync really copied.
+    fill(from, size, 2)?;
+    fill(to, size, 3)?;
     let mut dd = Command::new("dd");
-    dd.arg(format!("if={}", from.display())).arg(format!("of={}", target.display()));
+    dd.arg(format!("if={}", from.display())).arg(format!("of={}", to.display()));
     dd.args(["bs=1M", "iflag=direct", "oflag=direct", "conv=notrunc,fdatasync", "status=none"]);
     dd.arg(format!("count={}", size >> 20));
     let spec = VolumeSpec { dirty: true, ..VolumeSpec::new(legs, size) };
-    let (mut resyncs, mut copies, mut dds) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..setting.plan.rounds {
-        spec.format()?;
-        resyncs.push(per_second(size, || resync(legs, size))?);
-        if round == 0 {
-            ensure!(are_equal(from, to, size)?, "the legs differ after a resync");
+    let mut engine = EngineContender::new("resync", spec);
+    let names = ["resync", "copy, large pieces", "copy, small pieces", "dd"];
+    let mut found = names.map(|_| Vec::new());
+    for round in 0..setting.plan.rounds as usize {
+        for turn in 0..names.len() {
+            let which = (round + turn) % names.len();
+            engine.spec.format()?;
+            let speed = per_second(size, || match which {
+                0 => resync(&mut engine),
+                1 => copy(from, to, size, Way::LARGE),
+                2 => copy(from, to, size, Way::SMALL),
+                _ => program::run(&mut dd).map(drop),
+            })?;
+            if found[0].is_empty() && which == 0 {
+                ensure!(are_equal(from, to, size)?, "the legs differ after a resync");
+            }
+            eprintln!("round {}: {}: {speed:.0} MiB/s", round + 1, names[which]);
+            found[which].push(speed);
         }
-        copies.push(per_second(size, || copy(from, &target, size))?);
-        dds.push(per_second(size, || program::run(&mut dd).map(drop))?);
-        let last = round as usize;
-        eprintln!(
-            "resync, round {}: {:.0} MiB/s, copy {:.0} MiB/s, dd {:.0} MiB/s",
-            round + 1,
-            resyncs[last],
-            copies[last],
-            dds[last]
-        );
     }
-    std::fs::remove_file(&target)?;
-    let row = |peer: &str, theirs: &[f64], target| Row {
+    let [resyncs, copies @ ..] = &found;
+    let fastest = |round: usize| copies.iter().map(|copy| copy[round]).fold(0.0, f64::max);
+    let best: Vec<f64> = (0..resyncs.len()).map(fastest).collect();
+    let median = |values: &[f64]| grouped(Spread::of(values).median);
+    let each = names[1..].iter().zip(copies).map(|(name, copy)| format!("{name} {}", median(copy)));
+    let each: Vec<String> = each.collect();
+    Ok(vec![Row {
         what: format!("resync of {} MiB", size >> 20),
-        ours: format!("{} MiB/s", grouped(Spread::of(&resyncs).median)),
-        theirs: format!("{peer}: {} MiB/s", grouped(Spread::of(theirs).median)),
-        judged: Some(Spread::of_ratios(&resyncs, theirs)),
-        target,
-    };
-    Ok(vec![row("copy", &copies, Target::AtLeast(0.9)), row("dd", &dds, Target::None)])
+        ours: format!("{} MiB/s", median(resyncs)),
+        theirs: format!("the fastest copy: {} MiB/s ({})", median(&best), each.join(", ")),
+        judged: Some(Spread::of_ratios(resyncs, &best)),
+        target: Target::AtLeast(0.9),
+    }])
 }
 
 /// MiB per second at which `work` moves `size` bytes.
@@ -106,16 +111,15 @@ fn per_second(size: u64, work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok((size >> 20) as f64 / started.elapsed().as_secs_f64())
 }
 
-/// Serves the volume on `legs` until it is in sync.
-fn resync(legs: &[PathBuf; 2], size: u64) -> Result<()> {
-    let volume = crate::legs::serve(legs, false)?;
-    let engine = EngineContender { name: "resync".to_owned(), volume, size };
+/// Serves the volume until it is in sync.
+fn resync(engine: &mut EngineContender) -> Result<()> {
+    engine.open_as_it_is()?;
     let deadline = Instant::now() + PATIENCE;
-    while engine.volume.status().state != VolumeState::InSync {
+    while engine.volume().status().state != VolumeState::InSync {
         ensure!(Instant::now() < deadline, "the resync does not end");
         std::thread::sleep(Duration::from_millis(2));
     }
-    Ok(())
+    engine.close()
 }
 
 /// What a user notices.
@@ -126,32 +130,34 @@ fn manners(
     size: u64,
 ) -> Result<(Row, Vec<String>)> {
     let mirrord = Mirrord::new(&setting.mirrord)?;
-    let workload = Workload { depth: USER_DEPTH, ..Workload::RANDOM_WRITE };
+    let mount = directory.join("volume");
+    let user = User {
+        fio: Fio { files: vec![mount.clone()], size, engine: IoEngine::IoUring, rate: Some(USER_RATE) },
+        workload: Workload { depth: USER_DEPTH, ..Workload::RANDOM_WRITE },
+    };
+    let source = legs[0].display().to_string();
     let (mut with, mut without, mut speeds) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..setting.plan.rounds {
-        let mount = directory.join("volume");
-        let source = legs[0].display().to_string();
-        let more = ["--source", &source, "--force"];
-        let fio = Fio { files: vec![mount.clone()], size, engine: IoEngine::IoUring, rate: Some(USER_RATE) };
-        let served = mirrord.create(&format!("resync{round}"), legs, size, &mount, &more)?;
-        let before = served.status()?;
-        let started = Instant::now();
-        let sample = fio.run(&workload, setting.plan.seconds)?;
-        let after = served.status()?;
-        if !(before.resync.active && after.resync.active) {
-            bail!("the resync was over before the measurement: use a larger --size-mib or fewer --seconds");
-        }
-        let copied = after.resync.copied_regions - before.resync.copied_regions;
-        let mib = (copied * after.region_size_bytes) as f64 / f64::from(1 << 20);
-        speeds.push(mib / started.elapsed().as_secs_f64());
-        with.push(sample.p99_us);
+    let mut seconds = setting.plan.seconds;
+    let mut count = 0;
+    while with.len() < setting.plan.rounds as usize {
+        count += 1;
+        let name = format!("resync{count}");
+        let served = mirrord.create(&name, legs, size, &mount, &["--source", &source, "--force"])?;
+        let Some((p99, speed)) = user.during_resync(&served, seconds)? else {
+            ensure!(seconds > 1, "the resync is over too soon: use a larger --size-mib");
+            seconds /= 2;
+            served.stop()?;
+            continue;
+        };
         served.wait_until("in sync", PATIENCE, |status| status.state == VolumeState::InSync)?;
-        let sample = fio.run(&workload, setting.plan.seconds)?;
-        without.push(sample.p99_us);
-        let last = round as usize;
-        eprintln!("p99 with resync {:.0} us, without {:.0} us", with[last], without[last]);
+        let calm = user.undisturbed(seconds)?;
+        eprintln!("p99 with resync {p99:.0} us, without {calm:.0} us; resync {speed:.0} MiB/s");
+        with.push(p99);
+        without.push(calm);
+        speeds.push(speed);
         served.stop()?;
     }
+    let workload = user.workload;
     let row = Row {
         what: format!("p99 of {workload}, {USER_RATE}/s through FUSE, with resync"),
         ours: format!("{} us", grouped(Spread::of(&with).median)),
@@ -161,4 +167,33 @@ fn manners(
     };
     let note = format!("Meanwhile resync copied {} MiB/s.", grouped(Spread::of(&speeds).median));
     Ok((row, vec![note]))
+}
+
+/// Somebody who uses the volume at a moderate rate.
+struct User {
+    fio: Fio,
+    workload: Workload,
+}
+
+impl User {
+    /// p99 in microseconds and the speed of the resync in MiB/s; `None` if the resync was over too soon.
+    fn during_resync(&self, served: &Served<'_>, seconds: u32) -> Result<Option<(f64, f64)>> {
+        let before = served.status()?;
+        let started = Instant::now();
+        let sample = self.fio.run(&self.workload, seconds)?;
+        let after = served.status()?;
+        if !(before.resync.active && after.resync.active) {
+            return Ok(None);
+        }
+        let copied = after.resync.copied_regions - before.resync.copied_regions;
+        let mib = (copied * after.region_size_bytes) as f64 / f64::from(1 << 20);
+        Ok(Some((sample.p99_us, mib / started.elapsed().as_secs_f64())))
+    }
+
+    /// p99 in microseconds. During a resync every region is marked already: so they are to be here.
+    fn undisturbed(&self, seconds: u32) -> Result<f64> {
+        let fast = Fio { rate: None, ..self.fio.clone() };
+        fast.run(&Workload::RANDOM_WRITE, 1)?;
+        Ok(self.fio.run(&self.workload, seconds)?.p99_us)
+    }
 }
