@@ -35,14 +35,14 @@ fn places() -> impl Strategy<Value = LogPlace> {
 
 prop_compose! {
     fn superblocks()(
-        ids in any::<(u128, u64, u64, u64, bool)>(),
+        ids in any::<(u128, u64, u64, u64, bool, bool)>(),
         name in "[^\0]{1,16}",
         legs in vec((any::<u128>(), states()), 1..=MAX_LEGS),
         leg in any::<prop::sample::Index>(),
         sectors in 1u64..1 << 40,
         log in places(),
     ) -> Superblock {
-        let (volume, event_count, created, updated, clean) = ids;
+        let (volume, event_count, created, updated, clean, log_failed) = ids;
         let size = sectors * 512;
         Superblock {
             volume: Uuid::from_u128(volume),
@@ -54,6 +54,7 @@ prop_compose! {
             log,
             event_count,
             clean,
+            log_failed,
             created,
             updated,
         }

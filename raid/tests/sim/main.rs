@@ -3,7 +3,7 @@
 //!
 //! - [`sim::Sim`]: the world; [`run::run`] its course from seed to end.
 //! - [`disk`], [`blocks`], [`faults`]: the hostile part.
-//! - [`history`], [`checks`], [`survey`]: what must hold; a panic names the invariant of DESIGN section 5.
+//! - [`history`], [`checks`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
 //! - [`coverage`]: what was exercised.
 //!
 //! ```text
@@ -11,6 +11,8 @@
 //! MIRRORD_SOAK=1000000 cargo test --release -p mirrord-raid --test sim soak -- --ignored --nocapture
 //! MIRRORD_SEED=123 cargo test -p mirrord-raid --test sim replay -- --ignored --nocapture
 //! ```
+
+#![cfg(not(loom))]
 
 mod blocks;
 mod boot;
