@@ -1,4 +1,4 @@
-//! The invariants of DESIGN section 5 that can be seen from outside, each at the moment at which it
+//! The invariants of ARCHITECTURE.md that can be seen from outside, each at the moment at which it
 //! could be broken. A violation panics and names the invariant.
 
 use mirrord_log::DirtyLog;
