@@ -100,7 +100,7 @@ pub(crate) fn measure(
             let number = (step + round as usize) % count;
             let sample = turn(&mut *contenders[number], workload, |contender| {
                 if plan.warm_up > 0 {
-                    contender.run(workload, plan.warm_up)?;
+                    contender.run(&workload.warming(), plan.warm_up)?;
                 }
                 contender.run(workload, plan.seconds)
             })?;

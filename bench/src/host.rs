@@ -30,8 +30,14 @@ pub(crate) fn facts(directory: &Path) -> Vec<(&'static str, String)> {
         ("file system of the legs", file_system(directory)),
         ("fio", version("fio", "--version")),
         ("qemu-storage-daemon", version("qemu-storage-daemon", "--version")),
-        ("load before the run", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()),
+        ("load average of the minute before the run", load().to_string()),
     ]
+}
+
+/// Load average of the last minute.
+pub(crate) fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }
 
 /// The first line that a program prints about its version.

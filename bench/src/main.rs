@@ -97,6 +97,9 @@ impl Group {
     }
 }
 
+/// Load average of the last minute above which figures are rough: half a processor is somebody else's.
+const BUSY: f64 = 0.5;
+
 fn main() -> ExitCode {
     match run(Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -132,6 +135,10 @@ fn run(options: Options) -> Result<()> {
         idle_seconds: if quick { 3 } else { 20 },
     };
     let facts = host::facts(&setting.directory);
+    let busy = host::load() > BUSY;
+    if busy {
+        eprintln!("mirrord-bench: the machine is busy with other work: the figures will be rough");
+    }
     let every = || Group::value_variants().to_vec();
     let groups = if options.only.is_empty() { every() } else { options.only.clone() };
     let mut sections = Vec::new();
@@ -154,7 +161,7 @@ fn run(options: Options) -> Result<()> {
     println!("\n{met} of {} targets met", judged.len());
     if let Some(path) = &options.write {
         ensure!(!quick, "--quick measures nothing worth writing down: leave out --quick or --write");
-        let text = markdown(&setting, &facts, &sections);
+        let text = markdown(&setting, &facts, busy, &sections);
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     ensure!(failed == 0, "{failed} groups could not be measured");
@@ -162,16 +169,21 @@ fn run(options: Options) -> Result<()> {
 }
 
 /// BENCHMARKS.md.
-fn markdown(setting: &Setting, facts: &[(&str, String)], sections: &[Section]) -> String {
+fn markdown(setting: &Setting, facts: &[(&str, String)], busy: bool, sections: &[Section]) -> String {
     let plan = setting.plan;
     let mut text = format!(
-        "# Benchmarks\n\nWritten by `make bench`. Each figure is the median of {} rounds of {} seconds after a \
+        "# Benchmarks\n\nWritten by `make bench ARGS=\"--write BENCHMARKS.md\"`. Each rate is the median of {} rounds of {} seconds after a \
          warm-up of {} s; in each round every contender had its turn. A ratio is the median of the ratios within \
          a round, with the least and the greatest. What counts is the ratio: the figures belong to this machine.\n\n",
         plan.rounds, plan.seconds, plan.warm_up
     );
     for (name, value) in facts {
         let _ = writeln!(text, "- {name}: {value}");
+    }
+    if busy {
+        text.push_str(
+            "\nThe machine was busy with other work when the run began: take the figures for rough.\n",
+        );
     }
     sections.iter().for_each(|section| text.push_str(&section.markdown()));
     text.push_str("\n## Commands\n\nAs they were run, `$DIR` being the directory of the bench.\n\n```text\n");

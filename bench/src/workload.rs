@@ -37,6 +37,11 @@ impl Workload {
     pub(crate) const SEQUENTIAL_WRITE: Workload =
         Workload { access: Access::SequentialWrite, block: 128 << 10, depth: 8 };
 
+    /// The same with so much in flight that it reaches every region in a short time.
+    pub(crate) fn warming(&self) -> Workload {
+        Workload { depth: self.depth.max(32), ..*self }
+    }
+
     /// Whether it writes.
     pub(crate) fn writes(&self) -> bool {
         self.access != Access::RandomRead

@@ -9,13 +9,16 @@ use mirrord_log::LogPlace;
 use super::{EngineContender, Setting, pair, rate_row};
 use crate::compare::{Contender, measure};
 use crate::legs::VolumeSpec;
-use crate::load::first_writes;
+use crate::load::{self, first_writes};
 use crate::report::{Row, Section, Target, grouped, number};
 use crate::stats::Spread;
 use crate::workload::Workload;
 
 /// Region size for first writes, in bytes: small, so that there are many of them.
 const SMALL_REGION: u64 = 64 << 10;
+
+/// Regions of the part of the volume that is kept warm.
+const WARM_REGIONS: u64 = 512;
 
 /// How long a volume may take to have all regions clean.
 const CLEAN: Duration = Duration::from_secs(60);
@@ -50,8 +53,8 @@ pub(crate) fn run(setting: &Setting) -> Result<Section> {
             .to_owned(),
         format!(
             "Cold: regions of {} KiB, all clean; one 4 KiB write into each, so that every write needs a mark, which \
-             is a synchronous write to both legs; marks wanted at the same time share one. Beside it writes to warm \
-             regions of the same volume.",
+             is a synchronous write to both legs; marks wanted at the same time share one. Beside it writes to \
+             {WARM_REGIONS} warm regions of the same volume.",
             SMALL_REGION >> 10
         ),
     ];
@@ -68,7 +71,11 @@ fn cold(engine: &mut EngineContender, workload: &Workload, setting: &Setting) ->
         let cold_rate = first_writes(engine.volume(), workload)?.per_second;
         let status = engine.volume().status();
         commits.push((status.log.commits - before) as f64 / f64::from(status.regions));
-        let warm_rate = engine.run(workload, setting.plan.seconds)?.per_second;
+        // So few regions that none of them is left alone long enough to be cleared.
+        let area = WARM_REGIONS * SMALL_REGION;
+        let time = Duration::from_secs(setting.plan.seconds.into());
+        load::run(engine.volume(), area, &workload.warming(), Duration::from_secs(1))?;
+        let warm_rate = load::run(engine.volume(), area, workload, time)?.per_second;
         eprintln!("{workload}, round {round}: cold {cold_rate:.0}/s, warm {warm_rate:.0}/s");
         first.push(cold_rate);
         warm.push(warm_rate);
