@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -78,7 +79,12 @@ impl From<Level> for LevelFilter {
 /// # Errors
 /// When the file or the journal cannot be opened.
 pub fn begin(to: &LogTo, level: Level) -> io::Result<()> {
-    let registry = tracing_subscriber::registry().with(LevelFilter::from(level));
+    let everything = LevelFilter::from(level);
+    // What libublk tells of each step is of use to those who look for a fault in it.
+    let libublk =
+        if everything <= LevelFilter::INFO { LevelFilter::WARN.min(everything) } else { everything };
+    let levels = Targets::new().with_default(everything).with_target("libublk", libublk);
+    let registry = tracing_subscriber::registry().with(levels);
     let plain = || tracing_subscriber::fmt::layer().with_ansi(false);
     let begun = match to {
         LogTo::Stderr => registry.with(plain().with_writer(io::stderr)).try_init(),

@@ -21,8 +21,10 @@ pub struct VolumeStatus {
     pub front: String,
     /// Who does the leg IO: `io_uring` or `threads`.
     pub engine: String,
-    /// Why the engine or front end is not the better one, if it is not.
+    /// Why the engine is not the better one, if it is not.
     pub engine_note: Option<String>,
+    /// Why the front end is not the better one, if it is not and was not asked for.
+    pub front_note: Option<String>,
     /// Size in bytes.
     pub size_bytes: u64,
     /// Region size in bytes.

@@ -204,7 +204,7 @@ pub(crate) fn serve(legs: &[PathBuf]) -> Result<Volume> {
         mount: PathBuf::new(),
         front: FrontChoice::None,
         queues: None,
-        depth: 64,
+        depth: Some(64),
         threads_engine: false,
         allow_other: false,
         resync_rate: None,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use mirrord_ublk::{plain_spawn, ublk};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -73,12 +74,15 @@ fn row(context: &Context, name: &str, known: Option<&Known>) -> Option<Row> {
     if known.is_none() && state == "gone" {
         return None;
     }
+    // Its users wait for the next daemon.
+    let waiting = |known: &Known| ublk::waiting(known.uuid.into_bytes(), &plain_spawn()).ok().flatten();
+    let device = known.and_then(waiting);
     Some(Row {
         name: name.to_owned(),
         uuid: known.map(|known| known.uuid),
-        state: state.to_owned(),
+        state: if device.is_some() { "killed" } else { state }.to_owned(),
         size_bytes: known.map(|known| known.size_bytes),
-        device: None,
+        device,
         legs: known.map_or_else(Vec::new, |known| known.legs.clone()),
     })
 }

@@ -16,6 +16,7 @@ mod serving;
 mod start;
 mod status;
 mod stop;
+mod upgrade;
 mod wait;
 
 use std::io;
@@ -45,6 +46,7 @@ enum Verb {
     Create(create::Args),
     Start(start::Args),
     Stop(stop::Args),
+    Upgrade(upgrade::Args),
     List(list::Args),
     Status(status::Args),
     Wait(wait::Args),
@@ -76,6 +78,7 @@ pub fn main() -> ExitCode {
         Verb::Create(args) => create::run(&context, args),
         Verb::Start(args) => start::run(&context, args),
         Verb::Stop(args) => stop::run(&context, &args),
+        Verb::Upgrade(args) => upgrade::run(&context, &args),
         Verb::List(args) => list::run(&context, &args),
         Verb::Status(args) => status::run(&context, &args),
         Verb::Wait(args) => wait::run(&context, &args),

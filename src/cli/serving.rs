@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::ValueEnum;
+use mirrord_ublk::{plain_spawn, ublk};
 
 use super::Context;
 use super::output::{Usage, note, print, print_json};
 use crate::daemon::{ServeSpec, Served, spawn};
+use crate::failure::describe;
 use crate::logging::{Level, LogTo};
 use crate::registry::{Front, ServeChoice};
 use crate::status::VolumeStatus;
@@ -18,13 +21,13 @@ pub(super) struct Args {
     /// Serve as a block device or as a file [default: as before, or auto].
     #[arg(long)]
     front: Option<Front>,
-    /// The file that becomes the volume: new, or an empty file [default: NAME.img in the runtime directory].
+    /// Serve as this file: new, or an empty one [default with FUSE: NAME.img in the runtime directory].
     #[arg(long, value_name = "PATH")]
     mount: Option<PathBuf>,
-    /// Queues, each a thread [default: one per processor, at most 4].
+    /// Queues, each a thread [default: one for two processors, at most 4].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     queues: Option<u16>,
-    /// Requests in flight per queue.
+    /// Requests in flight per queue [default: 128 with ublk, 64 with FUSE].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     depth: Option<u32>,
     /// Who does the IO on the legs.
@@ -68,13 +71,21 @@ pub(super) struct Choice {
 impl Args {
     /// What was asked for, and `before` for the rest.
     pub(super) fn choice(&self, before: ServeChoice) -> anyhow::Result<ServeChoice> {
-        if self.front == Some(Front::Ublk) {
-            let text = "--front ublk: this version serves through FUSE only; use --front fuse or auto";
+        if self.front == Some(Front::Ublk) && self.mount.is_some() {
+            let text = "--mount is for --front fuse: a block device is made in /dev";
             return Err(Usage(text.to_owned()).into());
+        }
+        if self.front == Some(Front::Ublk)
+            && let Err(error) = ublk::features(&plain_spawn())
+        {
+            bail!("--front ublk: {}; or use --front fuse", describe(&error));
         }
         Ok(ServeChoice {
             front: self.front.unwrap_or(before.front),
-            mount: self.mount.as_ref().map(std::path::absolute).transpose()?.or(before.mount),
+            mount: match self.front {
+                Some(Front::Ublk) => None,
+                _ => self.mount.as_ref().map(std::path::absolute).transpose()?.or(before.mount),
+            },
             queues: self.queues.or(before.queues),
             depth: self.depth.or(before.depth),
             threads_engine: match self.engine {

@@ -1,5 +1,8 @@
 //! `mirrord stop`.
 
+use anyhow::bail;
+use mirrord_ublk::plain_spawn;
+use mirrord_ublk::ublk::{self, UblkError};
 use serde_json::json;
 
 use super::Context;
@@ -7,6 +10,7 @@ use super::output::{fail, print, print_json};
 use super::status::not_running;
 use crate::control::{Client, ClientError, Request};
 use crate::leg::{LOCK_PATIENCE, OpenLeg};
+use crate::registry::Registry;
 
 /// Stop serving a volume
 ///
@@ -26,7 +30,12 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         ClientError::NotRunning { name } => not_running(context, &doing, &name),
         error => fail(&doing, &error),
     };
-    let mut client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
+    let mut client = match Client::connect(&context.dirs, &args.name) {
+        Err(ClientError::NotRunning { .. }) if remove_waiting(context, args, &doing)? => {
+            return stopped(context, &args.name);
+        }
+        client => client.map_err(failed)?,
+    };
     let daemon = client.daemon();
     let legs = client.status().map_err(failed)?.legs;
     client.ask(&Request::Stop { force: args.force }).map_err(failed)?;
@@ -37,8 +46,33 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     for leg in legs {
         let _ = OpenLeg::open_waiting(&leg.path, LOCK_PATIENCE);
     }
+    stopped(context, &args.name)
+}
+
+fn stopped(context: &Context, name: &str) -> anyhow::Result<()> {
     if context.json {
-        return print_json(&json!({ "name": args.name, "stopped": true }));
+        return print_json(&json!({ "name": name, "stopped": true }));
     }
-    print(&format!("{} stopped", args.name))
+    print(&format!("{name} stopped"))
+}
+
+/// Takes away the device whose daemon died. Whether there was one.
+fn remove_waiting(context: &Context, args: &Args, doing: &str) -> anyhow::Result<bool> {
+    let name = &args.name;
+    let Some(known) = Registry::new(&context.dirs).find(name).map_err(|error| fail(doing, &error))? else {
+        return Ok(false);
+    };
+    let volume = known.uuid.into_bytes();
+    if !matches!(ublk::waiting(volume, &plain_spawn()), Ok(Some(_))) {
+        return Ok(false);
+    }
+    match ublk::remove_waiting(volume, args.force, &plain_spawn()) {
+        Ok(removed) => Ok(removed.is_some()),
+        Err(UblkError::Busy { path }) => bail!(
+            "{doing}: its daemon died and the users of {} wait for the next one: `mirrord start {name}` serves \
+             them, --force takes it away from them",
+            path.display()
+        ),
+        Err(error) => Err(fail(doing, &error)),
+    }
 }

@@ -97,7 +97,8 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`] if the daemon says no, others if it does not answer.
     pub fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
-        let patience = if matches!(request, Request::Stop { .. }) { STOP_PATIENCE } else { PATIENCE };
+        let is_stop = matches!(request, Request::Stop { .. } | Request::HandOver);
+        let patience = if is_stop { STOP_PATIENCE } else { PATIENCE };
         let line = self.exchange(request, patience).map_err(|source| match source.kind() {
             // It was there a moment ago.
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
@@ -153,11 +154,11 @@ impl Client {
 pub struct Daemon(OwnedFd);
 
 impl Daemon {
-    /// Waits until it has ended, a while at most.
-    pub fn wait_ended(&self) {
+    /// Waits until it has ended, a while at most. Whether it has.
+    pub fn wait_ended(&self) -> bool {
         let ended = PollFd::new(&self.0, PollFlags::IN);
         let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
         // An interrupted wait is a short one.
-        let _ = poll(&mut [ended], Some(&patience));
+        poll(&mut [ended], Some(&patience)).is_ok_and(|ended| ended > 0)
     }
 }

@@ -18,6 +18,8 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Stop serving it, but leave its device to a daemon to come: users wait meanwhile.
+    HandOver,
     /// Change how it is resynced; what is absent stays.
     Resync {
         /// Bytes per second, 0 for no limit.
@@ -79,6 +81,7 @@ mod tests {
             (r#"{"verb":"status"}"#, Request::Status),
             (r#"{"verb":"stop"}"#, Request::Stop { force: false }),
             (r#"{"verb":"stop","force":true}"#, Request::Stop { force: true }),
+            (r#"{"verb":"hand_over"}"#, Request::HandOver),
             (r#"{"verb":"resync","rate":0}"#, Request::Resync { rate: Some(0), pause: None }),
             (r#"{"verb":"resync","pause":true}"#, Request::Resync { rate: None, pause: Some(true) }),
         ] {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
+use mirrord_ublk::{FrontError, Shutdown};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -26,9 +27,6 @@ use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
 use crate::registry::{Front, Known, Registry, ServeChoice};
 use crate::start::{self, StartError, StartOptions};
 use crate::status::VolumeStatus;
-
-/// Requests in flight per queue if it is not said: enough for every client of a FUSE mount.
-const DEFAULT_DEPTH: u32 = 64;
 
 /// What to serve and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -132,7 +130,7 @@ impl Served {
         let started = start_threads(&volume, &mut control, signals);
         if let Err(error) = started {
             // Nobody could stop it any more.
-            let _ = volume.stop(true);
+            let _ = volume.stop(Shutdown::Force);
             return Err(DaemonError::Threads(error));
         }
         tracing::info!(name, device = %status.device.display(), size = status.size_bytes, "serving");
@@ -172,12 +170,14 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
     ServeOptions {
         mount: serve.mount.clone().unwrap_or_else(|| dirs.mount(name)),
         front: match serve.front {
+            // Who names a file wants one.
+            Front::Auto if serve.mount.is_some() => FrontChoice::Fuse,
             Front::Auto => FrontChoice::Auto,
             Front::Ublk => FrontChoice::Ublk,
             Front::Fuse => FrontChoice::Fuse,
         },
         queues: serve.queues,
-        depth: serve.depth.unwrap_or(DEFAULT_DEPTH),
+        depth: serve.depth,
         threads_engine: serve.threads_engine,
         allow_other: serve.allow_other,
         resync_rate: spec.resync_rate,
@@ -197,15 +197,22 @@ fn start_threads(
         for signal in signals.forever() {
             let Some(volume) = stopping.upgrade() else { return };
             tracing::info!(signal, "stopping");
-            if let Err(busy) = volume.stop(false) {
-                tracing::warn!("{}; it is taken away", describe(&busy));
-                if let Err(error) = volume.stop(true) {
-                    tracing::error!("{}", describe(&error));
-                }
-            }
+            stop_on_signal(&volume);
         }
     };
     thread::Builder::new().name("mirrord-signals".to_owned()).spawn(on_signal).map(drop)
+}
+
+/// Whoever sends a signal means it. A device in use is left to the next daemon, its users waiting; a file in
+/// use goes away.
+fn stop_on_signal(volume: &Volume) {
+    let Err(busy) = volume.stop(Shutdown::Clean) else { return };
+    tracing::warn!("{}; it is handed over", describe(&busy));
+    let Err(error) = volume.stop(Shutdown::HandOver) else { return };
+    tracing::warn!("{}; it is taken away", describe(&error));
+    if let Err(error) = volume.stop(Shutdown::Force) {
+        tracing::error!("{}", describe(&error));
+    }
 }
 
 fn answer(volume: &Volume, request: Request) -> Response {
@@ -221,17 +228,22 @@ fn answer(volume: &Volume, request: Request) -> Response {
             }
             Response::Done
         }
-        Request::Stop { force } => match volume.stop(force) {
-            Ok(()) => Response::Done,
-            Err(error) => {
-                let StopError::Front(front) = &error;
-                let reason = match front {
-                    mirrord_ublk::FrontError::Busy { .. } => Failure::Busy,
-                    mirrord_ublk::FrontError::Io { .. } => Failure::Error,
-                };
-                Response::Failed { reason, message: describe(&error) }
-            }
-        },
+        Request::Stop { force } => stop(volume, if force { Shutdown::Force } else { Shutdown::Clean }),
+        Request::HandOver => stop(volume, Shutdown::HandOver),
+    }
+}
+
+fn stop(volume: &Volume, how: Shutdown) -> Response {
+    match volume.stop(how) {
+        Ok(()) => Response::Done,
+        Err(error) => {
+            let StopError::Front(front) = &error;
+            let reason = match front {
+                FrontError::Busy { .. } => Failure::Busy,
+                FrontError::NoHandOver { .. } | FrontError::Io { .. } => Failure::Error,
+            };
+            Response::Failed { reason, message: describe(&error) }
+        }
     }
 }
 

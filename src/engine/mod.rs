@@ -14,6 +14,7 @@
 //! the legs are unlocked.
 
 mod background;
+mod front;
 mod log;
 mod meter;
 mod queue;
@@ -32,9 +33,10 @@ use std::time::{Duration, Instant};
 
 use mirrord_log::{Backing, LogKind, MetaIo};
 use mirrord_raid::{COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, WorkerEvent};
+use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{
-    BufferPool, Engine, EngineKind, FrontEnd, FrontError, FuseError, FuseFront, FuseOptions, LegFile,
-    PoolConfig, RingConfig, Shutdown, Wake, plain_spawn,
+    BufferPool, Engine, EngineKind, FrontEnd, FrontError, FuseError, LegFile, PoolConfig, RingConfig,
+    Shutdown, Wake, plain_spawn,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -43,18 +45,13 @@ use crate::leg::Holder;
 use crate::start::{Opened, leg_paths};
 use crate::status::VolumeStatus;
 use background::READY;
+use front::Serving;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
 use throttle::Throttle;
 use worker::{Durable, LegMeta, Worker};
-
-/// Most queues when none are asked for: more than this and they only wait for each other's legs.
-const MOST_QUEUES: usize = 4;
-
-/// Largest request, in bytes: what FUSE and ublk can send at once.
-const MAX_IO: u32 = 1 << 20;
 
 /// Which front end to serve through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -79,8 +76,8 @@ pub struct ServeOptions {
     pub front: FrontChoice,
     /// Queues, each a thread; `None`: by the number of processors.
     pub queues: Option<u16>,
-    /// Requests in flight per queue.
-    pub depth: u32,
+    /// Requests in flight per queue; `None`: what fits the front end.
+    pub depth: Option<u32>,
     /// Do leg IO with a pool of threads instead of io_uring.
     pub threads_engine: bool,
     /// Let other users reach the FUSE file.
@@ -92,9 +89,18 @@ pub struct ServeOptions {
 /// Why a volume cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The front end asked for is not to be had.
-    #[error("--front ublk: this version serves through FUSE only; use --front fuse or auto")]
-    NoUblk,
+    /// A daemon that died left a device behind whose users wait for the next one.
+    #[error(
+        "{} is this volume's and waits for its daemon: serve it there (--front ublk), or take it away from its \
+         users with `mirrord stop NAME --force` first", path.display()
+    )]
+    DeviceWaits {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The ublk front end could not start.
+    #[error(transparent)]
+    Ublk(#[from] UblkError),
     /// A leg needs larger blocks than the volume has.
     #[error(
         "leg {} needs IO in blocks of {block_size} bytes, and the volume's size or region size is no \
@@ -192,18 +198,24 @@ impl Volume {
     /// # Errors
     /// See [`ServeError`].
     pub fn serve(opened: Opened, options: ServeOptions) -> Result<Volume, ServeError> {
-        if options.front == FrontChoice::Ublk {
-            return Err(ServeError::NoUblk);
-        }
         let block_size = block_size(&opened)?;
         let paths = leg_paths(&opened);
         let template = opened.authority().clone();
+        let serving = Serving {
+            name: template.name.clone(),
+            volume: template.volume,
+            size: opened.geometry.size(),
+            region_size: opened.geometry.region_size(),
+            block_size,
+            physical_block_size: physical_block_size(&opened),
+        };
+        let prepared = front::prepare(&serving, &options)?;
         let (mut log, log_file) = open_log(&opened)?;
         let resumed = resume_log(&opened, log.as_mut(), log_file.as_ref())?;
         let any_dirty = log.dirty_count() > 0;
         let states = opened.assembly.states(any_dirty);
         let log_on_legs = log.kind() == LogKind::Internal;
-        let queues = options.queues.map_or_else(default_queues, usize::from).max(1);
+        let queues = usize::from(prepared.queues);
         let mirror = Mirror::new(opened.geometry, &states, log.dirty(), queues as u16);
 
         let shared = Arc::new(Shared {
@@ -221,14 +233,15 @@ impl Volume {
             resync_paused: AtomicBool::new(false),
             log_failed: AtomicBool::new(false),
         });
-        let pool = BufferPool::new(PoolConfig { max_io: MAX_IO as usize, ..PoolConfig::default() })
+        let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })
             .map_err(ServeError::Engine)?;
 
         let mut facts = Facts {
             name: template.name.clone(),
             uuid: template.volume,
             device: options.mount.clone(),
-            front: if options.front == FrontChoice::None { "none" } else { "fuse" },
+            front: prepared.name(&options),
+            front_note: prepared.note.clone(),
             engine: EngineKind::IoUring,
             block_size,
             log: template.log.clone(),
@@ -260,7 +273,7 @@ impl Volume {
         };
         let mut threads = Threads { queues: Vec::new(), worker: Some(worker_thread) };
         for index in 0..=queues {
-            let (thread, kind) = start_ring(&shared, index, queues, &options, &pool, &files)?;
+            let (thread, kind) = start_ring(&shared, index, queues, prepared.depth, &options, &pool, &files)?;
             if index < queues {
                 facts.engine = kind;
             }
@@ -270,25 +283,13 @@ impl Volume {
         shared.mailbox.send(WorkerEvent::Woken);
 
         let closing = Arc::new(Closing::default());
-        let front = (options.front != FrontChoice::None).then(|| {
+        let on_gone = {
             let closing = Arc::clone(&closing);
-            FuseFront::mount(
-                FuseOptions {
-                    mount: options.mount,
-                    name: facts.name.clone(),
-                    size: shared.mirror.geometry.size(),
-                    block_size,
-                    max_io: MAX_IO,
-                    allow_other: options.allow_other,
-                    read_only: false,
-                    spawn: plain_spawn(),
-                    on_unmounted: Some(Box::new(move || closing.unmounted())),
-                },
-                Arc::clone(&shared) as Arc<dyn Engine>,
-                Arc::clone(&pool),
-            )
-        });
-        let volume = Volume {
+            Box::new(move || closing.unmounted())
+        };
+        let engine = Arc::clone(&shared) as Arc<dyn Engine>;
+        let front = front::start(prepared, &serving, &options, engine, &pool, on_gone);
+        let mut volume = Volume {
             shared,
             facts,
             front: Mutex::new(None),
@@ -298,11 +299,16 @@ impl Volume {
             pool,
             files,
         };
-        match front.transpose() {
-            Ok(front) => *lock(&volume.front) = front.map(|front| Box::new(front) as Box<dyn FrontEnd>),
+        match front {
+            Ok(front) => {
+                if let Some(front) = &front {
+                    volume.facts.device = front.path().to_owned();
+                }
+                volume.front = Mutex::new(front);
+            }
             Err(error) => {
                 volume.close();
-                return Err(error.into());
+                return Err(error);
             }
         }
         Ok(volume)
@@ -336,14 +342,15 @@ impl Volume {
         self.shared.wake(self.shared.mirror.background());
     }
 
-    /// Stops serving, flushes and records everything, and lets go of the legs. `force` takes the volume
-    /// away from whoever uses it.
+    /// Stops serving, flushes and records everything, and lets go of the legs. `how` says what becomes of
+    /// users.
     ///
     /// # Errors
-    /// [`StopError::Front`] while the volume is in use and `force` is not given: it is still served.
-    pub fn stop(&self, force: bool) -> Result<(), StopError> {
+    /// [`StopError::Front`] while the volume is in use and is not to be taken away, or if it cannot be handed
+    /// over: it is still served.
+    pub fn stop(&self, how: Shutdown) -> Result<(), StopError> {
         if let Some(front) = lock(&self.front).as_mut() {
-            front.shutdown(if force { Shutdown::Force } else { Shutdown::Clean })?;
+            front.shutdown(how)?;
         }
         self.close();
         Ok(())
@@ -390,12 +397,6 @@ impl Volume {
     }
 }
 
-/// One for two processors: clients need theirs, and a queue that never sleeps beats two that wake each
-/// other's processor for every request.
-fn default_queues() -> usize {
-    std::thread::available_parallelism().map_or(1, |count| (count.get() / 2).clamp(1, MOST_QUEUES))
-}
-
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServeError> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(ServeError::Engine)
 }
@@ -434,6 +435,7 @@ fn start_ring(
     shared: &Arc<Shared>,
     index: usize,
     queues: usize,
+    depth: u32,
     options: &ServeOptions,
     pool: &Arc<BufferPool>,
     files: &LegMap<Option<Arc<LegFile>>>,
@@ -442,12 +444,8 @@ fn start_ring(
     let name = if background { "mirrord-resync".to_owned() } else { format!("mirrord-q{index}") };
     let config = RingConfig {
         name: name.clone(),
-        depth: if background {
-            2 * COPY_SLOTS * files.len() as u32
-        } else {
-            options.depth * files.len() as u32
-        },
-        tags: if background { COPY_SLOTS } else { options.depth },
+        depth: if background { 2 * COPY_SLOTS * files.len() as u32 } else { depth * files.len() as u32 },
+        tags: if background { COPY_SLOTS } else { depth },
         pool: Arc::clone(pool),
         spawn: plain_spawn(),
         wake: Some(shared.wakes[index].clone()),
@@ -482,6 +480,12 @@ fn block_size(opened: &Opened) -> Result<u32, ServeError> {
         largest = largest.max(align);
     }
     Ok(largest)
+}
+
+/// What IO on the volume is best a multiple of: the largest that any leg says.
+fn physical_block_size(opened: &Opened) -> u32 {
+    let legs = opened.members.iter().filter_map(|(_, member)| member.as_ref());
+    legs.map(|member| member.leg.data.physical_block()).max().unwrap_or(4096)
 }
 
 /// What the log worker needs of each leg.

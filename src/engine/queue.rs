@@ -81,7 +81,8 @@ impl Queue {
                 self.act();
             }
             if woken {
-                let source = self.shared.inboxes[self.id.0 as usize].take(&mut self.backlog);
+                let (source, nudged) = self.shared.inboxes[self.id.0 as usize].take(&mut self.backlog);
+                self.more |= nudged;
                 self.serve_from(source);
                 self.machine.handle(Event::Woken, &mut self.actions);
                 self.act();
@@ -114,16 +115,13 @@ impl Queue {
 
     /// Goes over to a new source.
     fn serve_from(&mut self, source: Option<Box<dyn Source>>) {
-        let Some(source) = source else { return };
-        match source.fd().try_clone_to_owned() {
-            Ok(fd) => {
-                self.ring.watch(Some(fd));
+        let Some(mut source) = source else { return };
+        match source.start(&mut self.ring) {
+            Ok(()) => {
                 self.source = Some(source);
                 self.more = true;
             }
-            Err(error) => {
-                tracing::error!(%error, queue = self.id.0, "cannot watch the front end's descriptor")
-            }
+            Err(error) => tracing::error!(%error, queue = self.id.0, "cannot serve the front end"),
         }
     }
 
@@ -135,7 +133,7 @@ impl Queue {
         }
         let Some(source) = &mut self.source else { return };
         let before = self.backlog.len();
-        let pulled = source.pull(BATCH.min(self.free.len()), &mut self.backlog);
+        let pulled = source.pull(&mut self.ring, BATCH.min(self.free.len()), &mut self.backlog);
         self.shared.in_flight.fetch_add((self.backlog.len() - before) as u64, Ordering::SeqCst);
         self.more = pulled == Pulled::More;
         if pulled == Pulled::Ended {
@@ -192,8 +190,7 @@ impl Queue {
             Op::Read | Op::Write => Some(self.ring.detach(tag)),
             Op::Zero | Op::Flush => None,
         };
-        let read = if request.op == Op::Read && result.is_ok() { buffer.as_deref() } else { None };
-        request.done.complete(result, read);
+        request.done.complete(result, buffer);
         self.shared.in_flight.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -27,14 +27,16 @@ struct Post {
     requests: VecDeque<Request>,
     /// Where the queue is to pull requests from henceforth.
     source: Option<Box<dyn Source>>,
+    /// It is to pull although nothing came.
+    nudged: bool,
 }
 
 impl Inbox {
-    /// Appends the requests to `into`; gives the new source, if there is one.
-    pub(super) fn take(&self, into: &mut VecDeque<Request>) -> Option<Box<dyn Source>> {
+    /// Appends the requests to `into`; gives the new source, if there is one, and whether to pull.
+    pub(super) fn take(&self, into: &mut VecDeque<Request>) -> (Option<Box<dyn Source>>, bool) {
         let mut post = lock(&self.post);
         into.append(&mut post.requests);
-        post.source.take()
+        (post.source.take(), std::mem::take(&mut post.nudged))
     }
 }
 
@@ -144,6 +146,11 @@ impl Engine for Shared {
         let old = lock(&self.inboxes[queue].post).source.replace(source);
         self.wakes[queue].wake();
         drop(old);
+    }
+
+    fn nudge(&self, queue: usize) {
+        lock(&self.inboxes[queue].post).nudged = true;
+        self.wakes[queue].wake();
     }
 
     fn queues(&self) -> usize {

@@ -19,6 +19,8 @@ pub(super) struct Facts {
     pub(super) uuid: Uuid,
     pub(super) device: PathBuf,
     pub(super) front: &'static str,
+    /// Why it is not the better one.
+    pub(super) front_note: Option<String>,
     pub(super) engine: EngineKind,
     pub(super) block_size: u32,
     pub(super) log: LogPlace,
@@ -54,6 +56,7 @@ pub(super) fn status(facts: &Facts, shared: &Shared, meter: &mut Meter, now: Ins
         front: facts.front.to_owned(),
         engine: if threads { "threads" } else { "io_uring" }.to_owned(),
         engine_note: threads.then(|| "io_uring is not permitted here or was not wanted".to_owned()),
+        front_note: facts.front_note.clone(),
         size_bytes: geometry.size(),
         region_size_bytes: geometry.region_size(),
         regions: geometry.regions(),

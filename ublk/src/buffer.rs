@@ -186,9 +186,17 @@ impl Buffer {
         self.ptr.as_ptr()
     }
 
-    /// Makes it `len` bytes long, if it is longer.
-    pub(crate) fn shorten(&mut self, len: usize) {
-        self.len = self.len.min(len);
+    /// Makes it `len` bytes long.
+    ///
+    /// # Panics
+    /// If it has no room for them.
+    pub(crate) fn set_len(&mut self, len: usize) {
+        let room = match &self.home {
+            Home::Small(_) => self.pool.small_len,
+            Home::Large(mapping) => mapping.as_ref().map_or(0, |mapping| mapping.len),
+        };
+        assert!(len <= room, "{len} bytes in a buffer of {room}");
+        self.len = len;
     }
 
     /// Whether it lies in the region that rings register.

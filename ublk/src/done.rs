@@ -11,7 +11,9 @@ use std::sync::{Mutex, PoisonError};
 
 use mirrord_raid::Errno;
 
+use crate::buffer::Buffer;
 use crate::fuse::Reply;
+use crate::ublk::Answer;
 
 /// The answer that a [`crate::Request`] owes.
 pub struct Done(Option<Way>);
@@ -28,6 +30,7 @@ enum Way {
         len: u32,
     },
     Empty(Reply),
+    Ublk(Answer),
     Part(Arc<Group>),
     Call(Callback),
 }
@@ -35,7 +38,7 @@ enum Way {
 type Callback = Box<dyn FnOnce(Result<(), Errno>, Option<&[u8]>) + Send>;
 
 impl Done {
-    /// Calls `call` with the result and, for a read, the aligned buffer.
+    /// Calls `call` with the result and the request's buffer, if it had one.
     pub fn call(call: impl FnOnce(Result<(), Errno>, Option<&[u8]>) + Send + 'static) -> Done {
         Done(Some(Way::Call(Box::new(call))))
     }
@@ -52,8 +55,12 @@ impl Done {
         Done(Some(Way::Empty(reply)))
     }
 
-    /// Answers. `buf` is the whole aligned buffer of a read that went well, else `None`.
-    pub fn complete(mut self, result: Result<(), Errno>, buf: Option<&[u8]>) {
+    pub(crate) fn ublk(answer: Answer) -> Done {
+        Done(Some(Way::Ublk(answer)))
+    }
+
+    /// Answers. `buf` is the request's buffer, which after a read that went well holds the data.
+    pub fn complete(mut self, result: Result<(), Errno>, buf: Option<Buffer>) {
         if let Some(way) = self.0.take() {
             way.go(result, buf);
         }
@@ -76,11 +83,11 @@ impl fmt::Debug for Done {
 }
 
 impl Way {
-    fn go(self, result: Result<(), Errno>, buf: Option<&[u8]>) {
+    fn go(self, result: Result<(), Errno>, buf: Option<Buffer>) {
         match (self, result) {
             (Way::Read { reply, skip, len }, Ok(())) => {
                 let range = skip as usize..skip as usize + len as usize;
-                match buf.and_then(|buf| buf.get(range)) {
+                match buf.as_deref().and_then(|buf| buf.get(range)) {
                     Some(data) => reply.data(data),
                     None => reply.error(Errno::EIO),
                 }
@@ -90,8 +97,9 @@ impl Way {
             (Way::Write { reply, .. }, Err(errno)) => reply.error(errno),
             (Way::Empty(reply), Ok(())) => reply.ok(),
             (Way::Empty(reply), Err(errno)) => reply.error(errno),
+            (Way::Ublk(answer), result) => answer.give(result, buf),
             (Way::Part(group), result) => group.part(result),
-            (Way::Call(call), result) => call(result, buf),
+            (Way::Call(call), result) => call(result, buf.as_deref()),
         }
     }
 }
@@ -102,6 +110,7 @@ impl fmt::Debug for Way {
             Way::Read { .. } => "read",
             Way::Write { .. } => "write",
             Way::Empty(_) => "empty",
+            Way::Ublk(_) => "ublk",
             Way::Part(_) => "part",
             Way::Call(_) => "call",
         })

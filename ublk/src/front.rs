@@ -11,11 +11,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use crate::buffer::Buffer;
 use crate::done::Done;
+use crate::ring::Ring;
 
 /// What a client asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,24 +110,31 @@ pub trait Engine: Send + Sync + 'static {
     /// it. A source that the queue had before is dropped.
     fn serve(&self, queue: usize, source: Box<dyn Source>);
 
+    /// Makes `queue` pull from its source once, although nothing came.
+    fn nudge(&self, queue: usize);
+
     /// How many queues there are. At least one, and always the same.
     fn queues(&self) -> usize;
 }
 
 /// What a queue thread pulls requests from. Used by one thread at a time.
 pub trait Source: Send {
-    /// Becomes readable when there are requests, or when the source has ended.
-    fn fd(&self) -> BorrowedFd<'_>;
+    /// Has `ring`, the queue's, say when there are requests. Called once, before any `pull`.
+    ///
+    /// # Errors
+    /// When the ring cannot; the source is then dropped.
+    fn start(&mut self, ring: &mut Ring) -> io::Result<()>;
 
     /// Takes in at most `most` requests without blocking, and appends to `out` what they ask of the engine:
-    /// nothing where the front end answers itself, up to three where a request has edges.
-    fn pull(&mut self, most: usize, out: &mut VecDeque<Request>) -> Pulled;
+    /// nothing where the front end answers itself, up to three where a request has edges. Called whenever
+    /// the ring was readable and whenever a request was answered.
+    fn pull(&mut self, ring: &mut Ring, most: usize, out: &mut VecDeque<Request>) -> Pulled;
 }
 
 /// What [`Source::pull`] left behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pulled {
-    /// Nothing: wait until [`Source::fd`] is readable.
+    /// Nothing: wait until the ring is readable.
     All,
     /// There may be more.
     More,
@@ -151,6 +158,8 @@ pub enum Shutdown {
     Clean,
     /// Take it away from whoever uses it: their IO fails from now on.
     Force,
+    /// Leave it in place for a daemon to come: IO waits until that serves it.
+    HandOver,
 }
 
 /// A volume being served.
@@ -177,6 +186,14 @@ pub enum FrontError {
     Busy {
         /// The device or file.
         path: PathBuf,
+    },
+    /// It cannot outlive its daemon.
+    #[error("{} cannot be handed over: {why}; stop the volume and start it", path.display())]
+    NoHandOver {
+        /// The device or file.
+        path: PathBuf,
+        /// Why not.
+        why: &'static str,
     },
     /// The system said no.
     #[error("cannot stop serving {}", path.display())]

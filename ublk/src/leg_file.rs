@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use mirrord_raid::SECTOR;
-use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
+use rustix::fs::{AtFlags, StatxFlags, ioctl_blkpbszget, ioctl_blksszget, statx};
 
 /// An open leg.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub struct LegFile {
     block_device: bool,
     offset_align: u32,
     memory_align: u32,
+    physical_block: u32,
 }
 
 /// What is taken as alignment where the system does not tell: a page, which no device exceeds.
@@ -46,7 +47,9 @@ impl LegFile {
             true => alignment(&file, block_device),
             false => (SECTOR as u32, 1),
         };
-        Ok(LegFile { path, file, direct, block_device, offset_align, memory_align })
+        let told = if block_device { ioctl_blkpbszget(&file).ok() } else { None };
+        let physical_block = told.unwrap_or(UNKNOWN_ALIGN).max(offset_align);
+        Ok(LegFile { path, file, direct, block_device, offset_align, memory_align, physical_block })
     }
 
     /// Where it was opened.
@@ -72,6 +75,11 @@ impl LegFile {
     /// What buffer addresses must be multiples of, in bytes. A [`crate::Buffer`] satisfies it.
     pub fn memory_align(&self) -> u32 {
         self.memory_align
+    }
+
+    /// What IO is best a multiple of, in bytes: the sector of the device, or the page that a file is made of.
+    pub fn physical_block(&self) -> u32 {
+        self.physical_block
     }
 
     /// The open file, for what is not data IO (sizes, locks).

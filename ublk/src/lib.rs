@@ -1,7 +1,7 @@
 //! `mirrord-ublk` moves the bytes: the ring that does leg IO and the front ends that serve a volume.
 //!
 //! All `unsafe` code of the project is here: the memory of [`Buffer`] and the calls that hand a
-//! pointer to the kernel in [`Ring`]. The crate decides nothing about mirroring: a front end turns
+//! pointer to the kernel in [`Ring`] and [`ublk`]. The crate decides nothing about mirroring: a front end turns
 //! what a client asks into [`Request`]s for an [`Engine`], and a [`Ring`] carries out the
 //! [`LegIo`](mirrord_raid::LegIo)s that the engine's state machine puts out. It starts no thread
 //! itself but through the [`Spawn`] it is given.
@@ -17,6 +17,7 @@ mod front;
 mod fuse;
 mod leg_file;
 mod ring;
+pub mod ublk;
 mod wake;
 
 pub use buffer::{Buffer, BufferPool, PoolConfig};

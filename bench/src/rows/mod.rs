@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use mirrord::engine::Volume;
+use mirrord_ublk::Shutdown;
 
 use crate::compare::{Cell, Contender, Plan};
 use crate::host::need_space;
@@ -93,7 +94,7 @@ impl Contender for EngineContender {
     }
 
     fn close(&mut self) -> Result<()> {
-        self.volume.take().map_or(Ok(()), |volume| Ok(volume.stop(true)?))
+        self.volume.take().map_or(Ok(()), |volume| Ok(volume.stop(Shutdown::Force)?))
     }
 
     fn run(&mut self, workload: &Workload, seconds: u32) -> Result<Sample> {

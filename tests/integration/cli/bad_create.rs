@@ -30,7 +30,13 @@ fn a_front_end_that_is_not_there() {
     let rig = Rig::new();
     leg(&rig, "a", SIZE);
     leg(&rig, "b", SIZE);
-    refused(&rig, &["create", "--legs", "a", "b", "--front", "ublk"], 2, &["--front ublk", "fuse"]);
+    let mounted = ["create", "--legs", "a", "b", "--front", "ublk", "--mount", "vol"];
+    refused(&rig, &mounted, 2, &["--mount", "--front fuse"]);
+    if std::path::Path::new("/dev/ublk-control").exists() {
+        return println!("SKIP: a volume without ublk: the driver is there");
+    }
+    let without = ["create", "--legs", "a", "b", "--front", "ublk"];
+    refused(&rig, &without, 1, &["--front ublk", "modprobe ublk_drv", "--front fuse"]);
 }
 
 #[test]

@@ -288,6 +288,10 @@ impl FrontEnd for FuseFront {
             (true, _) => Ok(()),
             (false, Shutdown::Clean) => self.unmount_clean(),
             (false, Shutdown::Force) => self.unmount_by_force(),
+            (false, Shutdown::HandOver) => Err(FrontError::NoHandOver {
+                path: self.point.path.clone(),
+                why: "a file served through FUSE goes with its daemon",
+            }),
         };
         if let Err(error) = result {
             self.stopping.store(false, Ordering::SeqCst);

@@ -10,8 +10,8 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::io::IoSliceMut;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -22,6 +22,7 @@ use super::volume::Volume;
 use super::wire::{InHeader, LEAST_READ, MOST_ARGS, WRITE_HEAD};
 use crate::buffer::{Buffer, BufferPool};
 use crate::front::{Pulled, Request, Source};
+use crate::ring::Ring;
 
 /// Where a queue gets its FUSE requests from.
 pub(super) struct FuseSource {
@@ -40,11 +41,12 @@ impl FuseSource {
 }
 
 impl Source for FuseSource {
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
+    fn start(&mut self, ring: &mut Ring) -> io::Result<()> {
+        ring.watch(Some(self.device.as_fd().try_clone_to_owned()?));
+        Ok(())
     }
 
-    fn pull(&mut self, most: usize, out: &mut VecDeque<Request>) -> Pulled {
+    fn pull(&mut self, _: &mut Ring, most: usize, out: &mut VecDeque<Request>) -> Pulled {
         for _ in 0..most {
             let len = match self.landing.receive(&self.device) {
                 Received::Request(len) => len,
@@ -125,7 +127,7 @@ impl Arrived<'_> {
             let next = pool.take(large.len());
             std::mem::replace(large, next)
         };
-        data.shorten(len);
+        data.set_len(len);
         Some(data)
     }
 }

@@ -8,15 +8,14 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use mirrord_raid::Errno;
-use rustix::event::{PollFd, PollFlags, poll};
+use mirrord_raid::{Errno, LegMap};
 use rustix::fs::{FallocateFlags, fallocate};
 use tempfile::TempDir;
 
 use super::*;
 use crate::buffer::PoolConfig;
 use crate::front::{Op, Pulled, Request};
-use crate::plain_spawn;
+use crate::{Ring, RingConfig, plain_spawn};
 
 const SIZE: u64 = 8 << 20;
 const BLOCK: u32 = 4096;
@@ -56,7 +55,7 @@ impl Memory {
                     Op::Zero => range.fill(0),
                     Op::Flush => {}
                 }
-                request.done.complete(Ok(()), (op == Op::Read).then(|| &**request.buf.as_ref().unwrap()));
+                request.done.complete(Ok(()), request.buf);
             }
         });
         Arc::new(Memory { requests: Mutex::new(requests), seen })
@@ -78,6 +77,8 @@ impl Engine for Memory {
         pull_all(source, move |request| requests.send(request).unwrap());
     }
 
+    fn nudge(&self, _: usize) {}
+
     fn queues(&self) -> usize {
         2
     }
@@ -86,13 +87,24 @@ impl Engine for Memory {
 /// A queue thread for engines that have none: pulls until the source ends.
 fn pull_all(mut source: Box<dyn Source>, mut submit: impl FnMut(Request) + Send + 'static) {
     thread::spawn(move || {
+        let config = RingConfig {
+            name: "test".to_owned(),
+            depth: 1,
+            tags: 1,
+            pool: BufferPool::new(PoolConfig::default()).unwrap(),
+            spawn: plain_spawn(),
+            wake: None,
+            force: None,
+        };
+        let mut ring = Ring::new(config, LegMap::from_fn(1, |_| None)).unwrap();
+        source.start(&mut ring).unwrap();
         let mut requests = VecDeque::new();
         let mut pulled = Pulled::More;
         while pulled != Pulled::Ended {
             if pulled == Pulled::All {
-                poll(&mut [PollFd::from_borrowed_fd(source.fd(), PollFlags::IN)], None).unwrap();
+                ring.wait(&mut Vec::new(), None).unwrap();
             }
-            pulled = source.pull(3, &mut requests);
+            pulled = source.pull(&mut ring, 3, &mut requests);
             requests.drain(..).for_each(&mut submit);
         }
     });
@@ -107,6 +119,8 @@ impl Engine for Loser {
     fn serve(&self, _: usize, source: Box<dyn Source>) {
         pull_all(source, drop);
     }
+
+    fn nudge(&self, _: usize) {}
 
     fn queues(&self) -> usize {
         3

@@ -17,7 +17,7 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::mem;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,8 @@ pub struct LegDone {
 pub struct Wakeup {
     /// Somebody woke the ring.
     pub woken: bool,
-    /// The watched descriptor became readable, or has failed. Said once: read until there is nothing.
+    /// The watched descriptor became readable or has failed, or device commands have ended. Said once: read
+    /// until there is nothing.
     pub readable: bool,
 }
 
@@ -273,6 +274,34 @@ impl Ring {
         }
     }
 
+    /// Queues a command for the driver behind `device`; the next [`wait`](Ring::wait) hands it to the kernel.
+    /// When it has ended the ring says that it is readable, and [`take_commands`](Ring::take_commands) gives
+    /// `id` and the result. False: this ring has no io_uring, so no commands.
+    ///
+    /// # Safety
+    /// What `data` points to must stay valid, and not be borrowed against the driver's use of it, until the
+    /// command has ended; `device` must stay open until the next `wait` or `poll`.
+    pub(crate) unsafe fn command(
+        &mut self,
+        device: BorrowedFd<'_>,
+        op: u32,
+        data: [u8; 16],
+        id: u16,
+    ) -> bool {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.command(device.as_raw_fd(), op, data, id),
+            Engine::Threads(_) => return false,
+        }
+        true
+    }
+
+    /// Moves the commands that have ended to `out`: id and result.
+    pub(crate) fn take_commands(&mut self, out: &mut Vec<(u16, i32)>) {
+        if let Engine::Uring(uring) = &mut self.engine {
+            uring.take_commands(out);
+        }
+    }
+
     /// Hands what is queued to the kernel and blocks until something completed, somebody woke the
     /// ring, the watched descriptor became readable or `timeout` passed. Completions are appended to
     /// `out`.
@@ -286,7 +315,7 @@ impl Ring {
         let before = out.len();
         loop {
             self.collect(out);
-            if out.len() > before || !self.wake.sleep() {
+            if out.len() > before || self.is_readable() || !self.wake.sleep() {
                 let wakeup = self.finish(out)?;
                 if wakeup != Wakeup::default() || out.len() > before {
                     return Ok(wakeup);
@@ -332,6 +361,13 @@ impl Ring {
         slot.file = file;
         slot.generation = slot.generation.wrapping_add(1);
         Ok(())
+    }
+
+    fn is_readable(&self) -> bool {
+        match &self.engine {
+            Engine::Uring(uring) => uring.is_readable(),
+            Engine::Threads(_) => false,
+        }
     }
 
     /// Submits, collects, and says what else happened.

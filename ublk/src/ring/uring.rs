@@ -26,6 +26,8 @@ const WAKE: u64 = u64::MAX;
 const UNWATCH: u64 = u64::MAX - 1;
 /// Of a watch: this and its number.
 const WATCH: u64 = 1 << 32;
+/// Of a device command: this and its id.
+const COMMAND: u64 = 2 << 32;
 
 /// What is watched for. Exclusive, and for once: of several rings that watch one source only one that
 /// sleeps is woken, and one that is busy with it not at all.
@@ -44,6 +46,8 @@ pub(super) struct Uring {
     wake_armed: bool,
     fixed_buffers: bool,
     watch: Watch,
+    /// Device commands that ended: id and result.
+    commands: Vec<(u16, i32)>,
 }
 
 /// The descriptor that is watched.
@@ -95,6 +99,7 @@ impl Uring {
             wake_armed: false,
             fixed_buffers,
             watch: Watch::default(),
+            commands: Vec::new(),
         };
         uring.arm_wake();
         Ok(uring)
@@ -191,6 +196,10 @@ impl Uring {
                     self.arm_wake();
                 }
                 UNWATCH => {}
+                data if data >= COMMAND => {
+                    self.commands.push((data as u16, cqe.result()));
+                    self.watch.readable = true;
+                }
                 data if data >= WATCH => {
                     if data == WATCH | u64::from(self.watch.number) {
                         self.watch.readable = true;
@@ -202,13 +211,29 @@ impl Uring {
         }
     }
 
+    /// Queues a command for the driver behind `fd`, which is named by `id` until it has ended.
+    pub(super) fn command(&mut self, fd: RawFd, op: u32, data: [u8; 16], id: u16) {
+        let entry = opcode::UringCmd16::new(Fd(fd), op).cmd(data).build();
+        self.push(entry.user_data(COMMAND | u64::from(id)));
+    }
+
+    /// Moves the commands that ended to `out`.
+    pub(super) fn take_commands(&mut self, out: &mut Vec<(u16, i32)>) {
+        out.append(&mut self.commands);
+    }
+
+    pub(super) fn is_readable(&self) -> bool {
+        self.watch.readable
+    }
+
     /// Watches `fd` in place of an earlier one.
     pub(super) fn watch(&mut self, fd: Option<OwnedFd>) {
         let old = u64::from(self.watch.number);
         if mem::take(&mut self.watch.armed) {
             self.push(opcode::PollRemove::new(WATCH | old).build().user_data(UNWATCH));
         }
-        self.watch = Watch { fd, number: self.watch.number.wrapping_add(1), ..Watch::default() };
+        let readable = !self.commands.is_empty();
+        self.watch = Watch { fd, number: self.watch.number.wrapping_add(1), armed: false, readable };
     }
 
     pub(super) fn take_readable(&mut self) -> bool {
@@ -254,7 +279,8 @@ impl Uring {
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
         // SAFETY: the memory of the entry stays valid until its completion: `Ring` keeps attached
         // buffers in place while IO is in flight and leaks them rather than free them under it;
-        // the zeroes belong to the pool it holds; `wake_value` is leaked.
+        // the zeroes belong to the pool it holds; `wake_value` is leaked; what a device command points to
+        // is kept by whoever issued it (see `Ring::command`).
         unsafe { self.ring.submission().push(entry) }.is_ok()
     }
 }

@@ -1,0 +1,139 @@
+//! Which front end a volume gets: chosen, and for ublk its device added, before the engine starts, for the
+//! engine has the queues that the device has.
+
+use std::sync::Arc;
+
+use mirrord_ublk::ublk::{self, UblkDevice, UblkError, UblkOptions};
+use mirrord_ublk::{BufferPool, Engine, FrontEnd, FuseFront, FuseOptions, Task, plain_spawn};
+use uuid::Uuid;
+
+use super::{FrontChoice, ServeError, ServeOptions};
+use crate::failure::describe;
+
+/// Largest request through FUSE or without a front end, in bytes: what the kernel sends at most.
+const MAX_IO: u32 = 1 << 20;
+
+/// The same through ublk, where every tag has a buffer of this size.
+const UBLK_MAX_IO: u32 = 512 << 10;
+
+/// Requests in flight per queue if it is not said: enough for every client of a FUSE mount.
+const DEPTH: u32 = 64;
+
+/// The same for ublk: as many as file systems send at a time.
+const UBLK_DEPTH: u32 = 128;
+
+/// Most queues when none are asked for: more than this and they only wait for each other's legs.
+const MOST_QUEUES: u16 = 4;
+
+/// What a front end has to know of the volume. Sizes in bytes.
+pub(super) struct Serving {
+    pub(super) name: String,
+    pub(super) volume: Uuid,
+    pub(super) size: u64,
+    pub(super) region_size: u64,
+    pub(super) block_size: u32,
+    pub(super) physical_block_size: u32,
+}
+
+/// A front end that is ready to be started.
+pub(super) struct Prepared {
+    device: Option<UblkDevice>,
+    /// Why it is not the better one.
+    pub(super) note: Option<String>,
+    pub(super) queues: u16,
+    pub(super) depth: u32,
+    pub(super) max_io: u32,
+}
+
+impl Prepared {
+    pub(super) fn name(&self, options: &ServeOptions) -> &'static str {
+        match (&self.device, options.front) {
+            (Some(_), _) => "ublk",
+            (None, FrontChoice::None) => "none",
+            (None, _) => "fuse",
+        }
+    }
+}
+
+/// Chooses the front end. A device that an earlier daemon left behind has users who wait for it: it is taken
+/// over, or nothing is served.
+pub(super) fn prepare(serving: &Serving, options: &ServeOptions) -> Result<Prepared, ServeError> {
+    let queues = options.queues.unwrap_or_else(default_queues).max(1);
+    let depth = options.depth.unwrap_or(DEPTH);
+    let without = |note| Prepared { device: None, note, queues, depth, max_io: MAX_IO };
+    let waits = || ublk::waiting(serving.volume.into_bytes(), &plain_spawn()).ok().flatten();
+    match options.front {
+        FrontChoice::None => Ok(without(None)),
+        FrontChoice::Fuse => match waits() {
+            Some(path) => Err(ServeError::DeviceWaits { path }),
+            None => Ok(without(None)),
+        },
+        FrontChoice::Auto if options.threads_engine => Ok(without(None)),
+        FrontChoice::Auto | FrontChoice::Ublk => match add(serving, options, queues) {
+            Ok(device) => Ok(Prepared {
+                note: None,
+                queues: device.queues(),
+                depth: device.depth().into(),
+                max_io: device.max_io(),
+                device: Some(device),
+            }),
+            Err(error @ (UblkError::Served { .. } | UblkError::DoesNotFit { .. })) => Err(error.into()),
+            Err(error) if options.front == FrontChoice::Ublk => Err(error.into()),
+            Err(error) => {
+                let note = describe(&error);
+                tracing::info!("serving through FUSE: {note}");
+                Ok(without(Some(note)))
+            }
+        },
+    }
+}
+
+fn add(serving: &Serving, options: &ServeOptions, queues: u16) -> Result<UblkDevice, UblkError> {
+    UblkDevice::prepare(UblkOptions {
+        volume: serving.volume.into_bytes(),
+        size: serving.size,
+        block_size: serving.block_size,
+        physical_block_size: serving.physical_block_size,
+        region_size: serving.region_size,
+        max_io: UBLK_MAX_IO,
+        queues,
+        depth: options.depth.unwrap_or(UBLK_DEPTH) as u16,
+        spawn: plain_spawn(),
+    })
+}
+
+/// Starts the front end. `on_gone` is called if somebody else takes it away.
+pub(super) fn start(
+    prepared: Prepared,
+    serving: &Serving,
+    options: &ServeOptions,
+    engine: Arc<dyn Engine>,
+    pool: &Arc<BufferPool>,
+    on_gone: Task,
+) -> Result<Option<Box<dyn FrontEnd>>, ServeError> {
+    if let Some(device) = prepared.device {
+        return Ok(Some(Box::new(device.serve(engine, pool, Some(on_gone))?)));
+    }
+    if options.front == FrontChoice::None {
+        return Ok(None);
+    }
+    let fuse = FuseOptions {
+        mount: options.mount.clone(),
+        name: serving.name.clone(),
+        size: serving.size,
+        block_size: serving.block_size,
+        max_io: MAX_IO,
+        allow_other: options.allow_other,
+        read_only: false,
+        spawn: plain_spawn(),
+        on_unmounted: Some(on_gone),
+    };
+    Ok(Some(Box::new(FuseFront::mount(fuse, engine, Arc::clone(pool))?)))
+}
+
+/// One for two processors: clients need theirs, and a queue that never sleeps beats two that wake each
+/// other's processor for every request.
+fn default_queues() -> u16 {
+    std::thread::available_parallelism()
+        .map_or(1, |count| (count.get() / 2).clamp(1, MOST_QUEUES.into()) as u16)
+}

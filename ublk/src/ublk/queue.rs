@@ -1,0 +1,310 @@
+//! One queue of a ublk device: what its thread gets requests from and answers them with.
+//!
+//! Commands travel on the queue's own ring, beside the leg IO: a thread has one ring to wait for. Each tag
+//! has a buffer, which the driver copies a write's data into and a read's data out of: the one private copy
+//! that all legs are written from. A tag is at any time with the driver (a fetch is pending; the driver may
+//! write to its buffer), with the engine (the buffer is too), or gone (the driver takes the device away).
+//!
+//! Requests that come after [`Stopping::set`] are left to the driver, which gives them to the next daemon.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mirrord_raid::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use zerocopy::IntoBytes;
+
+use super::command::{
+    COMMIT_AND_FETCH, FETCH, FLAG_FUA, IoCommand, IoDescriptor, MOST_DEPTH, OP_DISCARD, OP_FLUSH, OP_READ,
+    OP_WRITE, OP_WRITE_ZEROES,
+};
+use crate::buffer::{Buffer, BufferPool};
+use crate::done::Done;
+use crate::front::{Op, Pulled, Request, Source};
+use crate::ring::Ring;
+
+/// Set once requests are to be left to the next daemon.
+#[derive(Clone, Default)]
+pub(super) struct Stopping(Arc<AtomicBool>);
+
+impl Stopping {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Where a queue gets its requests from.
+pub(super) struct UblkSource {
+    device: OwnedFd,
+    queue: u16,
+    descriptors: Descriptors,
+    /// By tag; `None` while the engine has it.
+    buffers: Vec<Option<Buffer>>,
+    max_io: usize,
+    pool: Arc<BufferPool>,
+    /// Commands that the driver has.
+    pending: u32,
+    /// Tags that the driver will give no request for any more.
+    gone: u32,
+    /// Requests that the engine has.
+    taken: u32,
+    ended: Vec<(u16, i32)>,
+    arrived: VecDeque<u16>,
+    answers: Arc<Answers>,
+    answered: Vec<Answered>,
+    stopping: Stopping,
+    /// Told the thread's id once all tags were fetched for, or why they were not.
+    started: Option<Sender<io::Result<i32>>>,
+    /// Dropped last of all, it says that this source has ended.
+    _session: Sender<()>,
+}
+
+/// What a source is made with.
+pub(super) struct SourceConfig<'a> {
+    /// `/dev/ublkcN`, for this source alone.
+    pub(super) device: OwnedFd,
+    pub(super) queue: u16,
+    pub(super) depth: u16,
+    /// Bytes of the largest request.
+    pub(super) max_io: u32,
+    pub(super) pool: &'a Arc<BufferPool>,
+    pub(super) stopping: Stopping,
+    pub(super) started: Sender<io::Result<i32>>,
+    pub(super) session: Sender<()>,
+}
+
+impl UblkSource {
+    pub(super) fn new(config: SourceConfig<'_>) -> io::Result<UblkSource> {
+        let descriptors = Descriptors::map(&config.device, config.queue, config.depth)?;
+        let buffer = |_| Some(config.pool.take(config.max_io as usize));
+        Ok(UblkSource {
+            device: config.device,
+            queue: config.queue,
+            descriptors,
+            buffers: (0..config.depth).map(buffer).collect(),
+            max_io: config.max_io as usize,
+            pool: Arc::clone(config.pool),
+            pending: 0,
+            gone: 0,
+            taken: 0,
+            ended: Vec::with_capacity(config.depth.into()),
+            arrived: VecDeque::with_capacity(config.depth.into()),
+            answers: Arc::default(),
+            answered: Vec::with_capacity(config.depth.into()),
+            stopping: config.stopping,
+            started: Some(config.started),
+            _session: config.session,
+        })
+    }
+
+    /// Gives `tag` to the driver, its buffer along.
+    fn command(&mut self, ring: &mut Ring, op: u32, tag: u16, result: i32) -> bool {
+        let buffer = self.buffers[usize::from(tag)].as_ref().expect("the tag has its buffer");
+        let address = buffer.as_raw() as u64;
+        let command = IoCommand { queue: self.queue, tag, result, address };
+        let mut data = [0; size_of::<IoCommand>()];
+        data.copy_from_slice(command.as_bytes());
+        // SAFETY: the buffer stays here, and nobody borrows it, until the command has ended: `take_in` gives
+        // it to the engine only then, and `drop` leaks it before. `device` is open as long as `self` lives,
+        // which a queue drops only when it waits no more or has waited since.
+        let sent = unsafe { ring.command(self.device.as_fd(), op, data, tag) };
+        self.pending += u32::from(sent);
+        sent
+    }
+
+    /// Takes note of commands that have ended.
+    fn take_in(&mut self, ring: &mut Ring) {
+        ring.take_commands(&mut self.ended);
+        for (tag, result) in self.ended.drain(..) {
+            self.pending -= 1;
+            if result == 0 && !self.stopping.is_set() {
+                self.arrived.push_back(tag);
+                continue;
+            }
+            self.gone += 1;
+            if result != 0 && result != -libc::ENODEV {
+                tracing::error!(
+                    queue = self.queue,
+                    tag,
+                    errno = -result,
+                    "the ublk driver refused a command"
+                );
+            }
+        }
+    }
+
+    /// Hands finished requests back and asks for the next.
+    fn commit(&mut self, ring: &mut Ring) {
+        mem::swap(&mut *self.answers.lock(), &mut self.answered);
+        let mut answered = mem::take(&mut self.answered);
+        for Answered { tag, result, buffer } in answered.drain(..) {
+            self.taken -= 1;
+            let own = &mut self.buffers[usize::from(tag)];
+            if own.is_none() {
+                *own = Some(buffer.unwrap_or_else(|| self.pool.take(self.max_io)));
+            }
+            self.command(ring, COMMIT_AND_FETCH, tag, result);
+        }
+        self.answered = answered;
+    }
+
+    /// What the driver wants with `tag`; `None` if that is nothing it was offered.
+    fn request(&mut self, tag: u16) -> Option<Request> {
+        let IoDescriptor { operation, sectors, start_sector, .. } = self.descriptors.read(tag);
+        let (offset, len) = (start_sector << 9, u64::from(sectors) << 9);
+        // A flush comes with any place.
+        let (op, offset, len, answer) = match operation & 0xff {
+            OP_READ => (Op::Read, offset, len, len),
+            OP_WRITE => (Op::Write, offset, len, len),
+            OP_FLUSH => (Op::Flush, 0, 0, 0),
+            OP_DISCARD | OP_WRITE_ZEROES => (Op::Zero, offset, len, 0),
+            _ => return None,
+        };
+        self.taken += 1;
+        let buf = (answer > 0).then(|| {
+            let mut buffer = self.buffers[usize::from(tag)].take().expect("the tag has its buffer");
+            buffer.set_len(len as usize);
+            buffer
+        });
+        let done = Done::ublk(Answer { answers: Arc::clone(&self.answers), tag, bytes: answer as u32 });
+        Some(Request { op, offset, len, fua: operation & FLAG_FUA != 0, buf, patch: None, done })
+    }
+}
+
+impl Source for UblkSource {
+    fn start(&mut self, ring: &mut Ring) -> io::Result<()> {
+        let fetching = (0..self.buffers.len() as u16).all(|tag| self.command(ring, FETCH, tag, 0));
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        let result = if fetching { Ok(thread) } else { Err(io::Error::from_raw_os_error(libc::ENOSYS)) };
+        if let Some(started) = self.started.take() {
+            let _ = started.send(result);
+        }
+        if fetching { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOSYS)) }
+    }
+
+    fn pull(&mut self, ring: &mut Ring, most: usize, out: &mut VecDeque<Request>) -> Pulled {
+        // Commands must have reached the driver before this source goes: those of the last pull have.
+        let stopping = self.stopping.is_set();
+        let all_left = stopping && self.taken == 0;
+        self.commit(ring);
+        self.take_in(ring);
+        if stopping {
+            self.gone += self.arrived.drain(..).len() as u32;
+        }
+        for _ in 0..most {
+            let Some(tag) = self.arrived.pop_front() else { break };
+            match self.request(tag) {
+                Some(request) => out.push_back(request),
+                None => {
+                    tracing::error!(
+                        queue = self.queue,
+                        tag,
+                        "the ublk driver asked for what it was not offered"
+                    );
+                    self.command(ring, COMMIT_AND_FETCH, tag, -libc::EOPNOTSUPP);
+                }
+            }
+        }
+        let more = if stopping { self.taken == 0 } else { !self.arrived.is_empty() };
+        match self.gone as usize == self.buffers.len() || all_left {
+            true => Pulled::Ended,
+            false if more => Pulled::More,
+            false => Pulled::All,
+        }
+    }
+}
+
+impl Drop for UblkSource {
+    fn drop(&mut self) {
+        if self.pending > 0 {
+            // The driver may still write to them. It ends with the ring, and so, soon, does the process.
+            mem::forget(mem::take(&mut self.buffers));
+        }
+    }
+}
+
+/// Answers on their way back to the source.
+#[derive(Default)]
+struct Answers(Mutex<Vec<Answered>>);
+
+impl Answers {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Answered>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Answered {
+    tag: u16,
+    result: i32,
+    buffer: Option<Buffer>,
+}
+
+/// The answer that a request of a ublk device owes. Given on the queue's thread, it reaches the driver at the
+/// next pull.
+pub(crate) struct Answer {
+    answers: Arc<Answers>,
+    tag: u16,
+    /// What a success is told as.
+    bytes: u32,
+}
+
+impl Answer {
+    /// Answers, and gives the buffer back. One that is lost is replaced by another.
+    pub(crate) fn give(self, result: Result<(), Errno>, buffer: Option<Buffer>) {
+        let result = match result {
+            Ok(()) => self.bytes as i32,
+            Err(Errno(errno)) => -errno,
+        };
+        self.answers.lock().push(Answered { tag: self.tag, result, buffer });
+    }
+}
+
+/// The driver's descriptors of one queue's requests, by tag.
+struct Descriptors {
+    memory: NonNull<IoDescriptor>,
+    bytes: usize,
+    depth: u16,
+}
+
+// SAFETY: the mapping belongs to this value alone, and is only read.
+unsafe impl Send for Descriptors {}
+
+impl Descriptors {
+    fn map(device: &OwnedFd, queue: u16, depth: u16) -> io::Result<Descriptors> {
+        let page = rustix::param::page_size();
+        let size = |depth: usize| (depth * size_of::<IoDescriptor>()).next_multiple_of(page);
+        let (bytes, offset) = (size(depth.into()), usize::from(queue) * size(MOST_DEPTH));
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
+        let memory =
+            unsafe { mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, flags, device, offset as u64) }?;
+        let memory = NonNull::new(memory.cast()).expect("the kernel maps nothing at address 0 unasked");
+        Ok(Descriptors { memory, bytes, depth })
+    }
+
+    fn read(&self, tag: u16) -> IoDescriptor {
+        assert!(tag < self.depth);
+        // SAFETY: the mapping holds `depth` descriptors and any bytes are one. The driver wrote this one before
+        // it ended the command by which the tag came, and leaves it alone until the answer.
+        unsafe { self.memory.add(tag.into()).read_volatile() }
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `map` mapped, and nothing refers to it any more.
+        if let Err(errno) = unsafe { munmap(self.memory.as_ptr().cast(), self.bytes) } {
+            tracing::warn!(%errno, "unmapping the descriptors of a queue");
+        }
+    }
+}
