@@ -14,6 +14,7 @@ pub mod leg;
 pub mod logging;
 pub mod paths;
 pub mod registry;
+pub mod rights;
 pub mod signature;
 pub mod start;
 pub mod status;
