@@ -6,6 +6,7 @@ pub mod cli;
 pub mod control;
 pub mod create;
 pub mod daemon;
+pub mod doctor;
 pub mod engine;
 mod extents;
 pub mod failure;

@@ -392,7 +392,7 @@ impl Volume {
 
 /// One for two processors: clients need theirs, and a queue that never sleeps beats two that wake each
 /// other's processor for every request.
-fn default_queues() -> usize {
+pub(crate) fn default_queues() -> usize {
     std::thread::available_parallelism().map_or(1, |count| (count.get() / 2).clamp(1, MOST_QUEUES))
 }
 
