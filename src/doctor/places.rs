@@ -100,15 +100,15 @@ fn unit(machine: &Machine) -> Finding {
         Some(path) => Finding::ok(CHECK, WHY, path.display().to_string()),
         None => {
             let (from, to, flag) = match root {
-                true => ("system", "/etc/systemd/system", ""),
-                false => ("user", "~/.config/systemd/user", "--user "),
+                true => ("", "/etc/systemd/system", ""),
+                false => ("user/", "~/.config/systemd/user", "--user "),
             };
             Finding::limited(
                 CHECK,
                 WHY,
                 format!("{UNIT} is not installed"),
                 format!(
-                    "make install, or copy packaging/systemd/{from}/{UNIT} to {to}; then systemctl {flag}daemon-reload"
+                    "make install, or copy packaging/systemd/{from}{UNIT} to {to}; then systemctl {flag}daemon-reload"
                 ),
             )
         }
