@@ -17,9 +17,12 @@ pub(super) const REISSUE: u64 = 1 << 4;
 /// Users without privilege may have devices.
 pub(super) const UNPRIVILEGED: u64 = 1 << 5;
 
-/// What the driver can do; `None` where it cannot be asked.
-pub(super) fn features() -> Option<u64> {
-    None
+/// What the driver can do, as bits; `None` for one that does not tell (before Linux 6.5).
+///
+/// # Errors
+/// Why it cannot be asked.
+pub(super) fn features() -> Result<Option<u64>, String> {
+    Err("this version of mirrord does not speak to it".to_owned())
 }
 
 /// User and group that a device belongs to; `None` for one of root's and where the driver cannot be asked.

@@ -36,8 +36,8 @@ pub struct Machine {
     pub(super) queues: usize,
     /// Where programs are looked for.
     pub(super) path: Vec<PathBuf>,
-    /// What the ublk driver can do, if it says.
-    pub(super) ublk_features: Option<u64>,
+    /// What the ublk driver says it can do, or why it cannot be asked.
+    pub(super) ublk_features: Result<Option<u64>, String>,
     pub(super) home: Option<PathBuf>,
     pub(super) dirs: Dirs,
 }
@@ -144,7 +144,7 @@ pub(super) mod tests {
             lockable: Some(8 << 20),
             queues: 2,
             path: vec![PathBuf::from("/usr/bin")],
-            ublk_features: None,
+            ublk_features: Err("no driver".to_owned()),
             home: None,
             dirs: Dirs::new(dir.path().join("run/mirrord"), dir.path().join("state")),
         };

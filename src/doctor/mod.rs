@@ -118,7 +118,7 @@ mod tests {
         machine.put("/dev/fuse", "");
         let report = examine(&machine, &[]);
         assert!(report.serves && last(&report).found.contains("takes FUSE: a file, mounted by the daemon"));
-        machine.ublk_features = Some(0x1fe);
+        machine.ublk_features = Ok(Some(0x1fe));
         assert!(last(&examine(&machine, &[])).found.contains("takes ublk: a block device that outlives"));
         machine.release = "6.18.4".to_owned();
         assert!(last(&examine(&machine, &[])).found.contains("takes FUSE"), "the driver would oops");

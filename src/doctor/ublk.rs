@@ -39,16 +39,9 @@ pub(super) enum Device {
 
 /// Gives the kind of device to be had, if any.
 pub(super) fn examine(machine: &Machine, leg_io: LegIo) -> (Vec<Finding>, Option<Device>) {
-    let features = machine.ublk_features;
-    let privileged = machine.rights.has(CapabilitySet::SYS_ADMIN);
-    let device = features.filter(|_| leg_io == LegIo::IoUring { ublk: true }).and_then(|features| {
-        match (privileged, features & UNPRIVILEGED != 0) {
-            (true, _) if features & (RECOVERY | REISSUE) == RECOVERY | REISSUE => Some(Device::Recoverable),
-            (true, _) | (false, true) => Some(Device::Plain),
-            (false, false) => None,
-        }
-    });
-    (vec![driver(machine), control(machine), features_of(machine, privileged), rule(machine)], device)
+    let (features, device) = features(machine);
+    let device = device.filter(|_| leg_io == LegIo::IoUring { ublk: true });
+    (vec![driver(machine), control(machine), features, rule(machine)], device)
 }
 
 fn driver(machine: &Machine) -> Finding {
@@ -66,7 +59,7 @@ fn driver(machine: &Machine) -> Finding {
         let path = format!("{modules}/kernel/drivers/block/ublk_drv.ko{ending}");
         machine.there(path)
     };
-    let listed = machine.text(&format!("{modules}/modules.dep")).contains("/ublk_drv.ko");
+    let listed = machine.text(&format!("{modules}/modules.dep")).contains("ublk_drv.ko");
     if listed || MODULE_ENDINGS.iter().any(file) {
         return Finding::missing(
             CHECK,
@@ -129,33 +122,46 @@ fn control(machine: &Machine) -> Finding {
     }
 }
 
-fn features_of(machine: &Machine, privileged: bool) -> Finding {
+/// What a driver that does not tell has.
+fn usual(release: &str) -> u64 {
+    let version = version(release);
+    let since = |minor, bits| if version >= (6, minor, 0) { bits } else { 0 };
+    since(1, RECOVERY | REISSUE) | since(3, UNPRIVILEGED)
+}
+
+fn features(machine: &Machine) -> (Finding, Option<Device>) {
     const CHECK: &str = "ublk features";
     const WHY: &str =
         "recovery and reissue let a device outlive its daemon, unprivileged lets users have one";
-    let Some(features) = machine.ublk_features else {
-        let remedy = "mend what is above first";
-        return Finding::missing(CHECK, WHY, "the driver cannot be asked", remedy);
+    let (features, told) = match &machine.ublk_features {
+        Ok(Some(features)) => (*features, ""),
+        Ok(None) => (usual(&machine.release), " (by the kernel's version; the driver does not tell)"),
+        Err(error) => {
+            let found = format!("the driver cannot be asked: {error}");
+            return (Finding::missing(CHECK, WHY, found, "mend what is missing of ublk above"), None);
+        }
     };
     let names: Vec<&str> =
         NAMES.iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| *name).collect();
     let text = match names.as_slice() {
-        [] => "none that matter here".to_owned(),
-        names => names.join(" "),
+        [] => format!("none that matter here{told}"),
+        names => format!("{}{told}", names.join(" ")),
     };
-    match (privileged, features & UNPRIVILEGED != 0) {
-        (true, _) if features & (RECOVERY | REISSUE) == RECOVERY | REISSUE => Finding::ok(CHECK, WHY, text),
+    let recovers = features & (RECOVERY | REISSUE) == RECOVERY | REISSUE;
+    match (machine.rights.has(CapabilitySet::SYS_ADMIN), features & UNPRIVILEGED != 0) {
+        (true, _) if recovers => (Finding::ok(CHECK, WHY, text), Some(Device::Recoverable)),
         (true, _) => {
             let found = format!("{text}: a device goes when its daemon goes");
-            Finding::limited(CHECK, WHY, found, "use Linux 6.1 or newer")
+            (Finding::limited(CHECK, WHY, found, "use Linux 6.1 or newer"), Some(Device::Plain))
         }
         (false, true) => {
             let found = format!("{text}; without CAP_SYS_ADMIN a device goes when its daemon goes");
-            Finding::limited(CHECK, WHY, found, "run as root for a device that outlives its daemon")
+            let remedy = "run as root for a device that outlives its daemon";
+            (Finding::limited(CHECK, WHY, found, remedy), Some(Device::Plain))
         }
         (false, false) => {
-            let found = format!("{text}: none for users without CAP_SYS_ADMIN");
-            Finding::missing(CHECK, WHY, found, "run as root, or use Linux 6.3 or newer")
+            let found = format!("{text}: no device for users without CAP_SYS_ADMIN");
+            (Finding::missing(CHECK, WHY, found, "run as root, or use Linux 6.3 or newer"), None)
         }
     }
 }
@@ -198,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_driver_is_found_or_the_way_to_it() {
-        let (_dir, mut machine) = bare();
+        let (_dir, machine) = bare();
         let remedy = |machine: &Machine| driver(machine).remedy.unwrap();
         assert!(remedy(&machine).contains("on the host"));
         machine.put("/lib/modules/6.12.1-amd64/modules.dep", "kernel/drivers/block/loop.ko:\n");
@@ -212,7 +218,6 @@ mod tests {
         let (_dir, mut old) = bare();
         old.release = "5.15.0-1-amd64".to_owned();
         assert!(driver(&old).found.contains("has none"));
-        machine.release = "6.12.1-amd64".to_owned();
     }
 
     #[test]
@@ -240,20 +245,24 @@ mod tests {
         let (_dir, mut root) = bare();
         let (_dir, mut user) = plain_user();
         assert_eq!(examine(&root, WIDE).1, None, "cannot be asked");
-        for (features, for_root, for_user) in [
-            (0x1fe, Some(Device::Recoverable), Some(Device::Plain)),
-            (0x1de, Some(Device::Recoverable), None),
-            (0x6, Some(Device::Plain), None),
+        for (told, for_root, for_user) in [
+            (Some(0x1fe), Some(Device::Recoverable), Some(Device::Plain)),
+            (Some(0x1de), Some(Device::Recoverable), None),
+            (Some(0x6), Some(Device::Plain), None),
+            (None, Some(Device::Recoverable), Some(Device::Plain)),
         ] {
-            (root.ublk_features, user.ublk_features) = (Some(features), Some(features));
-            assert_eq!(examine(&root, WIDE).1, for_root, "{features:#x}");
-            assert_eq!(examine(&user, WIDE).1, for_user, "{features:#x}");
+            (root.ublk_features, user.ublk_features) = (Ok(told), Ok(told));
+            assert_eq!(examine(&root, WIDE).1, for_root, "{told:?}");
+            assert_eq!(examine(&user, WIDE).1, for_user, "{told:?}");
             assert_eq!(examine(&root, LegIo::Threads).1, None);
-            let state = features_of(&user, false).state;
-            assert_eq!(state == Health::Missing, for_user.is_none(), "{features:#x}");
+            assert_eq!(features(&user).0.state == Health::Missing, for_user.is_none(), "{told:?}");
         }
-        root.ublk_features = Some(0x1fe);
-        assert_eq!(features_of(&root, true).found, "recovery reissue unprivileged ioctl-encode");
+        assert!(features(&root).0.found.starts_with("recovery reissue unprivileged (by"));
+        root.ublk_features = Ok(Some(0x1fe));
+        assert_eq!(features(&root).0.found, "recovery reissue unprivileged ioctl-encode");
+        for (release, usual) in [("6.0.9", 0), ("6.1.0-9-amd64", RECOVERY | REISSUE), ("6.4.0", 0x38)] {
+            assert_eq!(super::usual(release), usual, "{release}");
+        }
     }
 
     #[test]
