@@ -3,10 +3,20 @@
 
 CARGO ?= cargo
 SEEDS ?= 1000000
+PREFIX ?= /usr/local
+BINARY ?= $(or $(CARGO_TARGET_DIR),target)/release/mirrord
 
-.PHONY: all demo test bench soak mutants clean
+.PHONY: all install demo test bench soak mutants clean
 
 all:
+	$(CARGO) build --release
+
+# The program, manual pages, completions, systemd units and udev rules, under $(DESTDIR)$(PREFIX). Build first
+# (`make`) where the one who installs has no toolchain.
+install: $(BINARY)
+	PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" BINARY="$(BINARY)" scripts/install
+
+$(BINARY):
 	$(CARGO) build --release
 
 # The main job, end to end, on real files: shows what happens.

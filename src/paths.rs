@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, accessat, flock};
 use rustix::io::Errno;
 
 /// Longest path of a socket that the system can bind, in bytes (`sun_path` with its final zero).
@@ -107,6 +107,13 @@ impl Dirs {
         private(&self.state, STATE_VARIABLE)
     }
 
+    /// Looks at both without making anything: each with whether it is there, or why [`Dirs::prepare`] would
+    /// fail.
+    pub fn look(&self) -> [(&Path, Result<bool, PathsError>); 2] {
+        [(&self.runtime, RUNTIME_VARIABLE), (&self.state, STATE_VARIABLE)]
+            .map(|(path, variable)| (path.as_path(), look(path, variable)))
+    }
+
     /// The control socket of a volume.
     pub fn socket(&self, name: &str) -> PathBuf {
         self.runtime.join(format!("{name}.sock"))
@@ -177,12 +184,35 @@ pub fn check_name(name: &str) -> Result<(), BadName> {
 fn private(path: &Path, variable: &'static str) -> Result<(), PathsError> {
     let io_error = |source| PathsError::Io { path: path.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error)?;
-    let metadata = fs::metadata(path).map_err(io_error)?;
+    check(path, &fs::metadata(path).map_err(io_error)?, variable)
+}
+
+fn check(path: &Path, metadata: &fs::Metadata, variable: &'static str) -> Result<(), PathsError> {
     let ours = metadata.uid() == rustix::process::geteuid().as_raw();
     if !ours || metadata.mode() & 0o022 != 0 {
         return Err(PathsError::NotPrivate { path: path.to_owned(), variable });
     }
     Ok(())
+}
+
+fn look(path: &Path, variable: &'static str) -> Result<bool, PathsError> {
+    let io_error = |source| PathsError::Io { path: path.to_owned(), source };
+    let writable = |path: &Path| {
+        let access = Access::WRITE_OK | Access::EXEC_OK;
+        accessat(CWD, path, access, AtFlags::EACCESS).map_err(|errno| io_error(errno.into()))
+    };
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_dir() => Err(io_error(io::ErrorKind::NotADirectory.into())),
+        Ok(metadata) => {
+            check(path, &metadata, variable)?;
+            writable(path).map(|()| true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let there = path.ancestors().find(|ancestor| ancestor.exists());
+            writable(there.unwrap_or(Path::new("/"))).map(|()| false)
+        }
+        Err(error) => Err(io_error(error)),
+    }
 }
 
 #[cfg(test)]

@@ -47,6 +47,20 @@ pub struct VolumeStatus {
     pub resync: ResyncStatus,
     /// Requests answered since start.
     pub io: IoStatus,
+    /// What protects the daemon when memory is short; absent where the volume has no daemon of its own.
+    #[serde(default)]
+    pub hardening: Option<Hardening>,
+}
+
+/// What protects a daemon when memory is short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hardening {
+    /// Its IO does not wait for memory that is freed by writing to its own volume.
+    pub io_flusher: bool,
+    /// Its memory is never swapped out.
+    pub memory_locked: bool,
+    /// It is never killed for want of memory.
+    pub oom_protected: bool,
 }
 
 /// The state of a volume.

@@ -205,6 +205,7 @@ pub(crate) fn serve(legs: &[PathBuf]) -> Result<Volume> {
         front: FrontChoice::None,
         queues: None,
         depth: Some(64),
+        own_mounts: false,
         threads_engine: false,
         allow_other: false,
         resync_rate: None,

@@ -6,6 +6,7 @@
 
 mod completions;
 mod create;
+mod doctor;
 mod inspect;
 mod list;
 mod man;
@@ -16,6 +17,7 @@ mod serving;
 mod start;
 mod status;
 mod stop;
+mod udev_owner;
 mod upgrade;
 mod wait;
 
@@ -52,10 +54,13 @@ enum Verb {
     Wait(wait::Args),
     Resync(resync::Args),
     Inspect(inspect::Args),
+    Doctor(doctor::Args),
     Completions(completions::Args),
     Man(man::Args),
     #[command(hide = true)]
     Serve(serve::Args),
+    #[command(hide = true)]
+    UdevOwner(udev_owner::Args),
 }
 
 /// What every verb gets.
@@ -84,9 +89,11 @@ pub fn main() -> ExitCode {
         Verb::Wait(args) => wait::run(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
+        Verb::Doctor(args) => doctor::run(&context, &args),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
         Verb::Serve(args) => serve::run(&context, &args),
+        Verb::UdevOwner(args) => udev_owner::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     if let Some(io) = error.downcast_ref::<io::Error>()

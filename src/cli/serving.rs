@@ -108,7 +108,7 @@ impl Args {
             log_level: self.log_level,
         };
         if self.foreground {
-            let served = Served::begin(&context.dirs, &spec, false)
+            let served = Served::begin(&context.dirs, &spec, true)
                 .map_err(|error| super::output::fail(doing, &error))?;
             say(context, &served.status(), served.notices())?;
             served.wait();

@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use mirrord_ublk::process::inherit_none_from;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,9 @@ impl From<io::Error> for SpawnError {
 /// # Errors
 /// See [`SpawnError`].
 pub fn spawn(spec: &ServeSpec, name: &str) -> Result<Ready, SpawnError> {
+    // What this process was left by whoever ran it (a lock, a pipe that somebody reads to its end) is not the
+    // daemon's to keep.
+    inherit_none_from(3)?;
     let mut child = Command::new("/proc/self/exe")
         .arg0("mirrord")
         .args(["serve", name])
@@ -107,7 +111,7 @@ pub fn serve_behind(dirs: &Dirs) -> Result<(), DaemonError> {
         .read_to_string(&mut text)
         .and_then(|_| serde_json::from_str::<ServeSpec>(&text).map_err(io::Error::from))
         .map_err(DaemonError::Spec)
-        .and_then(|spec| Served::begin(dirs, &spec, true));
+        .and_then(|spec| Served::begin(dirs, &spec, false));
     match served {
         Ok(served) => {
             let ready = Ready { status: served.status(), notices: served.notices().to_vec() };

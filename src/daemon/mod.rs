@@ -6,6 +6,9 @@
 //! [`spawn`], as a process of its own.
 
 mod background;
+mod harden;
+mod notify;
+mod signals;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +16,6 @@ use std::thread;
 
 use mirrord_ublk::{FrontError, Shutdown};
 use serde::{Deserialize, Serialize};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 pub use background::{Ready, SpawnError, serve_behind, spawn};
@@ -26,7 +28,8 @@ use crate::logging::{self, Level, LogTo};
 use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
 use crate::registry::{Front, Known, Registry, ServeChoice};
 use crate::start::{self, StartError, StartOptions};
-use crate::status::VolumeStatus;
+use crate::status::{Hardening, VolumeStatus};
+use notify::Manager;
 
 /// What to serve and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,15 +100,18 @@ pub struct Served {
     control: ControlServer,
     notices: Vec<String>,
     log_to: LogTo,
+    hardening: Hardening,
+    manager: Option<Manager>,
     lock: NameLock,
 }
 
 impl Served {
-    /// Begins to serve. `log_file`: messages go to the volume's log file if nothing else is said.
+    /// Begins to serve. In the `foreground` messages go to standard error if nothing else is said, else to
+    /// the volume's log file; and the service manager, if there is one, is told. No thread was started yet.
     ///
     /// # Errors
     /// See [`DaemonError`]; the legs are as they were.
-    pub fn begin(dirs: &Dirs, spec: &ServeSpec, log_file: bool) -> Result<Served, DaemonError> {
+    pub fn begin(dirs: &Dirs, spec: &ServeSpec, foreground: bool) -> Result<Served, DaemonError> {
         let options =
             StartOptions { degraded: spec.degraded, source: spec.source.clone(), wait_for_locks: true };
         let opened = start::open(&spec.legs, &options).map_err(|error| match error {
@@ -116,18 +122,20 @@ impl Served {
         // The name makes file names, and whoever wrote the leg chose it.
         check_name(&name).map_err(|source| DaemonError::BadName { name: name.clone(), source })?;
         let lock = dirs.lock(&name)?.ok_or_else(|| DaemonError::Running { name: name.clone() })?;
-        let default = || if log_file { LogTo::File(dirs.log_file(&name)) } else { LogTo::Stderr };
+        let default = || if foreground { LogTo::Stderr } else { LogTo::File(dirs.log_file(&name)) };
         let log_to = spec.log_to.clone().unwrap_or_else(default);
         logging::begin(&log_to, spec.log_level).map_err(DaemonError::Logging)?;
         // From here on a signal waits until it can be answered with a clean stop.
-        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(DaemonError::Threads)?;
+        let signals = signals::take(foreground).map_err(DaemonError::Threads)?;
+        let manager = foreground.then(Manager::from_env).flatten();
+        let hardening = harden::harden();
         let mut control = ControlServer::bind(dirs, &name)?;
         let mut notices = opened.notices().to_vec();
 
         let volume = Arc::new(Volume::serve(opened, serve_options(dirs, &name, spec))?);
         let status = volume.status();
         notices.extend(remember(dirs, &status, &spec.serve));
-        let started = start_threads(&volume, &mut control, signals);
+        let started = start_threads(&volume, &mut control, signals, hardening, manager.clone());
         if let Err(error) = started {
             // Nobody could stop it any more.
             let _ = volume.stop(Shutdown::Force);
@@ -137,12 +145,15 @@ impl Served {
         for notice in &notices {
             tracing::warn!("{notice}");
         }
-        Ok(Served { volume, control, notices, log_to, lock })
+        if let Some(manager) = &manager {
+            manager.ready(&format!("serving {}", status.device.display()));
+        }
+        Ok(Served { volume, control, notices, log_to, hardening, manager, lock })
     }
 
     /// How the volume is.
     pub fn status(&self) -> VolumeStatus {
-        self.volume.status()
+        status(&self.volume, self.hardening)
     }
 
     /// What the user should know.
@@ -158,6 +169,9 @@ impl Served {
     /// Serves until it is stopped.
     pub fn wait(self) {
         self.volume.wait_closed();
+        if let Some(manager) = &self.manager {
+            manager.stopping();
+        }
         tracing::info!("stopped");
         self.control.close();
         drop(self.volume);
@@ -180,6 +194,7 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
         depth: serve.depth,
         threads_engine: serve.threads_engine,
         allow_other: serve.allow_other,
+        own_mounts: true,
         resync_rate: spec.resync_rate,
     }
 }
@@ -188,15 +203,20 @@ fn start_threads(
     volume: &Arc<Volume>,
     control: &mut ControlServer,
     mut signals: Signals,
+    hardening: Hardening,
+    manager: Option<Manager>,
 ) -> std::io::Result<()> {
     let answering = Arc::clone(volume);
-    control.serve(Arc::new(move |request| answer(&answering, request)))?;
+    control.serve(Arc::new(move |request| answer(&answering, hardening, request)))?;
     // Weak: this thread waits for ever and must not keep the volume.
     let stopping = Arc::downgrade(volume);
     let on_signal = move || {
         for signal in signals.forever() {
             let Some(volume) = stopping.upgrade() else { return };
             tracing::info!(signal, "stopping");
+            if let Some(manager) = &manager {
+                manager.stopping();
+            }
             stop_on_signal(&volume);
         }
     };
@@ -215,10 +235,14 @@ fn stop_on_signal(volume: &Volume) {
     }
 }
 
-fn answer(volume: &Volume, request: Request) -> Response {
+fn status(volume: &Volume, hardening: Hardening) -> VolumeStatus {
+    VolumeStatus { hardening: Some(hardening), ..volume.status() }
+}
+
+fn answer(volume: &Volume, hardening: Hardening, request: Request) -> Response {
     match request {
         Request::Ping => Response::Pong { name: volume.status().name, pid: std::process::id() },
-        Request::Status => Response::Status { status: Box::new(volume.status()) },
+        Request::Status => Response::Status { status: Box::new(status(volume, hardening)) },
         Request::Resync { rate, pause } => {
             if let Some(rate) = rate {
                 volume.set_resync_rate((rate > 0).then_some(rate));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use mirrord_ublk::ublk::{self, UblkDevice, UblkError, UblkOptions};
-use mirrord_ublk::{BufferPool, Engine, FrontEnd, FuseFront, FuseOptions, Task, plain_spawn};
+use mirrord_ublk::{BufferPool, Engine, FrontEnd, FuseFront, FuseOptions, Task, plain_spawn, process};
 use uuid::Uuid;
 
 use super::{FrontChoice, ServeError, ServeOptions};
@@ -46,6 +46,20 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// Gives the calling thread, and those it starts from now on, mounts of their own: a daemon that ended as
+    /// the last user of a mount on its own device would wait for itself. Not for FUSE, whose mount others see.
+    pub(super) fn leave_mounts(&self) {
+        let Some(device) = &self.device else { return };
+        if let Err(error) = process::own_mount_namespace() {
+            return tracing::info!(%error, "sharing mounts with the users of the device");
+        }
+        for device in device.devices() {
+            if let Err(error) = process::leave_mounts_of(device) {
+                tracing::warn!(%error, "cannot leave a mount on the device");
+            }
+        }
+    }
+
     pub(super) fn name(&self, options: &ServeOptions) -> &'static str {
         match (&self.device, options.front) {
             (Some(_), _) => "ublk",
@@ -133,7 +147,7 @@ pub(super) fn start(
 
 /// One for two processors: clients need theirs, and a queue that never sleeps beats two that wake each
 /// other's processor for every request.
-fn default_queues() -> u16 {
+pub(crate) fn default_queues() -> u16 {
     std::thread::available_parallelism()
         .map_or(1, |count| (count.get() / 2).clamp(1, MOST_QUEUES.into()) as u16)
 }

@@ -46,6 +46,7 @@ use crate::start::{Opened, leg_paths};
 use crate::status::VolumeStatus;
 use background::READY;
 use front::Serving;
+pub(crate) use front::default_queues;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use shared::{Inbox, Mailbox, Shared, lock};
@@ -82,6 +83,9 @@ pub struct ServeOptions {
     pub threads_engine: bool,
     /// Let other users reach the FUSE file.
     pub allow_other: bool,
+    /// With ublk, give this process mounts of its own. For a daemon, which calls [`Volume::serve`] on the
+    /// main thread before it starts others.
+    pub own_mounts: bool,
     /// Resync at most so many bytes per second.
     pub resync_rate: Option<u64>,
 }
@@ -210,6 +214,9 @@ impl Volume {
             physical_block_size: physical_block_size(&opened),
         };
         let prepared = front::prepare(&serving, &options)?;
+        if options.own_mounts {
+            prepared.leave_mounts();
+        }
         let (mut log, log_file) = open_log(&opened)?;
         let resumed = resume_log(&opened, log.as_mut(), log_file.as_ref())?;
         let any_dirty = log.dirty_count() > 0;

@@ -94,6 +94,7 @@ pub(super) fn status(facts: &Facts, shared: &Shared, meter: &mut Meter, now: Ins
             flushes: read(&counters.flushes),
             errors: read(&counters.errors),
         },
+        hardening: None,
     }
 }
 

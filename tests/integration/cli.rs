@@ -11,6 +11,8 @@ mod bad_start;
 mod create;
 #[path = "cli/data.rs"]
 mod data;
+#[path = "cli/doctor.rs"]
+mod doctor;
 #[path = "cli/run.rs"]
 mod run;
 #[path = "cli/snapshot.rs"]

@@ -1,10 +1,10 @@
 //! `mirrord-ublk` moves the bytes: the ring that does leg IO and the front ends that serve a volume.
 //!
-//! All `unsafe` code of the project is here: the memory of [`Buffer`] and the calls that hand a
-//! pointer to the kernel in [`Ring`] and [`ublk`]. The crate decides nothing about mirroring: a front end turns
-//! what a client asks into [`Request`]s for an [`Engine`], and a [`Ring`] carries out the
-//! [`LegIo`](mirrord_raid::LegIo)s that the engine's state machine puts out. It starts no thread
-//! itself but through the [`Spawn`] it is given.
+//! All `unsafe` code of the project is here: the memory of [`Buffer`], the calls that hand a pointer to the
+//! kernel in [`Ring`] and [`ublk`], and what a daemon asks for itself in [`process`]. The crate decides nothing
+//! about mirroring: a front end turns what a client asks into [`Request`]s for an [`Engine`], and a [`Ring`]
+//! carries out the [`LegIo`](mirrord_raid::LegIo)s that the engine's state machine puts out. It starts no
+//! thread itself but through the [`Spawn`] it is given.
 //!
 //! The copy of a write is made once, by the front end, into one [`Buffer`]; every leg is written
 //! from it.
@@ -16,6 +16,8 @@ mod done;
 mod front;
 mod fuse;
 mod leg_file;
+mod probe;
+pub mod process;
 mod ring;
 pub mod ublk;
 mod wake;
@@ -25,6 +27,7 @@ pub use done::{Done, Group};
 pub use front::{Engine, FrontEnd, FrontError, FrontKind, Op, Patch, Pulled, Request, Shutdown, Source};
 pub use fuse::{FuseError, FuseFront, FuseOptions, clear_dead_mount};
 pub use leg_file::LegFile;
+pub use probe::{UringAbilities, probe_io_uring};
 pub use ring::{EngineKind, LegDone, Ring, RingConfig, Wakeup};
 pub use wake::Wake;
 

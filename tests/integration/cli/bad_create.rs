@@ -78,7 +78,7 @@ fn a_read_only_leg() {
         if !bound || !try_sh("mount", &["-o", "remount,bind,ro", path]).status.success() {
             return println!("SKIP: a read-only leg: cannot mount a file read-only here");
         }
-        rig.at_end(&["umount", path]);
+        rig.at_end(&["umount", "-l", path]);
     } else {
         let mut permissions = fs::metadata(&path).unwrap().permissions();
         permissions.set_readonly(true);

@@ -21,6 +21,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::FuseError;
+use crate::process::mortal;
 
 pub(super) const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
@@ -113,7 +114,7 @@ impl Point {
             if other { ",allow_other" } else { "" },
         );
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        let child = Command::new(HELPER)
+        let child = mortal(&mut Command::new(HELPER))
             .arg("-o")
             .arg(options)
             .arg("--")
@@ -178,7 +179,7 @@ pub(super) fn unmount_at(path: &Path, how: How) -> io::Result<()> {
 
 fn unmount_by_helper(path: &Path, how: How) -> io::Result<()> {
     let lazy: &[&str] = if how == How::Clean { &[] } else { &["-z"] };
-    let output = Command::new(HELPER)
+    let output = mortal(&mut Command::new(HELPER))
         .arg("-u")
         .args(lazy)
         .arg("--")

@@ -19,6 +19,7 @@ use mirrord_raid::Errno;
 
 use super::features::Features;
 use crate::Spawn;
+use crate::process::own_mount_namespace;
 
 /// What the driver listens on.
 pub(super) const CONTROL: &str = "/dev/ublk-control";
@@ -144,6 +145,8 @@ impl Control {
         let run = move || {
             // A command that a signal interrupts would be lost track of.
             block_signals();
+            // Nor may it be the one that keeps a mount on its own device; without the right to, it may.
+            let _ = own_mount_namespace();
             let mut held = Held::default();
             for job in inbox {
                 job(&mut held);

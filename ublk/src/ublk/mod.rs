@@ -329,9 +329,11 @@ impl UblkDevice {
         self.taken_over
     }
 
-    /// Whether it outlives its daemon.
-    pub fn is_recoverable(&self) -> bool {
-        self.info.flags.has(Features::RECOVERY)
+    /// Major and minor numbers of the block device, if it is there yet, and of every one that is made of it.
+    pub fn devices(&self) -> Vec<(u32, u32)> {
+        let mut devices = Vec::new();
+        made_of(&format!("ublkb{}", self.info.id), &mut devices);
+        devices
     }
 
     /// Serves the volume behind `engine` as this device. `on_gone` is called if somebody else takes the device
@@ -441,6 +443,25 @@ impl fmt::Debug for UblkDevice {
             .field("info", &self.info)
             .field("shape", &self.shape)
             .finish_non_exhaustive()
+    }
+}
+
+/// Numbers of the block device called `name`, its partitions and whatever lies on them.
+fn made_of(name: &str, devices: &mut Vec<(u32, u32)>) {
+    let dir = Path::new("/sys/class/block").join(name);
+    let number = fs::read_to_string(dir.join("dev")).ok().and_then(|text| {
+        let (major, minor) = text.trim().split_once(':')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    });
+    let Some(number) = number.filter(|number| !devices.contains(number)) else { return };
+    devices.push(number);
+    let names = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    let partitions = names(&dir).into_iter().filter(|entry| entry.starts_with(name));
+    for name in partitions.chain(names(&dir.join("holders"))) {
+        made_of(&name, devices);
     }
 }
 
