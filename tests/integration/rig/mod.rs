@@ -19,8 +19,10 @@ pub struct Rig {
 }
 
 impl Rig {
+    /// In `MIRRORD_TEST_DIR`, or in the folder that the build has for tests.
     pub fn new() -> Rig {
-        let dir = tempfile::Builder::new().prefix("rig-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let parent = std::env::var("MIRRORD_TEST_DIR").unwrap_or(env!("CARGO_TARGET_TMPDIR").to_owned());
+        let dir = tempfile::Builder::new().prefix("rig-").tempdir_in(parent).unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();
         fs::create_dir(dir.path().join("state")).unwrap();
         Rig { dir, undo: Default::default() }
@@ -32,7 +34,7 @@ impl Rig {
 
     /// The binary with these arguments, not yet run.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mirrord"));
+        let mut command = Command::new(binary());
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         command.env("MIRRORD_RUNTIME_DIR", self.path("run")).env("MIRRORD_STATE_DIR", self.path("state"));
         command
@@ -132,6 +134,16 @@ impl Drop for Rig {
         }
         let _ = Command::new("umount").arg("-l").arg(self.path("vol")).stderr(Stdio::null()).status();
     }
+}
+
+/// The binary under test: the one that was built with the tests, unless they run far from their build.
+pub fn binary() -> String {
+    std::env::var("MIRRORD_BIN").unwrap_or(env!("CARGO_BIN_EXE_mirrord").to_owned())
+}
+
+/// The front end that volumes of the tests are to have.
+pub fn front() -> String {
+    std::env::var("MIRRORD_TEST_FRONT").unwrap_or("fuse".to_owned())
 }
 
 pub fn is_root() -> bool {
