@@ -182,9 +182,13 @@ pub(super) unsafe fn perform(file: &LegFile, call: Call, ptr: *mut u8) -> i32 {
     const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
     let fd = file.raw_fd();
     let write = |offset: u64, len: u32, flags| {
-        let iovec = libc::iovec { iov_base: ptr.cast(), iov_len: len as usize };
+        let (offset, len) = (offset as i64, len as usize);
+        let iovec = libc::iovec { iov_base: ptr.cast(), iov_len: len };
         // SAFETY: `len` bytes at `ptr` are valid and nobody writes to them meanwhile.
-        unsafe { libc::pwritev2(fd, &iovec, 1, offset as i64, flags) }
+        match flags {
+            0 => unsafe { libc::pwrite(fd, ptr.cast(), len, offset) },
+            _ => unsafe { libc::pwritev2(fd, &iovec, 1, offset, flags) },
+        }
     };
     // SAFETY: no pointer; the descriptor is open as long as `file`.
     let fallocate =
