@@ -111,12 +111,14 @@ impl LogWorker {
     pub(super) fn start_record(&mut self, clean: bool, actions: &mut Vec<WorkerAction>) {
         self.record_wanted = false;
         self.event_count += 1;
+        self.lineage.record(self.event_count, self.in_use(), self.states.legs().collect());
         let record = Record {
             legs: self.in_use(),
             states: self.states.clone(),
             event_count: self.event_count,
             clean,
             log_failed: self.log_failed,
+            lineage: self.lineage.clone(),
         };
         self.doing = Doing::Record(record.clone());
         actions.push(WorkerAction::Record(record));
@@ -128,6 +130,7 @@ impl LogWorker {
         };
         let failed: LegSet = record.legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
         let ok = record.legs.minus(failed);
+        self.lineage.taken(ok);
         // A leg that took the record that it is in sync is, whatever became of the others.
         let promoted = ok.intersect(self.in_sync()).minus(self.surely_in_sync());
         for leg in promoted.iter().filter(|&leg| record.states[leg] == LegState::InSync) {

@@ -164,6 +164,8 @@ impl Sim {
             self.look_at_marks(leg);
         }
         let queues = self.config.queues;
+        self.sessions += 1;
+        let lineage = assembly.lineage(self.sessions);
         let mirror = Arc::new(Mirror::new(self.geometry, &states, log.dirty(), queues));
         let mut buffers = vec![vec![Vec::new(); self.config.depth]; usize::from(queues)];
         buffers.push(vec![vec![0; (self.config.window / 512) as usize]; SLOTS]);
@@ -172,7 +174,7 @@ impl Sim {
         self.daemon = Some(Box::new(Daemon {
             queues: (0..queues).map(|id| MirrorQueue::new(mirror.clone(), QueueId(id))).collect(),
             background: Background::new(mirror.clone(), self.config.window),
-            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, true),
+            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, true),
             mirror,
             log,
             phase: Phase::Filling,

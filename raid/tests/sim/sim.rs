@@ -57,6 +57,8 @@ pub(crate) struct Sim {
     /// Legs failed since all legs had the same record. With many, records that told how one leg carried
     /// on from another are overwritten, and what is left may look like a split brain.
     pub(crate) failures: u32,
+    /// Starts so far, and its making.
+    pub(crate) sessions: u64,
     /// The last life ended with a stop that left the log empty.
     pub(crate) stopped_clean: bool,
     /// What may have been lost since the volume was last served.
@@ -88,6 +90,7 @@ impl Sim {
             current: LegSet::first(config.legs),
             forked: false,
             failures: 0,
+            sessions: 1,
             stopped_clean: true,
             recovery: Recovery::Process,
             generations: [0; MAX_LEGS],
