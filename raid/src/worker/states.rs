@@ -136,8 +136,12 @@ impl LogWorker {
         for leg in promoted.iter().filter(|&leg| record.states[leg] == LegState::InSync) {
             self.mirror.legs.set(leg, LegState::InSync);
         }
-        if !failed.is_empty() && !self.fail_legs(ok, &errors) {
-            return self.record_failed(actions);
+        if !failed.is_empty() {
+            // A record counts once every leg that is in use under it has it: the next one may.
+            if !self.fail_legs(ok, &errors) {
+                self.record_failed(actions);
+            }
+            return;
         }
         for (leg, &state) in record.states.iter() {
             self.mirror.legs.set_recorded(leg, state);
