@@ -238,11 +238,8 @@ impl Sim {
                 }
                 self.worker_event(WorkerEvent::Committed { errors, log_error: None });
             }
-            MetaKind::Record(record) => {
+            MetaKind::Record(_) => {
                 self.saw.saw_if(Saw::FailedRecord, !failed.is_empty());
-                if failed.is_empty() && record.legs == self.all_legs() {
-                    (self.forked, self.failures) = (false, 0);
-                }
                 self.worker_event(WorkerEvent::Recorded { errors });
             }
             MetaKind::Fill => {
