@@ -129,7 +129,6 @@ impl Sim {
                         failed.contains(leg) && (own && syncing || !ok.intersect(in_sync).is_empty())
                     });
                     assert!(cause, "invariant 4: {leg:?} was failed, no other leg was better: {now:?}");
-                    self.failures += 1;
                     self.saw.saw(Saw::FailedLeg);
                 }
                 (LegState::Syncing, LegState::InSync) => self.saw.saw(Saw::Promote),

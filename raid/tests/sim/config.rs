@@ -28,6 +28,8 @@ pub(crate) struct Config {
     pub(crate) slow_periods: u64,
     /// Starts in 100 at which a leg is pulled.
     pub(crate) pulls: u64,
+    /// Starts in 100 at which the operator names a source.
+    pub(crate) forced: u64,
     /// Starts in 1000 at which a sector of a log was damaged.
     pub(crate) rot: u64,
     /// Steps in 100 that bring a request, if there is room for one.
@@ -60,6 +62,7 @@ impl Config {
             error_periods: trouble(rng, 150),
             slow_periods: trouble(rng, 100),
             pulls: trouble(rng, 30),
+            forced: trouble(rng, 5),
             rot: trouble(rng, 50),
             load: rng.pick(&[5, 20, 20, 40]),
             hot: rng.pick(&[0, 50, 90]),
