@@ -183,12 +183,13 @@ pub(super) unsafe fn perform(file: &LegFile, call: Call, ptr: *mut u8) -> i32 {
     let fd = file.raw_fd();
     let write = |offset: u64, len: u32, flags| {
         let (offset, len) = (offset as i64, len as usize);
-        let iovec = libc::iovec { iov_base: ptr.cast(), iov_len: len };
-        // SAFETY: `len` bytes at `ptr` are valid and nobody writes to them meanwhile.
-        match flags {
-            0 => unsafe { libc::pwrite(fd, ptr.cast(), len, offset) },
-            _ => unsafe { libc::pwritev2(fd, &iovec, 1, offset, flags) },
+        if flags == 0 {
+            // SAFETY: `len` bytes at `ptr` are valid and nobody writes to them meanwhile.
+            return unsafe { libc::pwrite(fd, ptr.cast(), len, offset) };
         }
+        let iovec = libc::iovec { iov_base: ptr.cast(), iov_len: len };
+        // SAFETY: as above; the iovec lives until the call is back.
+        unsafe { libc::pwritev2(fd, &iovec, 1, offset, flags) }
     };
     // SAFETY: no pointer; the descriptor is open as long as `file`.
     let fallocate =
