@@ -108,6 +108,9 @@ pub struct LegStatus {
     pub write_errors: u64,
     /// Flushes that failed.
     pub flush_errors: u64,
+    /// Ranges that it could not read and that were written anew from another leg.
+    #[serde(default)]
+    pub repaired_reads: u64,
 }
 
 /// The dirty-region log of a running volume.

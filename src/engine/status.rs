@@ -155,5 +155,6 @@ fn leg_status(facts: &Facts, shared: &Shared, leg: mirrord_raid::Leg) -> LegStat
         read_errors: read(&counters.read_errors),
         write_errors: read(&counters.write_errors),
         flush_errors: read(&counters.flush_errors),
+        repaired_reads: read(&counters.repaired),
     }
 }

@@ -140,7 +140,8 @@ impl LogWorker {
     pub(super) fn go_on_stopping(&mut self, actions: &mut Vec<WorkerAction>) {
         let busy = !matches!(self.doing, Doing::Nothing)
             || !matches!(self.flushing, Flushing::Nothing)
-            || !self.copies.is_empty();
+            || !self.copies.is_empty()
+            || !self.repairs.is_empty();
         if busy {
             return;
         }

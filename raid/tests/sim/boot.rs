@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mirrord_log::{DirtyLog, InternalLog, SyncMode};
 use mirrord_raid::{
     AssembleError, AssembleOptions, Assembly, Background, Leg, LegRecord, LegSet, LegState, LogWorker,
-    Mirror, MirrorQueue, QueueId, assemble,
+    MAX_LEGS, Mirror, MirrorQueue, QueueId, assemble,
 };
 
 use crate::blocks::{self, PAGE_SECTORS};
@@ -185,6 +185,8 @@ impl Sim {
             outcomes: vec![vec![Default::default(); SLOTS]; usize::from(queues) + 1],
             windows: [None; SLOTS],
             troubles: Vec::new(),
+            failed_reads: [0; MAX_LEGS],
+            gone: LegSet::EMPTY,
             unflushed: LegSet::EMPTY,
             ever_dirty: dirty,
             paused: false,

@@ -5,6 +5,9 @@ use crate::rng::Rng;
 /// Bytes in a sector.
 pub(crate) const SECTOR: u64 = 512;
 
+/// Sectors of the hot spot.
+pub(crate) const HOT: usize = 24;
+
 pub(crate) struct Config {
     pub(crate) legs: usize,
     pub(crate) queues: u16,
@@ -24,6 +27,10 @@ pub(crate) struct Config {
     pub(crate) lone_errors: u64,
     /// Steps in 10,000 in which a period of errors begins.
     pub(crate) error_periods: u64,
+    /// Steps in 10,000 in which a sector of some leg goes bad.
+    pub(crate) bad_sectors: u64,
+    /// These are many and all on one leg.
+    pub(crate) dying: bool,
     /// Steps in 10,000 in which a leg becomes slow or hangs for a while.
     pub(crate) slow_periods: u64,
     /// Starts in 100 at which a leg is pulled.
@@ -44,7 +51,7 @@ impl Config {
         let region_sectors = rng.pick(&[8, 8, 8, 16]);
         let sectors = regions as usize * region_sectors as usize;
         let short = if rng.chance(1, 3) { rng.below(u64::from(region_sectors)) as usize } else { 0 };
-        let quiet = rng.chance(1, 6);
+        let (quiet, dying) = (rng.chance(1, 6), rng.chance(1, 8));
         let trouble = |rng: &mut Rng, most: u64| if quiet || rng.coin() { 0 } else { rng.between(1, most) };
         Config {
             legs: rng.pick(&[2, 2, 2, 3, 3, 4]),
@@ -58,6 +65,8 @@ impl Config {
             steps: rng.pick(&[40, 150, 400, 400, 800]),
             lone_errors: trouble(rng, 100),
             error_periods: trouble(rng, 150),
+            bad_sectors: trouble(rng, if dying { 4000 } else { 300 }),
+            dying,
             slow_periods: trouble(rng, 100),
             pulls: trouble(rng, 30),
             rot: trouble(rng, 50),

@@ -118,7 +118,7 @@ impl Sim {
             outcomes.resize(io.io as usize + 1, Default::default());
         }
         outcomes[io.io as usize].pending += 1;
-        self.d().pending.push(Pending::Leg(LegJob { queue, io, todo, ticket, submitted }));
+        self.d().pending.push(Pending::Leg(LegJob { queue, io, todo, ticket, submitted, met_bad: false }));
     }
 
     /// The volume is served from now on: what was recovered is what it holds.
