@@ -26,6 +26,9 @@ const CASES: &[Case] = &[
     case("integration-cli", || integration::run("cli")).disks(1, "8G").timeout(600),
     case("integration-crash", || integration::run("crash")).disks(1, "8G").timeout(900),
     case("integration-full-disk", || integration::run("full_disk")).disks(1, "8G"),
+    case("integration-cli-ublk", || integration::run_with_ublk("cli")).disks(1, "8G").timeout(900),
+    case("integration-crash-ublk", || integration::run_with_ublk("crash")).disks(1, "8G").timeout(900),
+    case("integration-full-disk-ublk", || integration::run_with_ublk("full_disk")).disks(1, "8G"),
     case("integration-unprivileged", || integration::run("unprivileged")).disks(1, "8G"),
 ];
 
