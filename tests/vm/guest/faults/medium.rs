@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use super::blocks::{BLOCK, Blocks};
 use super::{MIB, create, number, pause, same};
-use crate::devices::{is_block, loop_leg};
+use crate::devices::{is_block, load, loop_leg};
 use crate::rig::{Rig, sh, try_sh, until};
 
 const SIZE: u64 = 16 * MIB;
@@ -19,7 +19,7 @@ pub(crate) fn a_bad_block_is_written_anew() {
     let sectors = BLOCK as u64 / 512;
     let place = format!("medium_error_start={}", bad * sectors);
     let size = format!("dev_size_mb={}", SIZE / MIB + 1);
-    sh("modprobe", &["ublk_drv"]);
+    load(&["ublk_drv", "sd_mod"]);
     sh("modprobe", &["scsi_debug", &size, &place, &format!("medium_error_count={sectors}")]);
     let disk = || {
         let names = fs::read_dir("/sys/block").unwrap().flatten();
