@@ -180,6 +180,7 @@ fn record(metadata: &LegMetadata) -> LegRecord {
         legs: legs.into(),
         clean: superblock.clean,
         log_failed: superblock.log_failed,
+        lineage: superblock.lineage.clone(),
     }
 }
 

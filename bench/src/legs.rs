@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use mirrord::engine::{FrontChoice, ServeOptions, Volume};
 use mirrord::start::{StartOptions, open};
 use mirrord_log::{InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg};
-use mirrord_raid::{Geometry, Leg, LegState};
+use mirrord_raid::{Geometry, Leg, LegState, Lineage};
 use mirrord_ublk::{Buffer, BufferPool, PoolConfig};
 use uuid::Uuid;
 
@@ -175,6 +175,7 @@ impl VolumeSpec {
             region_size,
             log: self.log.clone(),
             event_count: 1,
+            lineage: Lineage::new(1, self.legs.len()),
             clean: true,
             log_failed: false,
             created: 0,

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mirrord_log::{
     Backing, DirtyLog, InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg,
 };
-use mirrord_raid::{Leg, LegState, Region};
+use mirrord_raid::{Leg, LegState, Lineage, Region};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -91,6 +91,7 @@ pub(super) fn form(
         region_size: plan.geometry.region_size(),
         log: log.place.clone(),
         event_count: 1,
+        lineage: Lineage::new(Uuid::new_v4().as_u64_pair().0, legs.len()),
         clean: dirty.is_empty(),
         log_failed: false,
         created: now,

@@ -28,6 +28,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::geometry::Region;
+use crate::lineage::Lineage;
 use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
@@ -114,6 +115,8 @@ pub struct Record {
     pub clean: bool,
     /// The log lost a mark: nobody may trust it at the next start.
     pub log_failed: bool,
+    /// Where the record comes from.
+    pub lineage: Lineage,
 }
 
 #[derive(Debug)]
@@ -168,6 +171,7 @@ pub struct LogWorker {
     log_on_legs: bool,
     states: LegMap<LegState>,
     event_count: u64,
+    lineage: Lineage,
     log_failed: bool,
     doing: Doing,
     flushing: Flushing,
@@ -202,11 +206,13 @@ pub struct LogWorker {
 
 impl LogWorker {
     /// The log worker of a volume whose legs are in these states, recorded with this event count.
+    /// `lineage`: of the records to come ([`crate::Assembly::lineage`]).
     /// `log_on_legs`: the log is on every leg, so a commit that fails on a leg fails the leg.
     pub fn new(
         mirror: Arc<Mirror>,
         states: LegMap<LegState>,
         event_count: u64,
+        lineage: Lineage,
         log_on_legs: bool,
     ) -> LogWorker {
         LogWorker {
@@ -214,6 +220,7 @@ impl LogWorker {
             log_on_legs,
             states,
             event_count,
+            lineage,
             log_failed: false,
             doing: Doing::Nothing,
             flushing: Flushing::Nothing,
@@ -258,6 +265,9 @@ impl LogWorker {
                     self.returning.contains(&leg) || matches!(self.doing, Doing::Fill(now) if now == leg);
                 if matches!(self.states[leg], LegState::Failed(_)) && !is_under_way {
                     self.returning.push(leg);
+                    // The others know that it may have a record of this session before it gets one.
+                    self.record_wanted |= !self.lineage.written.contains(leg);
+                    self.lineage.written.insert(leg);
                 }
             }
             WorkerEvent::PauseResync(paused) => self.paused = paused,

@@ -6,7 +6,7 @@
 //!
 //! | what | then |
 //! |---|---|
-//! | the device is gone ([`Errno::is_gone`]) | the leg is failed at once |
+//! | the device is gone ([`Errno::is_gone`]), and the leg in sync | the leg is failed at once |
 //! | more than [`MOST_REPAIRS`] repairs, of which one is forgotten every [`FORGET_TICKS`] | the leg is failed |
 //! | the write failed | the leg is failed, as for any write; one that is syncing and has no room stays |
 //!
@@ -33,7 +33,8 @@ impl LogWorker {
         if !self.in_use().contains(leg) || others.is_empty() || self.stopping != Stopping::No {
             return;
         }
-        if errno.is_gone() {
+        // A leg that is syncing may be back since, and that was the old device: a repair finds out.
+        if errno.is_gone() && self.states[leg] == LegState::InSync {
             return self.fail(leg, errno);
         }
         let start = offset / BLOCK * BLOCK;
@@ -82,6 +83,7 @@ mod tests {
 
     use super::*;
     use crate::geometry::{Geometry, Region};
+    use crate::lineage::Lineage;
     use crate::mirror::{Mirror, WorkerNote};
     use crate::types::{FailReason, LegMap, MAX_LEGS};
     use crate::worker::HOLD_OFF_TICKS;
@@ -101,7 +103,9 @@ mod tests {
     fn worker(states: [LegState; 2]) -> LogWorker {
         let states = LegMap::from(states.to_vec());
         let geometry = Geometry::new(10 * 8192 + 512, 8192).unwrap();
-        LogWorker::new(Arc::new(Mirror::new(geometry, &states, [], 1)), states, 1, true)
+        let mirror = Arc::new(Mirror::new(geometry, &states, [], 1));
+        let lineage = Lineage::new(1, states.len());
+        LogWorker::new(mirror, states, 1, lineage, true)
     }
 
     /// Tells the worker; the repairs that it hands out.
@@ -127,13 +131,14 @@ mod tests {
         type Row = (&'static str, [LegState; 2], Errno, Range, LegState, &'static [Range]);
         let end = 10 * 8192;
         #[rustfmt::skip]
-        let rows: [Row; 9] = [
+        let rows: [Row; 10] = [
             ("a block",         [IN_SYNC, IN_SYNC], Errno::EIO,       (8192, 4096), IN_SYNC, &[(8192, 4096)]),
             ("parts of blocks", [IN_SYNC, IN_SYNC], Errno::EIO,       (3584, 1024), IN_SYNC, &[(0, 8192)]),
             ("end of volume",   [IN_SYNC, IN_SYNC], Errno::EIO,       (end, 512),   IN_SYNC, &[(10 * 8192, 512)]),
             ("syncing",         [SYNCING, IN_SYNC], Errno::EIO,       (0, 4096),    SYNCING, &[(0, 4096)]),
             ("device gone",     [IN_SYNC, IN_SYNC], Errno::ENODEV,    (0, 4096),    FAILED,  &[]),
-            ("transport gone",  [SYNCING, IN_SYNC], Errno::ESHUTDOWN, (0, 4096),    FAILED,  &[]),
+            ("transport gone",  [IN_SYNC, IN_SYNC], Errno::ESHUTDOWN, (0, 4096),    FAILED,  &[]),
+            ("perhaps gone",    [SYNCING, IN_SYNC], Errno::ENXIO,     (0, 4096),    SYNCING, &[(0, 4096)]),
             ("last in sync",    [IN_SYNC, SYNCING], Errno::EIO,       (0, 4096),    IN_SYNC, &[]),
             ("last one, gone",  [IN_SYNC, FAILED],  Errno::ENXIO,     (0, 4096),    IN_SYNC, &[]),
             ("out already",     [FAILED, IN_SYNC],  Errno::EIO,       (0, 4096),    FAILED,  &[]),

@@ -25,6 +25,8 @@ impl Sim {
     pub(crate) fn crash(&mut self, mut how: Recovery) {
         let mut daemon = self.daemon.take().expect("the daemon lives");
         self.saw.saw_if(Saw::CrashInStart, matches!(daemon.phase, Phase::Filling | Phase::Recording));
+        let states = daemon.mirror.legs.states();
+        self.unrecorded = states.all().iter().filter(|&leg| !states.recorded(leg)).collect();
         let jobs: Vec<_> = daemon.leg_jobs().copied().collect();
         let meta = daemon.meta.take();
         self.daemon = Some(daemon);
@@ -52,7 +54,8 @@ impl Sim {
             self.recovery = Recovery::Power;
         } else {
             self.saw.saw(Saw::Kill);
-            self.history.killed(now);
+            let failing = !self.unrecorded.minus(states.in_use()).is_empty();
+            self.history.killed(now, failing);
         }
         for leg in self.all_legs().iter() {
             let disk = &mut self.disks[leg.index()];
@@ -99,6 +102,13 @@ impl Sim {
     pub(crate) fn boot(&mut self) {
         let assembly = loop {
             let found: Vec<LegRecord> = self.attached.iter().map(|leg| self.record_of(leg)).collect();
+            let source = self.attached.intersect(self.current).lowest();
+            if source.is_some() && self.faults.may_come() && self.rng.chance(self.config.forced, 100) {
+                self.saw.saw(Saw::ForcedStart);
+                // Every log counts then, also that of a leg which was out.
+                self.stopped_clean = false;
+                break assemble(&found, AssembleOptions { source, ..DEGRADED }).expect("a source was named");
+            }
             match assemble(&found, PLAIN) {
                 Ok(assembly) => break assembly,
                 Err(AssembleError::Missing { .. }) if self.attached.intersect(self.current).is_empty() => {
@@ -115,17 +125,10 @@ impl Sim {
                     trace!(self, "refused: {error}");
                     self.attached = self.all_legs();
                 }
-                Err(error) => {
-                    assert!(self.is_ambiguous(), "invariant 9: all legs are there and refused: {error}");
-                    trace!(self, "refused: {error}, forced");
-                    self.saw.saw(Saw::ForcedStart);
-                    let forced = AssembleOptions { source: self.current.lowest(), ..DEGRADED };
-                    break assemble(&found, forced).expect("a source was named");
-                }
+                Err(error) => panic!("invariant 9: {:?} refused: {error}", self.attached),
             }
         };
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
-        self.forked |= self.attached != self.all_legs();
         self.check_source(&assembly);
         self.start(&assembly);
     }
@@ -164,6 +167,8 @@ impl Sim {
             self.look_at_marks(leg);
         }
         let queues = self.config.queues;
+        self.sessions += 1;
+        let lineage = assembly.lineage(self.sessions);
         let mirror = Arc::new(Mirror::new(self.geometry, &states, log.dirty(), queues));
         let mut buffers = vec![vec![Vec::new(); self.config.depth]; usize::from(queues)];
         buffers.push(vec![vec![0; (self.config.window / 512) as usize]; SLOTS]);
@@ -172,7 +177,7 @@ impl Sim {
         self.daemon = Some(Box::new(Daemon {
             queues: (0..queues).map(|id| MirrorQueue::new(mirror.clone(), QueueId(id))).collect(),
             background: Background::new(mirror.clone(), self.config.window),
-            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, true),
+            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, true),
             mirror,
             log,
             phase: Phase::Filling,

@@ -136,14 +136,11 @@ impl Sim {
                     let cause = cause || unreadable && !in_sync.minus(LegSet::one(leg)).is_empty();
                     self.saw.saw_if(Saw::WornOutLeg, worn_out);
                     assert!(cause, "invariant 4: {leg:?} was failed, no other leg was better: {now:?}");
-                    self.failures += 1;
                     self.saw.saw(Saw::FailedLeg);
                 }
                 (LegState::Syncing, LegState::InSync) => self.saw.saw(Saw::Promote),
                 (LegState::Failed(_), LegState::Syncing) => {
                     self.d().unflushed.remove(leg);
-                    self.d().gone.remove(leg);
-                    self.d().failed_reads[leg.index()] = 0;
                     self.saw.saw(Saw::Return);
                 }
                 _ => {}

@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) slow_periods: u64,
     /// Starts in 100 at which a leg is pulled.
     pub(crate) pulls: u64,
+    /// Starts in 100 at which the operator names a source.
+    pub(crate) forced: u64,
     /// Starts in 1000 at which a sector of a log was damaged.
     pub(crate) rot: u64,
     /// Steps in 100 that bring a request, if there is room for one.
@@ -62,15 +64,16 @@ impl Config {
             window: rng.pick(&[2048, 4096]),
             depth: rng.between(1, 6) as usize,
             lives: rng.between(1, 6),
-            steps: rng.pick(&[40, 150, 400, 400, 800]),
+            steps: if dying { 2000 } else { rng.pick(&[40, 150, 400, 400, 800]) },
             lone_errors: trouble(rng, 100),
             error_periods: trouble(rng, 150),
-            bad_sectors: trouble(rng, if dying { 4000 } else { 300 }),
+            bad_sectors: trouble(rng, if dying { 8000 } else { 300 }),
             dying,
             slow_periods: trouble(rng, 100),
-            pulls: trouble(rng, 30),
+            pulls: trouble(rng, 60),
+            forced: trouble(rng, 5),
             rot: trouble(rng, 50),
-            load: rng.pick(&[5, 20, 20, 40]),
+            load: if dying { 40 } else { rng.pick(&[5, 20, 20, 40]) },
             hot: rng.pick(&[0, 50, 90]),
             ticks: rng.pick(&[10, 30, 100]),
         }

@@ -140,7 +140,7 @@ pub(crate) struct Daemon {
     /// Operations that failed on some legs: the legs it worked on, those it failed on, and whether the
     /// latter may be failed even if it worked on none in sync (a copy or a flush of their own).
     pub(crate) troubles: Vec<(LegSet, LegSet, bool)>,
-    /// Reads of each leg that failed since it came back.
+    /// Reads of each leg that failed.
     pub(crate) failed_reads: [u32; MAX_LEGS],
     /// Legs that said that they are gone.
     pub(crate) gone: LegSet,

@@ -126,6 +126,11 @@ impl Faults {
         !self.over && !self.hung.is_empty() && now < self.hung_until
     }
 
+    /// Whether anything may still go wrong.
+    pub(crate) fn may_come(&self) -> bool {
+        !self.over
+    }
+
     /// From here on all goes well.
     pub(crate) fn end(&mut self) {
         self.over = true;

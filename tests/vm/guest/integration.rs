@@ -16,15 +16,12 @@ pub(crate) fn run_with_ublk(tests: &str) {
     with_front(tests, "ublk");
 }
 
-/// One test at a time with ublk: while a device of one is being added, libublk complains to standard error of
-/// others that look at all devices.
 fn with_front(tests: &str, front: &str) {
     sh("mkfs.ext4", &["-q", "/dev/vda"]);
     sh("mount", &["/dev/vda", "/mnt"]);
     sh("chmod", &["1777", "/mnt"]);
     let mut command = Command::new(format!("/bin/{tests}"));
-    let threads = if front == "ublk" { 1 } else { 2 };
-    command.args(["--nocapture", &format!("--test-threads={threads}")]);
+    command.args(["--nocapture", "--test-threads=2"]);
     command.env("MIRRORD_TEST_DIR", "/mnt").env("MIRRORD_TEST_FRONT", front);
     assert!(command.status().unwrap().success(), "{tests}: see above");
 }

@@ -13,6 +13,7 @@ mod uring;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
@@ -28,7 +29,7 @@ use crate::buffer::{Buffer, BufferPool};
 use crate::leg_file::LegFile;
 use crate::wake::Wake;
 use step::{Call, Step};
-use threads::Threads;
+use threads::{Threads, perform};
 use uring::{Memory, Uring};
 
 /// How long a dropped ring waits for IO in flight before it leaks its buffers.
@@ -103,6 +104,8 @@ pub struct Ring {
     legs: LegMap<LegSlot>,
     /// Completions to give out at the next `wait`.
     ready: Vec<LegDone>,
+    /// Results of calls that were made at once, by slot.
+    instant: VecDeque<(u32, i32)>,
     pool: Arc<BufferPool>,
     wake: Wake,
     /// DEFER_TASKRUN and SINGLE_ISSUER bind the ring to its thread.
@@ -135,6 +138,15 @@ struct LegSlot {
     generation: u32,
 }
 
+impl LegSlot {
+    /// Whether a call is made at once: a leg in memory has nothing to wait for, and io_uring, which does not
+    /// know that, would hand the call to another thread. That costs more than the copy.
+    fn is_instant(&self, call: Call) -> bool {
+        let moves = matches!(call, Call::Read { .. } | Call::Write { .. } | Call::Sync);
+        moves && self.file.as_ref().is_some_and(|file| file.is_in_memory())
+    }
+}
+
 impl Ring {
     /// A ring for these legs, on the calling thread.
     ///
@@ -162,6 +174,7 @@ impl Ring {
             tags: (0..config.tags).map(|_| Tag::default()).collect(),
             legs: LegMap::from_fn(legs.len(), |_| LegSlot { file: None, generation: 0 }),
             ready: Vec::new(),
+            instant: VecDeque::new(),
             pool: config.pool,
             wake,
             _not_send: PhantomData,
@@ -394,10 +407,10 @@ impl Ring {
     fn collect(&mut self, out: &mut Vec<LegDone>) {
         out.append(&mut self.ready);
         loop {
-            let next = match &mut self.engine {
+            let next = self.instant.pop_front().or_else(|| match &mut self.engine {
                 Engine::Uring(uring) => uring.reap(),
                 Engine::Threads(threads) => threads.reap(),
-            };
+            });
             let Some((index, result)) = next else { return };
             out.extend(self.complete(index, result));
         }
@@ -439,6 +452,13 @@ impl Ring {
             _ => Memory { ptr: std::ptr::null_mut(), registered: false },
         };
         match &mut self.engine {
+            Engine::Uring(_) if self.legs[leg].is_instant(call) => {
+                let file = self.legs[leg].file.as_ref().expect("an IO is issued on a leg that is there");
+                // SAFETY: `submit` checked that the memory is as long as the call says; as for any IO in flight
+                // nobody else may touch it until the completion is given out.
+                let result = unsafe { perform(file, call, memory.ptr) };
+                self.instant.push_back((index, result));
+            }
             Engine::Uring(uring) => uring.issue(index, leg, call, memory),
             Engine::Threads(threads) => {
                 let file = self.legs[leg].file.as_ref().expect("an IO is issued on a leg that is there");

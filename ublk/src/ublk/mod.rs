@@ -28,6 +28,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use mirrord_raid::Errno;
+use rustix::fs::Access;
 
 use crate::buffer::BufferPool;
 use crate::front::{Engine, FrontEnd, FrontError, FrontKind, Shutdown};
@@ -477,12 +478,16 @@ fn look_after_daemon(id: u32) {
 fn await_node(path: &Path) -> Result<(), UblkError> {
     let deadline = Instant::now() + COME_UP;
     loop {
-        match fs::metadata(path) {
-            Ok(_) => return Ok(()),
-            Err(source) if Instant::now() >= deadline => {
-                return Err(UblkError::Io { doing: "find the node of the device in /dev", source });
+        match rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
             }
-            Err(_) => thread::sleep(Duration::from_millis(10)),
+            Err(rustix::io::Errno::ACCESS) => {
+                tracing::warn!(path = %path.display(), "this user may not use the device: is the udev rule there?");
+                return Ok(());
+            }
+            Err(errno) => return Err(UblkError::io("find the node of the device in /dev")(errno.into())),
         }
     }
 }
