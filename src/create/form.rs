@@ -64,7 +64,10 @@ pub(super) fn form(
     log: LogPlan,
     preallocate: bool,
 ) -> Result<Formed, CreateError> {
-    let dirty = dirty_regions(&candidates, plan)?;
+    let dirty = match log.adopted() {
+        Some(dirty) => dirty.to_vec(),
+        None => dirty_regions(&candidates, plan)?,
+    };
     let mut undo = Undo::default();
     let mut legs = Vec::with_capacity(candidates.len());
     for (candidate, layout) in candidates.into_iter().zip(&plan.layouts) {

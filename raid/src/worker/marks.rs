@@ -39,6 +39,7 @@ impl LogWorker {
             self.record_wanted = true;
         }
         let failed: LegSet = legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
+        self.count_failed_writes(failed);
         if self.log_on_legs && !failed.is_empty() && !self.fail_legs(legs.minus(failed), &errors) {
             let errno = self.in_sync().iter().find_map(|leg| errors[leg.index()]).unwrap_or(Errno::EIO);
             self.clears = true;

@@ -2,7 +2,7 @@
 
 use super::{Doing, HOLD_OFF_TICKS, LogWorker, Record, Stopping, WorkerAction};
 use crate::geometry::Region;
-use crate::mirror::{LegErrors, QueueNote};
+use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, FailReason, Leg, LegSet, LegState};
 
@@ -43,6 +43,13 @@ impl LogWorker {
             }
         }
         true
+    }
+
+    /// Metadata counts like data: whoever sees that a leg failed looks here for why.
+    pub(super) fn count_failed_writes(&self, legs: LegSet) {
+        for leg in legs.iter() {
+            Counters::add(&self.mirror.legs.counters[leg].write_errors, 1);
+        }
     }
 
     pub(super) fn set_stale(&mut self, leg: Leg, region: Region) {
@@ -130,6 +137,7 @@ impl LogWorker {
         };
         let failed: LegSet = record.legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
         let ok = record.legs.minus(failed);
+        self.count_failed_writes(failed);
         self.lineage.taken(ok);
         // A leg that took the record that it is in sync is, whatever became of the others.
         let promoted = ok.intersect(self.in_sync()).minus(self.surely_in_sync());
@@ -176,5 +184,37 @@ impl LogWorker {
             self.stopping = Stopping::Done;
             actions.push(WorkerAction::Stopped);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::geometry::Geometry;
+    use crate::lineage::Lineage;
+    use crate::mirror::Mirror;
+    use crate::types::{LegMap, MAX_LEGS};
+    use crate::worker::WorkerEvent;
+
+    #[test]
+    fn metadata_that_a_leg_does_not_take_is_a_write_error() {
+        let states = LegMap::from(vec![LegState::InSync; 2]);
+        let geometry = Geometry::new(16 * 8192, 8192).unwrap();
+        let mirror = Arc::new(Mirror::new(geometry, &states, [], 1));
+        let lineage = Lineage::new(1, states.len());
+        let mut worker = LogWorker::new(Arc::clone(&mirror), states, 1, lineage, true);
+        let mut actions = Vec::new();
+        worker.handle(WorkerEvent::Start, &mut actions);
+        assert!(actions.iter().any(|action| matches!(action, WorkerAction::Record { .. })), "{actions:?}");
+        let mut errors = [None; MAX_LEGS];
+        errors[0] = Some(Errno::EIO);
+        worker.handle(WorkerEvent::Recorded { errors }, &mut actions);
+        assert_eq!(mirror.legs.states().of(Leg::new(0)), LegState::Failed(FailReason::Io));
+        let counted =
+            [0, 1].map(|leg| mirror.legs.counters[Leg::new(leg)].write_errors.load(Ordering::Relaxed));
+        assert_eq!(counted, [1, 0]);
     }
 }

@@ -4,6 +4,7 @@
 mod boot;
 mod cases;
 mod devices;
+mod faults;
 mod integration;
 mod killed;
 mod log_writes;
@@ -23,9 +24,17 @@ const CASES: &[Case] = &[
     case("dm-mirror", peers::dm_mirror_mirrors).smoke(),
     case("md-raid1", peers::md_raid1_mirrors),
     case("log-writes", log_writes::ext4_is_whole_at_every_flush),
+    case("ublk-power-cut", faults::power_cut::every_moment_is_survived).smoke().timeout(900),
+    case("ublk-guest-killed", faults::machine::flushed_data_survives_the_machine).disks(5, "48M").kills(10),
+    case("ublk-medium-errors", faults::medium::a_bad_block_is_written_anew),
+    case("kernel-reads-our-log", faults::kernel_log::each_reads_the_others_log).smoke(),
+    case("ublk-flakey", faults::flakey::a_leg_fails_and_is_mended).smoke(),
     case("integration-cli", || integration::run("cli")).disks(1, "8G").timeout(600),
     case("integration-crash", || integration::run("crash")).disks(1, "8G").timeout(900),
     case("integration-full-disk", || integration::run("full_disk")).disks(1, "8G"),
+    case("integration-cli-ublk", || integration::run_with_ublk("cli")).disks(1, "8G").timeout(900),
+    case("integration-crash-ublk", || integration::run_with_ublk("crash")).disks(1, "8G").timeout(900),
+    case("integration-full-disk-ublk", || integration::run_with_ublk("full_disk")).disks(1, "8G"),
     case("integration-unprivileged", || integration::run("unprivileged")).disks(1, "8G"),
 ];
 

@@ -281,11 +281,15 @@ impl Control {
         })
     }
 
-    /// Takes device `id`, that no daemon serves, away from its users and deletes it.
+    /// Takes device `id`, that no daemon serves, away from its users and deletes it. Users that do not close it
+    /// hold up only drivers before Linux 6.9.
     pub(super) fn remove(&self, id: u32) -> Result<(), ControlError> {
         self.call("remove a device", START_PATIENCE, move |_| {
             command(sys::UBLK_U_CMD_STOP_DEV, id, 0)?;
-            command(sys::UBLK_U_CMD_DEL_DEV, id, 0).map(drop)
+            match command(sys::UBLK_U_CMD_DEL_DEV_ASYNC, id, 0) {
+                Err(Errno(libc::EOPNOTSUPP)) => command(sys::UBLK_U_CMD_DEL_DEV, id, 0).map(drop),
+                result => result.map(drop),
+            }
         })
     }
 
