@@ -8,6 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use mirrord::engine::{FrontChoice, ServeOptions, Volume};
+use mirrord::leg::Patience;
 use mirrord::start::{StartOptions, open};
 use mirrord_log::{InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg};
 use mirrord_raid::{Geometry, Leg, LegState, Lineage};
@@ -200,7 +201,7 @@ impl VolumeSpec {
 /// # Errors
 /// As [`open`] and [`Volume::serve`].
 pub(crate) fn serve(legs: &[PathBuf]) -> Result<Volume> {
-    let opened = open(legs, &StartOptions { wait_for_locks: true, ..StartOptions::default() })?;
+    let opened = open(legs, &StartOptions { patience: Patience::SHORT, ..StartOptions::default() })?;
     let options = ServeOptions {
         mount: PathBuf::new(),
         front: FrontChoice::None,

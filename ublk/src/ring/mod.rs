@@ -308,6 +308,14 @@ impl Ring {
         true
     }
 
+    /// Hands queued commands to the kernel at once: those that fit into the ring in one call.
+    pub(crate) fn send_commands(&mut self) -> io::Result<()> {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.flush().map(drop),
+            Engine::Threads(_) => Ok(()),
+        }
+    }
+
     /// Moves the commands that have ended to `out`: id and result.
     pub(crate) fn take_commands(&mut self, out: &mut Vec<(u16, i32)>) {
         if let Engine::Uring(uring) = &mut self.engine {

@@ -22,7 +22,7 @@ use mirrord_raid::Errno;
 
 use super::features::Features;
 use crate::Spawn;
-use crate::process::own_mount_namespace;
+use crate::process::{leave_mounts_of, own_mount_namespace};
 
 /// What the driver listens on.
 pub(super) const CONTROL: &str = "/dev/ublk-control";
@@ -121,24 +121,29 @@ pub(super) struct Control {
 type Job = Box<dyn FnOnce(&mut Held) + Send>;
 
 /// What the thread holds.
-#[derive(Default)]
 struct Held {
     control: Option<UblkCtrl>,
     device: Option<UblkDev>,
+    /// It shares its mounts with nobody.
+    own_mounts: bool,
 }
 
 impl Held {
     fn control(&self) -> Result<&UblkCtrl, Errno> {
         self.control.as_ref().ok_or(Errno(libc::ENODEV))
     }
+
+    fn let_go(&mut self) {
+        self.device = None;
+        if let Some(control) = self.control.take() {
+            control.disown();
+        }
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.device = None;
-        if let Some(control) = &self.control {
-            control.disown();
-        }
+        self.let_go();
     }
 }
 
@@ -149,8 +154,8 @@ impl Control {
             // A command that a signal interrupts would be lost track of.
             block_signals();
             // Nor may it be the one that keeps a mount on its own device; without the right to, it may.
-            let _ = own_mount_namespace();
-            let mut held = Held::default();
+            let own_mounts = own_mount_namespace().is_ok();
+            let mut held = Held { control: None, device: None, own_mounts };
             for job in inbox {
                 job(&mut held);
             }
@@ -193,10 +198,14 @@ impl Control {
         })
     }
 
-    /// Begins to take over `earlier`, whose daemon is gone. Waits until the driver noticed that.
+    /// Begins to take over `earlier`, whose daemon is gone. Waits until the driver noticed that. Some drivers
+    /// refuse, as invalid, what a daemon that died had begun already.
     pub(super) fn take_over(&self, earlier: Info) -> Result<(), ControlError> {
         self.call("let a device be taken over", START_PATIENCE, move |held| {
-            begin_recovery(earlier.id)?;
+            match begin_recovery(earlier.id) {
+                Ok(()) | Err(Errno(libc::EINVAL)) => {}
+                Err(errno) => return Err(errno),
+            }
             let control = UblkCtrlBuilder::default()
                 .name(TARGET)
                 .id(earlier.id as i32)
@@ -209,6 +218,20 @@ impl Control {
                 .build()
                 .map_err(errno)?;
             held.control = Some(control);
+            Ok(())
+        })
+    }
+
+    /// Lets go of file systems on these block devices, if its mounts are its own: where mounts are private,
+    /// others could not unmount them for good.
+    pub(super) fn leave_mounts_of(&self, devices: Vec<(u32, u32)>) -> Result<(), ControlError> {
+        self.call("leave the mounts on a device", PATIENCE, move |held| {
+            if held.own_mounts {
+                devices
+                    .into_iter()
+                    .try_for_each(|device| leave_mounts_of(device).map(drop))
+                    .map_err(io_errno)?;
+            }
             Ok(())
         })
     }
@@ -265,7 +288,7 @@ impl Control {
     /// Lets go of the device: another daemon may take it over.
     pub(super) fn release(&self) -> Result<(), ControlError> {
         self.call("let the device go", PATIENCE, |held| {
-            *held = Held::default();
+            held.let_go();
             Ok(())
         })
     }
