@@ -121,7 +121,8 @@ fn a_file_system_survives_a_killed_daemon() {
     sh("umount", &[mount]);
     sh("e2fsck", &["-fn", &device]);
     sh("losetup", &["-d", &device]);
-    rig.ok(&["stop", "v"]);
+    // A loop device closes what it was made of some time after.
+    until("the volume is stopped", || rig.run(&["stop", "v"]).status.success());
     rig.assert_same("a", "b", 1024 * MIB);
 }
 
