@@ -27,6 +27,7 @@ impl Sim {
         self.saw.saw_if(Saw::CrashInStart, matches!(daemon.phase, Phase::Filling | Phase::Recording));
         let jobs: Vec<_> = daemon.leg_jobs().copied().collect();
         let meta = daemon.meta.take();
+        let late = std::mem::take(&mut daemon.late);
         self.daemon = Some(daemon);
         for mut job in jobs {
             let some = self.rng.next() as u32;
@@ -37,6 +38,7 @@ impl Sim {
         if let Some(meta) = meta {
             self.drop_meta(meta);
         }
+        self.drop_late(late);
         self.daemon = None;
         if self.disks.iter().any(|disk| disk.has_lost()) {
             // A flush failed, and of that leg the cache shows what its disk has not. A start may not
@@ -186,6 +188,9 @@ impl Sim {
             windows: [None; SLOTS],
             troubles: Vec::new(),
             unflushed: LegSet::EMPTY,
+            forgetful: LegSet::EMPTY,
+            late: Vec::new(),
+            last_late: 0,
             ever_dirty: dirty,
             paused: false,
             queue_actions: Vec::new(),

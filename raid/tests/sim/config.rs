@@ -26,6 +26,8 @@ pub(crate) struct Config {
     pub(crate) error_periods: u64,
     /// Steps in 10,000 in which a leg becomes slow or hangs for a while.
     pub(crate) slow_periods: u64,
+    /// Looks in 100 at IO that is held up by a slow leg, or one that hangs, at which it is given up.
+    pub(crate) give_ups: u64,
     /// Starts in 100 at which a leg is pulled.
     pub(crate) pulls: u64,
     /// Starts in 1000 at which a sector of a log was damaged.
@@ -59,6 +61,7 @@ impl Config {
             lone_errors: trouble(rng, 100),
             error_periods: trouble(rng, 150),
             slow_periods: trouble(rng, 100),
+            give_ups: trouble(rng, 30),
             pulls: trouble(rng, 30),
             rot: trouble(rng, 50),
             load: rng.pick(&[5, 20, 20, 40]),

@@ -4,6 +4,7 @@
 mod boot;
 mod cases;
 mod devices;
+mod hung;
 mod integration;
 mod killed;
 mod log_writes;
@@ -22,6 +23,7 @@ const CASES: &[Case] = &[
     case("plain-user", volume::a_plain_user_has_a_volume).plain_user().smoke(),
     case("dm-mirror", peers::dm_mirror_mirrors).smoke(),
     case("md-raid1", peers::md_raid1_mirrors),
+    case("hung-unprivileged", hung::an_unprivileged_daemon_outlives_a_leg_that_hangs).timeout(600),
     case("log-writes", log_writes::ext4_is_whole_at_every_flush),
     case("integration-cli", || integration::run("cli")).disks(1, "8G").timeout(600),
     case("integration-crash", || integration::run("crash")).disks(1, "8G").timeout(900),

@@ -324,6 +324,11 @@ impl UblkDevice {
         self.shape.max_io
     }
 
+    /// Whether it is root's: if not, the kernel kills a daemon that has a request for 30 s.
+    pub fn is_privileged(&self) -> bool {
+        !self.info.flags.has(Features::UNPRIVILEGED)
+    }
+
     /// Whether an earlier daemon left it behind.
     pub fn is_taken_over(&self) -> bool {
         self.taken_over
@@ -375,7 +380,7 @@ impl UblkDevice {
         }
         drop((device, session));
         let threads = self.threads(&starting)?;
-        let privileged = !self.info.flags.has(Features::UNPRIVILEGED);
+        let privileged = self.is_privileged();
         control.start(threads, privileged)?;
         let path = block_path(self.info.id);
         if privileged {
