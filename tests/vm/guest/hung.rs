@@ -91,7 +91,9 @@ pub(crate) fn an_unprivileged_daemon_outlives_a_leg_that_hangs() {
     let before = status(&rig);
     assert_eq!((&before["front"], &before["leg_timeout_seconds"]), (&"ublk".into(), &15.into()), "{before}");
     let device = before["device"].as_str().unwrap().to_owned();
-    (0..8).for_each(|mib| drop(write(&rig, &device, mib)));
+    for mib in 0..8 {
+        write(&rig, &device, mib);
+    }
 
     let began = Instant::now();
     sh("dmsetup", &["suspend", "--noflush", "--nolockfs", "slow"]);
