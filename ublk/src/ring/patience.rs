@@ -175,7 +175,7 @@ impl Ring {
             from = from.max(range.end);
         }
         old.copy_to(&mut fresh, from..old.len());
-        let buffer = mem::replace(own, Some(fresh)).expect("looked at above");
+        let buffer = own.replace(fresh).expect("looked at above");
         self.parked.push(Parked { number, buffer, using });
     }
 
