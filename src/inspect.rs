@@ -110,6 +110,10 @@ pub struct SuperblockReport {
     pub region_size_bytes: u64,
     /// Event count.
     pub event_count: u64,
+    /// The start that wrote it.
+    pub session: String,
+    /// Earlier starts that it comes from.
+    pub past_sessions: Vec<PastReport>,
     /// Stopped cleanly.
     pub clean: bool,
     /// The log lost a mark.
@@ -124,6 +128,17 @@ pub struct SuperblockReport {
     pub updated: u64,
     /// The legs by index.
     pub legs: Vec<EntryReport>,
+}
+
+/// A start that another one went on from.
+#[derive(Debug, Serialize)]
+pub struct PastReport {
+    /// The start.
+    pub session: String,
+    /// The newest event count of it that was found.
+    pub event_count: u64,
+    /// Legs whose newest record may be of it.
+    pub held_by: Vec<usize>,
 }
 
 /// A leg as a superblock records it.
@@ -285,6 +300,11 @@ fn superblock_report(superblock: &Superblock, generation: u64) -> SuperblockRepo
         let (state, reason) = state_name(entry.state);
         EntryReport { uuid: entry.uuid, state, reason }
     };
+    let past = |past: &mirrord_raid::Past| PastReport {
+        session: format!("{:016x}", past.session),
+        event_count: past.event_count,
+        held_by: past.held_by.iter().map(mirrord_raid::Leg::index).collect(),
+    };
     SuperblockReport {
         generation,
         volume: superblock.volume,
@@ -293,6 +313,8 @@ fn superblock_report(superblock: &Superblock, generation: u64) -> SuperblockRepo
         size_bytes: superblock.size,
         region_size_bytes: superblock.region_size,
         event_count: superblock.event_count,
+        session: format!("{:016x}", superblock.lineage.session),
+        past_sessions: superblock.lineage.past.iter().map(past).collect(),
         clean: superblock.clean,
         log_failed: superblock.log_failed,
         log_kind: superblock.log.kind().name(),

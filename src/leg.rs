@@ -21,8 +21,11 @@ use mirrord_ublk::LegFile;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// How long a start waits for the requests of a killed daemon to let go of a leg.
+/// How long is waited for whoever has a leg, not known to live, to let go of it.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a start waits for requests of a killed daemon: a disk that has to try again takes this long.
+pub const LATE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two tries to lock a leg.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
@@ -68,6 +71,8 @@ impl FileId {
 pub enum Holder {
     /// A process that holds the lock.
     Process(u32),
+    /// A process that is gone: its last requests hold the lock.
+    Late(u32),
     /// A loop device that can write to it.
     Loop(String),
     /// Not known: a mount, an array, or a process that cannot be seen from here.
@@ -77,23 +82,30 @@ pub enum Holder {
 impl Holder {
     /// Whether it is known to be a process that runs, or a device: neither lets go by itself.
     fn is_alive(&self) -> bool {
+        matches!(self, Holder::Process(_) | Holder::Loop(_))
+    }
+
+    fn way_out(&self) -> &'static str {
         match self {
-            Holder::Process(pid) => {
-                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-                // The state follows the name, which is in parentheses and may hold any byte.
-                let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-                state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
-            }
-            Holder::Loop(_) => true,
-            Holder::Unknown => false,
+            Holder::Late(_) => "try again when its disk has answered them",
+            _ => "stop that first",
         }
     }
+}
+
+/// Whether there is such a process and it has not ended.
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses and may hold any byte.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Holder::Process(pid) => write!(f, "process {pid}"),
+            Holder::Late(pid) => write!(f, "the last requests of process {pid}, which is gone"),
             Holder::Loop(name) => write!(f, "/dev/{name}"),
             Holder::Unknown => f.write_str("a mount, an array or another process"),
         }
@@ -131,7 +143,7 @@ pub enum LegError {
         source: io::Error,
     },
     /// Locked, claimed or written to by somebody else.
-    #[error("leg {}: it is in use by {holder}; stop that first", path.display())]
+    #[error("leg {}: it is in use by {holder}; {}", path.display(), holder.way_out())]
     InUse {
         /// The leg.
         path: PathBuf,
@@ -163,6 +175,30 @@ pub enum LegError {
     },
 }
 
+/// How long to wait for a leg that is in use. The default is not to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Patience {
+    /// For whoever is not known to live.
+    pub unknown: Duration,
+    /// For requests of a process that is gone.
+    pub late: Duration,
+    /// Called once with what is waited for, if that takes long.
+    pub tell: Option<fn(&str)>,
+}
+
+impl Patience {
+    /// For a process that ends, or was killed, just now.
+    pub const SHORT: Patience = Patience { unknown: LOCK_PATIENCE, late: LOCK_PATIENCE, tell: None };
+
+    fn with(&self, holder: &Holder) -> Duration {
+        match holder {
+            Holder::Late(_) => self.late,
+            Holder::Unknown => self.unknown,
+            Holder::Process(_) | Holder::Loop(_) => Duration::ZERO,
+        }
+    }
+}
+
 /// An open, locked leg.
 #[derive(Debug)]
 pub struct OpenLeg {
@@ -184,23 +220,29 @@ impl OpenLeg {
     /// # Errors
     /// See [`LegError`].
     pub fn open(path: &Path) -> Result<OpenLeg, LegError> {
-        OpenLeg::open_waiting(path, Duration::ZERO)
+        OpenLeg::open_waiting(path, Patience::default())
     }
 
-    /// As [`OpenLeg::open`], but waits up to `patience` for a process that was killed to let go of the
-    /// leg. One that lives keeps it, so that is not waited for.
+    /// As [`OpenLeg::open`], but waits for a process that was killed to let go of the leg. One that lives keeps
+    /// it, so that is not waited for.
     ///
     /// # Errors
     /// See [`LegError`].
-    pub fn open_waiting(path: &Path, patience: Duration) -> Result<OpenLeg, LegError> {
-        let deadline = Instant::now() + patience;
+    pub fn open_waiting(path: &Path, patience: Patience) -> Result<OpenLeg, LegError> {
+        let begin = Instant::now();
+        let mut told = false;
         loop {
-            match OpenLeg::try_open(path) {
-                Err(LegError::InUse { holder, .. }) if Instant::now() < deadline && !holder.is_alive() => {
-                    thread::sleep(LOCK_RETRY);
-                }
-                result => return result,
+            let result = OpenLeg::try_open(path);
+            let Err(LegError::InUse { holder, .. }) = &result else { return result };
+            let waited = begin.elapsed();
+            if waited >= patience.with(holder) {
+                return result;
             }
+            if let (false, true, Some(tell)) = (told, waited >= LOCK_PATIENCE, patience.tell) {
+                tell(&format!("leg {}: waiting for {holder}", path.display()));
+                told = true;
+            }
+            thread::sleep(LOCK_RETRY);
         }
     }
 
@@ -208,7 +250,7 @@ impl OpenLeg {
     ///
     /// # Errors
     /// See [`LegError`].
-    pub fn open_all(paths: &[PathBuf], patience: Duration) -> Result<Vec<OpenLeg>, LegError> {
+    pub fn open_all(paths: &[PathBuf], patience: Patience) -> Result<Vec<OpenLeg>, LegError> {
         let mut ids = Vec::with_capacity(paths.len());
         for path in paths {
             let id = FileId::of_path(path).map_err(|source| error_of(path, source))?;
@@ -230,8 +272,13 @@ impl OpenLeg {
             return Err(LegError::NotUtf8 { path: path.to_owned() });
         }
         // Asked before it is opened: opening a pipe waits, opening some devices has side effects.
-        check_type(path, fs::metadata(path).map_err(io_error)?.file_type())?;
-        let data = LegFile::open(path, true).map_err(io_error)?;
+        let metadata = fs::metadata(path).map_err(io_error)?;
+        check_type(path, metadata.file_type())?;
+        let data = LegFile::open(path, true).map_err(|source| match Errno::from_io_error(&source) {
+            // Who locked a device has claimed it too.
+            Some(Errno::BUSY) => LegError::InUse { path: path.to_owned(), holder: lock_holder(&metadata) },
+            _ => io_error(source),
+        })?;
         let metadata = data.file().metadata().map_err(io_error)?;
         check_type(path, metadata.file_type())?;
         let id = FileId::of(&metadata);
@@ -330,7 +377,7 @@ fn lock_holder(metadata: &fs::Metadata) -> Holder {
         let pid = words.nth(2)?.parse().ok().filter(|pid| *pid > 0)?;
         (words.next()? == place).then_some(pid)
     });
-    pid.map_or(Holder::Unknown, Holder::Process)
+    pid.map_or(Holder::Unknown, |pid| if runs(pid) { Holder::Process(pid) } else { Holder::Late(pid) })
 }
 
 /// The name of a loop device that can write to the file: it knows of no lock.
@@ -366,7 +413,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         drop(open);
-        OpenLeg::open_waiting(&path, LOCK_PATIENCE).unwrap();
+        OpenLeg::open_waiting(&path, Patience::SHORT).unwrap();
     }
 
     #[test]
@@ -377,10 +424,10 @@ mod tests {
         fs::hard_link(&path, &hard).unwrap();
         std::os::unix::fs::symlink(&path, &soft).unwrap();
         for other in [&path, &hard, &soft] {
-            let error = OpenLeg::open_all(&[path.clone(), other.clone()], Duration::ZERO).unwrap_err();
+            let error = OpenLeg::open_all(&[path.clone(), other.clone()], Patience::default()).unwrap_err();
             assert!(matches!(error, LegError::SameTwice { .. }), "{error}");
         }
-        OpenLeg::open_all(&[path.clone(), leg(dir.path(), "b")], LOCK_PATIENCE).unwrap();
+        OpenLeg::open_all(&[path.clone(), leg(dir.path(), "b")], Patience::SHORT).unwrap();
     }
 
     #[test]

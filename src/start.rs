@@ -4,7 +4,6 @@
 //! Guarantee: nothing is written here. A refused start leaves every leg as it was, unlocked.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use mirrord_log::{LegMetadata, ReadLegError, read_leg};
 use mirrord_raid::{
@@ -13,7 +12,7 @@ use mirrord_raid::{
 };
 use uuid::Uuid;
 
-use crate::leg::{FileId, LOCK_PATIENCE, LegError, OpenLeg, same_twice};
+use crate::leg::{FileId, LegError, OpenLeg, Patience, same_twice};
 
 /// What the user allows.
 #[derive(Clone, Debug, Default)]
@@ -22,8 +21,8 @@ pub struct StartOptions {
     pub degraded: bool,
     /// Take this leg's data, whatever the others say: its path, index or UUID.
     pub source: Option<String>,
-    /// Wait a little for the lock of a leg: a daemon that was killed may have IO in flight on it.
-    pub wait_for_locks: bool,
+    /// How long to wait for the lock of a leg: a daemon that was killed may have IO in flight on it.
+    pub patience: Patience,
 }
 
 /// Why a volume cannot be started.
@@ -123,11 +122,10 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     let ids = |path: &PathBuf| Some((path.clone(), FileId::of_path(path).ok()?));
     let ids: Vec<_> = paths.iter().filter_map(ids).collect();
     same_twice(&ids.iter().map(|(path, id)| (path.as_path(), *id)).collect::<Vec<_>>())?;
-    let patience = if options.wait_for_locks { LOCK_PATIENCE } else { Duration::ZERO };
     let mut members = Vec::new();
     let mut missing_paths = Vec::new();
     for path in paths {
-        match OpenLeg::open_waiting(path, patience) {
+        match OpenLeg::open_waiting(path, options.patience) {
             Ok(leg) => {
                 let metadata = read_leg(&leg.meta, leg.backing, leg.len)
                     .map_err(|source| StartError::Metadata { path: leg.path.clone(), source })?;
@@ -180,6 +178,7 @@ fn record(metadata: &LegMetadata) -> LegRecord {
         legs: legs.into(),
         clean: superblock.clean,
         log_failed: superblock.log_failed,
+        lineage: superblock.lineage.clone(),
     }
 }
 

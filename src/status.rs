@@ -114,6 +114,9 @@ pub struct LegStatus {
     /// IO on it that was given up and is still under way.
     #[serde(default)]
     pub hung: u32,
+    /// Ranges that it could not read and that were written anew from another leg.
+    #[serde(default)]
+    pub repaired_reads: u64,
 }
 
 /// The dirty-region log of a running volume.

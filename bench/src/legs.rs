@@ -8,9 +8,10 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use mirrord::engine::{FrontChoice, ServeOptions, Volume};
+use mirrord::leg::Patience;
 use mirrord::start::{StartOptions, open};
 use mirrord_log::{InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg};
-use mirrord_raid::{Geometry, Leg, LegState};
+use mirrord_raid::{Geometry, Leg, LegState, Lineage};
 use mirrord_ublk::{Buffer, BufferPool, PoolConfig};
 use uuid::Uuid;
 
@@ -175,6 +176,7 @@ impl VolumeSpec {
             region_size,
             log: self.log.clone(),
             event_count: 1,
+            lineage: Lineage::new(1, self.legs.len()),
             clean: true,
             log_failed: false,
             created: 0,
@@ -199,7 +201,7 @@ impl VolumeSpec {
 /// # Errors
 /// As [`open`] and [`Volume::serve`].
 pub(crate) fn serve(legs: &[PathBuf]) -> Result<Volume> {
-    let opened = open(legs, &StartOptions { wait_for_locks: true, ..StartOptions::default() })?;
+    let opened = open(legs, &StartOptions { patience: Patience::SHORT, ..StartOptions::default() })?;
     let options = ServeOptions {
         mount: PathBuf::new(),
         front: FrontChoice::None,

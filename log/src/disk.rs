@@ -68,6 +68,13 @@ impl DiskLog {
         DiskLog { region_size, mode, maps, image: vec![0; len], note: ResumeNote::NotResumed }
     }
 
+    /// How many regions a log says that it has; `None` if it is no log of a version that is known.
+    pub fn regions_of(image: &[u8]) -> Option<u64> {
+        let (header, _) = RawHeader::read_from_prefix(image).ok()?;
+        let is_known = header.magic == DISK_MAGIC && (1..=DISK_VERSION).contains(&header.version.get());
+        is_known.then(|| header.regions.get())
+    }
+
     /// How many bytes of the log file or device are read and written; it must be at least so long.
     pub fn io_size(&self) -> u64 {
         self.image.len() as u64

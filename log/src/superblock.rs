@@ -10,7 +10,7 @@ mod raw;
 
 use std::path::PathBuf;
 
-use mirrord_raid::{Geometry, Leg, LegState, MAX_LEGS};
+use mirrord_raid::{Geometry, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST};
 use uuid::Uuid;
 
 use crate::log::LogKind;
@@ -75,6 +75,8 @@ pub struct Superblock {
     pub log: LogPlace,
     /// Grows with each change of leg states; the newest wins at assembly.
     pub event_count: u64,
+    /// Where this record comes from: at most [`MAX_PAST`] sessions before.
+    pub lineage: Lineage,
     /// Whether the volume was stopped cleanly: no write was in flight and every leg was flushed.
     pub clean: bool,
     /// Whether the log lost a mark (its own place failed): every region is dirty, whatever it says.
@@ -177,6 +179,7 @@ impl Superblock {
             ("leg index", self.leg.index() < self.legs.len()),
             ("size or region size", self.geometry().is_some()),
             ("log place", (1..=MAX_PLACE).contains(&place)),
+            ("lineage", self.lineage.past.len() <= MAX_PAST),
         ] {
             if !is_good {
                 return Err(SlotError::BadField { field });

@@ -5,7 +5,7 @@ use mirrord_log::{
     DirtyLog, DiskLog, Flush, Footer, InternalLog, Layout, LegEntry, LogPlace, PAGE_REGIONS, SECTOR_REGIONS,
     Superblock, SyncMode, decode_sector, pick,
 };
-use mirrord_raid::{FailReason, Leg, LegState, MAX_LEGS, Region};
+use mirrord_raid::{FailReason, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Region};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -34,10 +34,28 @@ fn places() -> impl Strategy<Value = LogPlace> {
 }
 
 prop_compose! {
-    fn superblocks()(
+    fn lineages(count: usize)(
+        session in any::<u64>(),
+        written in 0..1u16 << count,
+        last_out in any::<[u64; MAX_LEGS]>(),
+        past in vec((any::<u64>(), any::<u64>(), 0..1u16 << count), 0..=MAX_PAST),
+    ) -> Lineage {
+        let legs = |bits: u16| LegSet::from_bits(bits as u8);
+        let past = past.into_iter().map(|(session, event_count, held_by)| Past {
+            session,
+            event_count,
+            held_by: legs(held_by),
+        });
+        Lineage { session, written: legs(written), last_out, past: past.collect() }
+    }
+}
+
+prop_compose! {
+    fn superblocks()(legs in vec((any::<u128>(), states()), 1..=MAX_LEGS))(
+        lineage in lineages(legs.len()),
+        legs in Just(legs),
         ids in any::<(u128, u64, u64, u64, bool, bool)>(),
         name in "[^\0]{1,16}",
-        legs in vec((any::<u128>(), states()), 1..=MAX_LEGS),
         leg in any::<prop::sample::Index>(),
         sectors in 1u64..1 << 40,
         log in places(),
@@ -53,6 +71,7 @@ prop_compose! {
             region_size: mirrord_raid::Geometry::default_region_size(size),
             log,
             event_count,
+            lineage,
             clean,
             log_failed,
             created,
@@ -98,6 +117,7 @@ fn any_bit_flip_is_detected() {
         region_size: 4096,
         log: LogPlace::Disk("/log".into()),
         event_count: 3,
+        lineage: Lineage::default(),
         clean: false,
         log_failed: false,
         created: 4,

@@ -13,7 +13,7 @@ use mirrord_log::{
     DirtyLog, InternalLog, Layout, LegEntry, LogPlace, ResumeNote, Superblock, SyncMode, format_leg, measure,
     read_leg, superblock_write,
 };
-use mirrord_raid::{FailReason, Leg, LegState, Region};
+use mirrord_raid::{FailReason, Leg, LegState, Lineage, Region};
 use uuid::Uuid;
 
 const SIZE: u64 = 64 << 10;
@@ -45,6 +45,7 @@ fn superblock() -> Superblock {
         region_size: REGION_SIZE,
         log: LogPlace::Internal,
         event_count: 42,
+        lineage: Lineage::default(),
         clean: false,
         log_failed: false,
         created: 1_700_000_000,

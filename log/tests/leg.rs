@@ -7,7 +7,7 @@ use mirrord_log::{
     Backing, DirtyLog, FormatLegError, InternalLog, Layout, LegEntry, LogPlace, MetaIo, ReadLegError,
     ResumeNote, SlotError, Superblock, SyncMode, Target, format_leg, measure, read_leg, superblock_write,
 };
-use mirrord_raid::{Leg, LegState, Region};
+use mirrord_raid::{Leg, LegState, Lineage, Region};
 use uuid::Uuid;
 
 const REGIONS: u32 = 256;
@@ -23,6 +23,7 @@ fn superblock() -> Superblock {
         region_size: 4096,
         log: LogPlace::Internal,
         event_count: 1,
+        lineage: Lineage::default(),
         clean: true,
         log_failed: false,
         created: 1,

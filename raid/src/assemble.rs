@@ -1,15 +1,14 @@
 //! Assembly: what a set of legs, found on disk, amounts to. A pure function.
 //!
-//! The record with the highest event count decides (newest wins, never a vote), but for records left
-//! behind: one that counts a leg as in sync which itself, in sync, has the record's leg as failed. That
-//! leg has all that was ever answered under the record and went on without it; such a record can have a
-//! high event count all the same, when it reached its leg and no other before a crash. The rules, in
-//! order:
+//! The newest record decides, never a vote: the one that all others are *behind* ([`crate::Lineage`]),
+//! each one that it comes from, or one that never was complete. Event counts alone do not tell: a record
+//! can have a high one and have reached one leg only before a crash, and two legs that went on apart
+//! count alike. The rules, in order:
 //!
 //! | found | then |
 //! |---|---|
 //! | legs of two volumes, the same leg twice, sizes that differ | refuse |
-//! | the deciding record and another that is not left behind: each has the other's leg as failed, and no leg in sync vouches for both; or the same event count with different states | split brain: refuse, unless a source is named |
+//! | no record that all others are behind | split brain: refuse, unless a source is named |
 //! | a leg in use by the deciding record is missing | refuse, unless degraded is allowed |
 //! | no present leg was in sync in the deciding record | refuse, unless a source is named |
 //! | otherwise | the source is the lowest present leg that was in sync |
@@ -18,6 +17,7 @@
 //! record has as failed is back: it is syncing, stale in the dirty regions. If any region is dirty,
 //! every leg but the source is syncing until it is resynced, so that reads do not depend on the leg.
 
+use crate::lineage::{Lineage, is_behind};
 use crate::types::{FailReason, Leg, LegMap, LegSet, LegState};
 
 /// A 16-byte UUID.
@@ -44,6 +44,8 @@ pub struct LegRecord {
     pub clean: bool,
     /// The log lost a mark.
     pub log_failed: bool,
+    /// Where the record comes from.
+    pub lineage: Lineage,
 }
 
 /// What the user allows.
@@ -136,9 +138,16 @@ pub struct Assembly {
     /// Legs that were failed and are back.
     pub returned: LegSet,
     states: LegMap<LegState>,
+    lineage: Lineage,
 }
 
 impl Assembly {
+    /// What the records of a session that starts from this say of where they come from. `session`: its id,
+    /// not 0 and unlike any other of the volume.
+    pub fn lineage(&self, session: u64) -> Lineage {
+        Lineage { session, ..self.lineage.clone() }
+    }
+
     /// The states to start with, given whether any region is dirty.
     pub fn states(&self, any_dirty: bool) -> LegMap<LegState> {
         LegMap::from_fn(self.states.len(), |leg| match self.states[leg] {
@@ -156,13 +165,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     check_same_volume(found)?;
     let newest = match options.source {
         Some(source) => found.iter().position(|r| r.index == source).ok_or(AssembleError::SourceMissing)?,
-        None => {
-            let newest =
-                (0..found.len()).max_by_key(|&i| (!is_left_behind(found, &found[i]), found[i].event_count));
-            let newest = newest.ok_or(AssembleError::NoLeg)?;
-            check_split_brain(found, newest)?;
-            newest
-        }
+        None => deciding(found)?,
     };
     let authority = &found[newest];
     for (at, record) in found.iter().enumerate() {
@@ -171,19 +174,8 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         }
     }
     let at = LegMap::from_fn(authority.legs.len(), |leg| found.iter().position(|r| r.index == leg));
-    let left_behind: LegSet = match options.source {
-        Some(_) => LegSet::EMPTY,
-        None => {
-            found.iter().filter(|record| is_left_behind(found, record)).map(|record| record.index).collect()
-        }
-    };
-    let recorded = |leg: Leg| match authority.legs[leg].1 {
-        LegState::InSync | LegState::Syncing if left_behind.contains(leg) => {
-            LegState::Failed(FailReason::Missing)
-        }
-        state => state,
-    };
-    let in_use = |leg: Leg| is_in_use(recorded(leg));
+    let recorded = |leg: Leg| authority.legs[leg].1;
+    let in_use = |leg: Leg| matches!(recorded(leg), LegState::InSync | LegState::Syncing);
 
     let missing: LegSet = at.legs().filter(|&leg| at[leg].is_none() && in_use(leg)).collect();
     if !missing.is_empty() && !options.degraded {
@@ -223,7 +215,31 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let all_dirty =
         found.iter().any(|record| record.log_failed) || unclean_core || (forced && !options.log_on_legs);
     let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
-    Ok(Assembly { at, source, event_count, trusted, all_dirty, returned, states })
+    let lineage = Lineage::after(found, newest);
+    Ok(Assembly { at, source, event_count, trusted, all_dirty, returned, states, lineage })
+}
+
+/// The record that all others are behind.
+fn deciding(found: &[LegRecord]) -> Result<usize, AssembleError> {
+    let mut newest_first: Vec<usize> = (0..found.len()).collect();
+    newest_first.sort_by_key(|&at| (std::cmp::Reverse(found[at].event_count), found[at].index));
+    let behind_which = |one: &LegRecord| found.iter().map(|other| is_behind(one, other, found)).collect();
+    let mut behind: Vec<Vec<bool>> = found.iter().map(behind_which).collect();
+    // What is behind one that is behind another is behind that.
+    for between in 0..found.len() {
+        for one in 0..found.len() {
+            for other in 0..found.len() {
+                behind[one][other] |= behind[one][between] && behind[between][other];
+            }
+        }
+    }
+    let beside = |at: usize| (0..found.len()).find(|&one| !behind[one][at]);
+    if let Some(&at) = newest_first.iter().find(|&&at| beside(at).is_none()) {
+        return Ok(at);
+    }
+    let newest = *newest_first.first().ok_or(AssembleError::NoLeg)?;
+    let other = beside(newest).unwrap_or(newest);
+    Err(AssembleError::SplitBrain { one: newest.min(other), other: newest.max(other) })
 }
 
 fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {
@@ -244,55 +260,15 @@ fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {
     Ok(())
 }
 
-fn is_in_use(state: LegState) -> bool {
-    matches!(state, LegState::InSync | LegState::Syncing)
-}
-
-fn is_out(record: &LegRecord, leg: Leg) -> bool {
-    matches!(record.legs[leg].1, LegState::Failed(_))
-}
-
-/// Whether the record says so of its own leg.
-fn is_in_sync(record: &LegRecord) -> bool {
-    record.legs[record.index].1 == LegState::InSync
-}
-
-/// Whether a leg that the record never went on without, and that has what was written under it, went on
-/// without the record's leg. A leg that was only syncing then has it if its own record is newer.
-fn is_left_behind(found: &[LegRecord], record: &LegRecord) -> bool {
-    found.iter().filter(|other| is_in_sync(other) && is_out(other, record.index)).any(|other| {
-        match record.legs[other.index].1 {
-            LegState::InSync => true,
-            LegState::Syncing => other.event_count > record.event_count,
-            LegState::Failed(_) | LegState::Tracked => false,
-        }
-    })
-}
-
-/// Refuses if the deciding record may leave out what another leg went on to write.
-fn check_split_brain(found: &[LegRecord], newest: usize) -> Result<(), AssembleError> {
-    let a = &found[newest];
-    for (other, b) in found.iter().enumerate().filter(|&(other, _)| other != newest) {
-        let vouches = |witness: &LegRecord| {
-            let trusted_by = |record: &LegRecord| record.legs[witness.index].1 == LegState::InSync;
-            let is_fair = !is_out(witness, a.index) && !is_out(witness, b.index);
-            is_in_sync(witness) && is_fair && trusted_by(a) && trusted_by(b)
-        };
-        let each_without_the_other = is_out(a, b.index) && is_out(b, a.index) && !found.iter().any(vouches);
-        let tie = a.event_count == b.event_count && a.legs != b.legs;
-        if (each_without_the_other || tie) && !is_left_behind(found, b) {
-            return Err(AssembleError::SplitBrain { one: newest.min(other), other: newest.max(other) });
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lineage::Past;
+    use crate::types::MAX_LEGS;
     use LegState::{InSync, Syncing};
 
     const OUT: LegState = LegState::Failed(FailReason::Io);
+    const SPLIT: AssembleError = AssembleError::SplitBrain { one: 0, other: 1 };
 
     fn uuid(n: usize) -> Uuid {
         [n as u8 + 1; 16]
@@ -309,7 +285,48 @@ mod tests {
             legs: LegMap::from_fn(states.len(), |leg| (uuid(leg.index()), states[leg.index()])),
             clean: false,
             log_failed: false,
+            lineage: in_session(1, &[], states.iter().map(|&state| (state == OUT, event_count))),
         }
+    }
+
+    /// Legs that are out, with the event at which they last were.
+    fn in_session(session: u64, past: &[(u64, u64)], out: impl Iterator<Item = (bool, u64)>) -> Lineage {
+        let mut lineage = Lineage::new(session, MAX_LEGS);
+        for (last, (is_out, event)) in lineage.last_out.iter_mut().zip(out) {
+            *last = if is_out { event } else { 0 };
+        }
+        let past = past.iter().map(|&(session, event_count)| Past {
+            session,
+            event_count,
+            held_by: LegSet::first(MAX_LEGS),
+        });
+        lineage.past = past.collect();
+        lineage
+    }
+
+    /// A record of a later session than the first, which all others are of. `past`: the sessions that it
+    /// comes from, newest first, and how far each had come.
+    fn later(
+        session: u64,
+        past: &[(u64, u64)],
+        index: usize,
+        event_count: u64,
+        states: &[LegState],
+    ) -> LegRecord {
+        let out = states.iter().map(|&state| (state == OUT, event_count));
+        let lineage = in_session(session, past, out);
+        LegRecord { lineage, ..record(index, event_count, states) }
+    }
+
+    /// The record, and this leg was last out at that event.
+    fn was_out(mut record: LegRecord, index: usize, event: u64) -> LegRecord {
+        record.lineage.last_out[index] = event;
+        record
+    }
+
+    /// The record as a mirrord wrote it that kept no lineage.
+    fn old(record: LegRecord) -> LegRecord {
+        LegRecord { lineage: Lineage::default(), ..record }
     }
 
     fn internal() -> AssembleOptions {
@@ -352,20 +369,25 @@ mod tests {
     #[test]
     fn split_brain_is_refused_and_a_named_source_settles_it() {
         for b_events in [6, 9] {
-            let found = [record(0, 6, &[InSync, OUT]), record(1, b_events, &[OUT, InSync])];
-            let split = AssembleError::SplitBrain { one: 0, other: 1 };
-            assert_eq!(assemble(&found, internal()), Err(split));
+            let found =
+                [later(2, &[(1, 5)], 0, 6, &[InSync, OUT]), later(3, &[(1, 5)], 1, b_events, &[OUT, InSync])];
+            assert_eq!(assemble(&found, internal()), Err(SPLIT));
             let named = AssembleOptions { source: Some(leg(0)), ..internal() };
             let a = assemble(&found, named).unwrap();
             assert_eq!(a.source, leg(0));
             assert_eq!(a.trusted, LegSet::first(2), "both wrote: both logs count");
             assert_eq!(a.event_count, b_events);
             assert_eq!(a.states(true), LegMap::from(vec![InSync, Syncing]));
+            // It stays settled if the next record reaches leg 0 alone.
+            let mut settled = record(0, b_events + 1, &[InSync, Syncing]);
+            settled.lineage = a.lineage(4);
+            let found = [settled, found[1].clone()];
+            assert_eq!(assemble(&found, internal()).unwrap().source, leg(0));
         }
     }
 
     #[test]
-    fn older_records_that_leave_each_other_out_are_no_split_brain() {
+    fn records_of_one_session_are_older_and_newer_whatever_they_say() {
         // Leg 0 failed and came back, leg 1 failed then, leg 0 failed again; leg 2 was there throughout.
         let found = [
             record(0, 4, &[Syncing, OUT, InSync]),
@@ -381,47 +403,105 @@ mod tests {
             record(2, 4, &[InSync, OUT, Syncing]),
         ];
         assert_eq!(assemble(&found, internal()).unwrap().source, leg(0));
-        let found = [
-            record(0, 5, &[InSync, Syncing, Syncing]),
-            record(1, 6, &[InSync, Syncing, OUT]),
-            record(2, 4, &[InSync, OUT, Syncing]),
-        ];
-        assert_eq!(assemble(&found, internal()).unwrap().source, leg(0));
-    }
-
-    #[test]
-    fn a_leg_in_between_tells_a_succession_from_a_split_brain() {
         // Leg 2 failed while leg 1 was out, leg 1 came back by leg 0, leg 0 failed.
-        let found = [
-            record(2, 5, &[InSync, OUT, InSync]),
-            record(1, 9, &[OUT, InSync, OUT]),
-            record(0, 8, &[InSync, InSync, OUT]),
-        ];
+        let found = [record(2, 5, &[InSync, OUT, InSync]), record(1, 9, &[OUT, InSync, OUT])];
         assert_eq!(assemble(&found, internal()).unwrap().source, leg(1));
-        let split = AssembleError::SplitBrain { one: 0, other: 1 };
-        assert_eq!(assemble(&found[..2], internal()), Err(split));
     }
 
     #[test]
-    fn the_same_event_count_with_different_states_is_a_tie() {
-        let found = [record(0, 6, &[InSync, Syncing]), record(1, 6, &[Syncing, InSync])];
-        assert_eq!(assemble(&found, internal()), Err(AssembleError::SplitBrain { one: 0, other: 1 }));
-    }
-
-    #[test]
-    fn a_record_left_behind_neither_decides_nor_ties() {
-        // It reached leg 1 alone, any number of times, before leg 0 was started without leg 1.
-        for events in [6, 7, 60] {
-            let found = [record(1, events, &[InSync, InSync]), record(0, 6, &[InSync, OUT])];
-            let a = assemble(&found, internal()).unwrap();
-            assert_eq!((a.source, a.trusted, a.returned), (leg(0), LegSet::one(leg(0)), LegSet::one(leg(1))));
-            assert_eq!(a.event_count, events);
+    fn of_two_legs_the_one_that_went_on_wins_unless_both_did() {
+        let both = [InSync, InSync];
+        let returning = || was_out(record(0, 6, &[InSync, Syncing]), 1, 5);
+        let alone = |events| later(3, &[(1, 4)], 1, events, &[OUT, InSync]);
+        for (what, one, other, source) in [
+            (
+                "leg 1 failed and is taken back, which it does not know",
+                returning(),
+                record(1, 4, &both),
+                Some(0),
+            ),
+            ("and was started alone then", returning(), alone(5), None),
+            ("with as many events", returning(), alone(6), None),
+            ("with more", returning(), alone(7), None),
+            (
+                "and taken back before it went on",
+                returning(),
+                later(3, &[(1, 6)], 1, 7, &[OUT, InSync]),
+                Some(1),
+            ),
+            ("leg 1 was started alone, leg 0 has a record more", record(0, 60, &both), alone(6), Some(1)),
+            ("one in which leg 1 is syncing", record(0, 60, &[InSync, Syncing]), alone(6), Some(1)),
+            ("one in which it is out", record(0, 60, &[InSync, OUT]), alone(6), None),
+            (
+                "a start with both reached leg 0 alone, then leg 1 was started alone",
+                later(2, &[(1, 4)], 0, 5, &[InSync, Syncing]),
+                alone(5),
+                Some(1),
+            ),
+            (
+                "the same, and leg 0 was started alone again",
+                later(4, &[(2, 5), (1, 4)], 0, 6, &[InSync, OUT]),
+                alone(5),
+                None,
+            ),
+            ("nothing in common", later(2, &[(7, 4)], 0, 5, &[InSync, Syncing]), alone(5), None),
+            (
+                "no lineage: leg 0 went on",
+                old(record(0, 6, &[InSync, OUT])),
+                old(record(1, 7, &both)),
+                Some(0),
+            ),
+            ("no lineage: leg 1 comes back", old(returning()), old(record(1, 4, &both)), Some(0)),
+            ("no lineage: both went on", old(returning()), old(alone(7)), None),
+            (
+                "no lineage in one: started alone since",
+                old(record(0, 4, &both)),
+                later(3, &[(0, 4)], 1, 5, &[OUT, InSync]),
+                Some(1),
+            ),
+            (
+                "no lineage in one: it had gone on",
+                old(returning()),
+                later(3, &[(0, 4)], 1, 7, &[OUT, InSync]),
+                None,
+            ),
+        ] {
+            let found = [one, other];
+            let result = assemble(&found, internal()).map(|assembly| assembly.source);
+            assert_eq!(result, source.map(leg).ok_or(SPLIT), "{what}");
         }
-        // The leg that went on without it is not there to say so, and the others cannot.
-        let found =
-            [record(2, 9, &[InSync, InSync, InSync, OUT]), record(3, 7, &[InSync, InSync, OUT, InSync])];
-        let split = AssembleError::SplitBrain { one: 0, other: 1 };
-        assert_eq!(assemble(&found, AssembleOptions { degraded: true, ..internal() }), Err(split));
+    }
+
+    #[test]
+    fn a_third_leg_can_prove_that_a_record_was_never_complete() {
+        // Leg 0 failed leg 1, which it alone recorded; legs 1 and 2 were started without it.
+        let found = [
+            record(0, 5, &[InSync, OUT, InSync]),
+            later(2, &[(1, 4)], 1, 5, &[OUT, InSync, InSync]),
+            later(2, &[(1, 4)], 2, 5, &[OUT, InSync, InSync]),
+        ];
+        let a = assemble(&found, internal()).unwrap();
+        assert_eq!((a.source, a.trusted, a.returned), (leg(1), LegSet::from_bits(6), LegSet::one(leg(0))));
+        // Neither was complete: either may decide.
+        let neither = [found[1].clone(), found[0].clone(), record(2, 4, &[InSync, InSync, InSync])];
+        assert_eq!(assemble(&neither, internal()).unwrap().source, leg(0));
+        // It may have been complete on a leg that is not there.
+        let degraded = AssembleOptions { degraded: true, ..internal() };
+        assert_eq!(assemble(&found[..2], degraded), Err(SPLIT));
+        // One leg proves it of one record, another of the next.
+        let found = [
+            record(0, 6, &[InSync, InSync, OUT]),
+            record(1, 5, &[InSync, InSync, InSync]),
+            later(2, &[(1, 4)], 2, 5, &[OUT, OUT, InSync]),
+        ];
+        assert_eq!(assemble(&found, internal()).unwrap().source, leg(2));
+        // It was, and leg 1 went on alone.
+        let found = [
+            record(0, 5, &[InSync, OUT, InSync]),
+            later(2, &[(1, 4)], 1, 5, &[OUT, InSync, OUT]),
+            record(2, 5, &[InSync, OUT, InSync]),
+        ];
+        assert_eq!(assemble(&found, internal()), Err(SPLIT));
     }
 
     #[test]

@@ -1,11 +1,16 @@
-//! The background worker's leg IO: copies stale regions (resync) and flushes legs, both as the log
-//! worker asks. Runs on a thread and ring of its own, like a queue.
+//! The background worker's leg IO: copies stale regions (resync), repairs ranges that could not be
+//! read, and flushes legs, all as the log worker asks. Runs on a thread and ring of its own, like a queue.
 //!
 //! A region is copied window by window. A window's range is held exclusively while it is read from
 //! a leg in sync and written to the stale legs: writers to it wait, and it is small. The region is
 //! counted as being written to meanwhile, so that it cannot be cleared before the copy is flushed.
 //! Before each window the driver is asked ([`BackgroundAction::Pace`]) and answers when the throttle lets it.
+//!
+//! A repair is a copy to one leg of the range that it could not read. Its region may be clean, so it
+//! waits for the mark first, as a write does. The throttle does not hold it, and it writes zeroes as
+//! such: a hole need not touch the medium.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::geometry::Region;
@@ -15,8 +20,14 @@ use crate::ranges::{Hold, Owner};
 use crate::region::Begin;
 use crate::types::{Errno, Leg, LegIo, LegOp, LegSet, MAX_LEGS};
 
+/// Slots, each with a buffer: one for repairs, the others for copies.
+pub const COPY_SLOTS: u32 = REGIONS_AT_ONCE + 1;
+
 /// Regions copied at once. More than one, so that a leg is read while another is written.
-pub const COPY_SLOTS: u32 = 4;
+pub(crate) const REGIONS_AT_ONCE: u32 = 4;
+
+/// The slot of repairs. Its own: the throttle may hold the copies for long.
+const REPAIR: u32 = REGIONS_AT_ONCE;
 
 /// Largest window, in bytes: what a writer may have to wait for, and the size of a slot's buffer.
 pub const WINDOW: u64 = 1 << 20;
@@ -63,6 +74,7 @@ pub enum BackgroundAction {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
+    Mark,
     Pace,
     Range,
     Read,
@@ -77,12 +89,31 @@ struct Job {
     targets: LegSet,
     /// Errors of legs that had to be given up.
     errors: LegErrors,
-    /// Legs the present window could not be read from.
-    unreadable: LegSet,
+    /// Errors of legs that the present window could not be read from.
+    unreadable: LegErrors,
     /// The window, in bytes of the volume.
     offset: u64,
     len: u64,
+    /// End of the last window.
+    end: u64,
     pending: LegSet,
+}
+
+impl Job {
+    /// A copy of `len` bytes at `offset` to `targets`, before its first window.
+    fn new(region: Region, offset: u64, len: u64, targets: LegSet) -> Job {
+        Job {
+            region,
+            step: Step::Mark,
+            targets,
+            errors: [None; MAX_LEGS],
+            unreadable: [None; MAX_LEGS],
+            offset,
+            len: 0,
+            end: offset + len,
+            pending: LegSet::EMPTY,
+        }
+    }
 }
 
 /// See the module's documentation.
@@ -92,6 +123,7 @@ pub struct Background {
     window: u64,
     jobs: [Option<Job>; COPY_SLOTS as usize],
     waiting: Vec<(Region, LegSet)>,
+    repairs: VecDeque<(Leg, u64, u64)>,
     flush: Option<(LegSet, LegSet, LegErrors)>,
     granted: Vec<u32>,
 }
@@ -100,7 +132,8 @@ impl Background {
     /// The background worker of `mirror`, copying at most `window` bytes at once.
     pub fn new(mirror: Arc<Mirror>, window: u64) -> Background {
         let jobs = [None; COPY_SLOTS as usize];
-        Background { mirror, window, jobs, waiting: Vec::new(), flush: None, granted: Vec::new() }
+        let (waiting, repairs, granted) = (Vec::new(), VecDeque::new(), Vec::new());
+        Background { mirror, window, jobs, waiting, repairs, flush: None, granted }
     }
 
     /// Takes one event and adds what is to be done to `actions`.
@@ -118,7 +151,7 @@ impl Background {
         loop {
             if let Some(io) = self.granted.pop() {
                 self.read_window(io, actions);
-            } else if !self.start_next(actions) {
+            } else if !self.start_repair(actions) && !self.start_copy(actions) {
                 return;
             }
         }
@@ -126,7 +159,8 @@ impl Background {
 
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
-        self.jobs.iter().all(Option::is_none) && self.waiting.is_empty() && self.flush.is_none()
+        let waiting = self.waiting.len() + self.repairs.len();
+        self.jobs.iter().all(Option::is_none) && waiting == 0 && self.flush.is_none()
     }
 
     fn woken(&mut self, actions: &mut Vec<BackgroundAction>) {
@@ -136,8 +170,10 @@ impl Background {
             match note {
                 QueueNote::Granted { io } => self.granted.push(io),
                 QueueNote::Copy { region, targets } => self.waiting.push((region, targets)),
+                QueueNote::Repair { leg, offset, len } => self.repairs.push_back((leg, offset, len)),
+                QueueNote::Marked { io, result } => self.marked(io, result, actions),
                 QueueNote::Flush { legs } => self.start_flush(legs, actions),
-                QueueNote::Marked { .. } | QueueNote::Settled { .. } => {
+                QueueNote::Settled { .. } => {
                     unreachable!("a note for a queue came to the background worker")
                 }
             }
@@ -180,29 +216,53 @@ impl Background {
         }
     }
 
+    // ---- repair
+
+    /// Starts the oldest repair if none is under way; `false` if nothing was started.
+    fn start_repair(&mut self, actions: &mut Vec<BackgroundAction>) -> bool {
+        if self.jobs[REPAIR as usize].is_some() {
+            return false;
+        }
+        let Some((leg, offset, len)) = self.repairs.pop_front() else { return false };
+        let region = self.mirror.geometry.region_at(offset);
+        self.jobs[REPAIR as usize] = Some(Job::new(region, offset, len, LegSet::one(leg)));
+        match self.mirror.regions.begin_write(region) {
+            Begin::Write => self.next_window(REPAIR, actions),
+            Begin::Mark => {
+                let from = self.owner(REPAIR);
+                self.tell_worker(WorkerNote::Mark { region, from }, actions);
+            }
+        }
+        true
+    }
+
+    fn marked(&mut self, io: u32, result: Result<(), Errno>, actions: &mut Vec<BackgroundAction>) {
+        let job = self.job(io);
+        assert_eq!(job.step, Step::Mark);
+        if result.is_err() {
+            // Nothing may be written here: given up, until the range is read again.
+            job.targets = LegSet::EMPTY;
+        }
+        self.next_window(io, actions);
+    }
+
     // ---- copy
 
     /// Puts a waiting region into a free slot; `false` if there is none of either.
-    fn start_next(&mut self, actions: &mut Vec<BackgroundAction>) -> bool {
-        let Some(slot) = self.jobs.iter().position(Option::is_none) else { return false };
+    fn start_copy(&mut self, actions: &mut Vec<BackgroundAction>) -> bool {
+        let free = self.jobs[..REPAIR as usize].iter().position(Option::is_none);
+        let Some(slot) = free else { return false };
         let Some((region, targets)) = self.waiting.pop() else { return false };
-        let errors = [None; MAX_LEGS];
         if self.mirror.regions.begin_write(region) == Begin::Mark {
             // Not dirty after all: nothing may be written here. The log worker asks again if it must.
             self.mirror.regions.end_write(region);
+            let errors = [None; MAX_LEGS];
             self.tell_worker(WorkerNote::Copied { region, ok: LegSet::EMPTY, errors }, actions);
             return true;
         }
-        self.jobs[slot] = Some(Job {
-            region,
-            step: Step::Pace,
-            targets,
-            errors,
-            unreadable: LegSet::EMPTY,
-            offset: self.mirror.geometry.region_start(region),
-            len: 0,
-            pending: LegSet::EMPTY,
-        });
+        let (start, len) =
+            (self.mirror.geometry.region_start(region), self.mirror.geometry.region_len(region));
+        self.jobs[slot] = Some(Job::new(region, start, len, targets));
         self.next_window(slot as u32, actions);
         true
     }
@@ -213,27 +273,37 @@ impl Background {
 
     /// Goes on behind the present window, or ends the job.
     fn next_window(&mut self, io: u32, actions: &mut Vec<BackgroundAction>) {
-        let (geometry, window) = (self.mirror.geometry, self.window);
+        let window = self.window;
         let in_use = self.mirror.legs.states().in_use();
         let job = self.job(io);
         job.targets = job.targets.intersect(in_use);
         job.offset += job.len;
-        let end = geometry.region_start(job.region) + geometry.region_len(job.region);
-        job.len = window.min(end - job.offset);
-        job.unreadable = LegSet::EMPTY;
+        job.len = window.min(job.end - job.offset);
+        job.unreadable = [None; MAX_LEGS];
         if job.len == 0 || job.targets.is_empty() {
             return self.finish(io, actions);
         }
         job.step = Step::Pace;
         let bytes = job.len;
+        if io == REPAIR {
+            return self.lock_window(io, actions);
+        }
         actions.push(BackgroundAction::Pace { io, bytes });
     }
 
     fn finish(&mut self, io: u32, actions: &mut Vec<BackgroundAction>) {
         let job = self.jobs[io as usize].take().expect("a copy under way");
         self.mirror.regions.end_write(job.region);
-        let note = WorkerNote::Copied { region: job.region, ok: job.targets, errors: job.errors };
-        self.tell_worker(note, actions);
+        let (region, ok, errors) = (job.region, job.targets, job.errors);
+        let repaired = io == REPAIR;
+        self.tell_worker(
+            if repaired {
+                WorkerNote::Repaired { ok, errors }
+            } else {
+                WorkerNote::Copied { region, ok, errors }
+            },
+            actions,
+        );
     }
 
     fn owner(&self, io: u32) -> Owner {
@@ -278,8 +348,10 @@ impl Background {
 
     fn read_window(&mut self, io: u32, actions: &mut Vec<BackgroundAction>) {
         let sources = self.mirror.legs.states().in_sync();
-        let Some(source) = sources.minus(self.job(io).unreadable).lowest() else {
-            // No leg in sync can read this window: the region stays stale.
+        let job = self.job(io);
+        let sources = sources.minus(job.targets);
+        let Some(source) = sources.iter().find(|leg| job.unreadable[leg.index()].is_none()) else {
+            // No leg in sync can read this window: the region stays stale, or the bad block stays.
             self.unlock_window(io, actions);
             self.job(io).targets = LegSet::EMPTY;
             return self.finish(io, actions);
@@ -300,10 +372,14 @@ impl Background {
         job.pending.remove(leg);
         match (job.step, result) {
             (Step::Read, Ok(())) => {
-                let op = if zeroes { LegOp::Zero { fua: false } } else { LegOp::Write { fua: false } };
+                let hole = zeroes && io != REPAIR;
+                let op = if hole { LegOp::Zero { fua: false } } else { LegOp::Write { fua: false } };
                 // A leg that is out now has missed this window, whatever becomes of it.
                 job.targets = job.targets.intersect(in_use);
-                let targets = job.targets;
+                let Job { targets, unreadable, offset, len, .. } = *job;
+                if self.mirror.tell_unreadable(&unreadable, offset, len) {
+                    actions.push(BackgroundAction::Queue(Action::WakeWorker));
+                }
                 if targets.is_empty() {
                     self.unlock_window(io, actions);
                     self.next_window(io, actions);
@@ -311,8 +387,8 @@ impl Background {
                     self.submit(io, Step::Write, targets, op, actions);
                 }
             }
-            (Step::Read, Err(_)) => {
-                job.unreadable.insert(leg);
+            (Step::Read, Err(errno)) => {
+                job.unreadable[leg.index()] = Some(errno);
                 Counters::add(&self.mirror.legs.counters[leg].read_errors, 1);
                 self.read_window(io, actions);
             }
@@ -322,7 +398,7 @@ impl Background {
                     job.targets.remove(leg);
                     job.errors[leg.index()] = Some(errno);
                     Counters::add(&self.mirror.legs.counters[leg].write_errors, 1);
-                } else {
+                } else if io != REPAIR {
                     Counters::add(&self.mirror.legs.counters[leg].resynced_bytes, len);
                 }
                 if self.job(io).pending.is_empty() {
@@ -331,6 +407,100 @@ impl Background {
                 }
             }
             (step, _) => unreachable!("leg IO in step {step:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+    use crate::types::{LegMap, LegState};
+
+    const A: Leg = Leg::new(0);
+
+    /// What goes differently from a repair in which all goes well.
+    #[derive(Clone, Copy, Default)]
+    struct Course {
+        dirty: bool,
+        mark_fails: bool,
+        zeroes: bool,
+        /// Legs that cannot be read.
+        unreadable: LegSet,
+        /// The leg is failed while the range is read.
+        failed: bool,
+        write_fails: bool,
+    }
+
+    /// Repairs 4096 bytes of leg 0, of three; what happened, in order.
+    fn repair(course: Course) -> Vec<String> {
+        let states = LegMap::from_fn(3, |_| LegState::InSync);
+        let geometry = Geometry::new(1 << 20, 1 << 16).unwrap();
+        let region = Region(1);
+        let mirror = Arc::new(Mirror::new(geometry, &states, course.dirty.then_some(region), 1));
+        let mut background = Background::new(Arc::clone(&mirror), WINDOW);
+        let (mut actions, mut notes, mut happened) = (Vec::new(), Vec::new(), Vec::new());
+        mirror.tell_queue(mirror.background(), QueueNote::Repair { leg: A, offset: 1 << 16, len: 4096 });
+        background.handle(BackgroundEvent::Woken, &mut actions);
+        while !actions.is_empty() {
+            for action in std::mem::take(&mut actions) {
+                let BackgroundAction::Queue(Action::Submit(io)) = action else { continue };
+                assert_eq!((io.offset, io.len), (1 << 16, 4096));
+                assert!(mirror.regions.writes(region) > 0 && !mirror.ranges.is_idle());
+                happened.push(format!("{:?} {:?}", io.op, io.leg));
+                if course.failed {
+                    mirror.legs.set(A, LegState::Failed(crate::types::FailReason::Io));
+                }
+                let fails = match io.op {
+                    LegOp::Read => course.unreadable.contains(io.leg),
+                    _ => course.write_fails,
+                };
+                let result = if fails { Err(Errno::EIO) } else { Ok(()) };
+                let (io, leg, zeroes) = (io.io, io.leg, course.zeroes);
+                background.handle(BackgroundEvent::LegDone { io, leg, result, zeroes }, &mut actions);
+            }
+            mirror.take_worker_notes(&mut notes);
+            for note in &notes {
+                happened.push(match *note {
+                    WorkerNote::Mark { from, .. } => {
+                        assert!(mirror.ranges.is_idle(), "a range is held while its mark is awaited");
+                        let result = if course.mark_fails { Err(Errno::EIO) } else { Ok(()) };
+                        mirror.tell_queue(from.queue, QueueNote::Marked { io: from.io, result });
+                        background.handle(BackgroundEvent::Woken, &mut actions);
+                        "mark".to_owned()
+                    }
+                    WorkerNote::Unreadable { leg, .. } => format!("unreadable {leg:?}"),
+                    WorkerNote::Repaired { ok, errors } => match errors[A.index()] {
+                        Some(errno) => format!("{errno:?}"),
+                        None if ok == LegSet::one(A) => "repaired".to_owned(),
+                        None => "given up".to_owned(),
+                    },
+                    note => unreachable!("{note:?}"),
+                });
+            }
+        }
+        assert!(background.is_idle() && mirror.ranges.is_idle() && mirror.regions.writes(region) == 0);
+        happened
+    }
+
+    #[test]
+    fn every_course_of_a_repair() {
+        let dirty = Course { dirty: true, ..Course::default() };
+        let [read1, read2, write] = ["Read leg1", "Read leg2", "Write { fua: false } leg0"];
+        let second = LegSet::one(Leg::new(1));
+        #[rustfmt::skip]
+        let rows: [(&str, Course, &[&str]); 8] = [
+            ("dirty region", dirty,                                   &[read1, write, "repaired"]),
+            ("clean region", Course::default(),                       &["mark", read1, write, "repaired"]),
+            ("no mark",      Course { mark_fails: true, ..Course::default() }, &["mark", "given up"]),
+            ("zeroes",       Course { zeroes: true, ..dirty },        &[read1, write, "repaired"]),
+            ("bad source",   Course { unreadable: second, ..dirty },  &[read1, read2, "unreadable leg1", write, "repaired"]),
+            ("no source",    Course { unreadable: LegSet::first(3), ..dirty }, &[read1, read2, "given up"]),
+            ("leg failed",   Course { failed: true, ..dirty },        &[read1, "given up"]),
+            ("write failed", Course { write_fails: true, ..dirty },   &[read1, write, "errno 5"]),
+        ];
+        for (name, course, happened) in rows {
+            assert_eq!(repair(course), happened, "{name}");
         }
     }
 }

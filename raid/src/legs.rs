@@ -119,6 +119,8 @@ pub struct LegCounters {
     pub resynced_bytes: AtomicU64,
     /// Failed reads.
     pub read_errors: AtomicU64,
+    /// Ranges that could not be read and were written anew from another leg.
+    pub repaired: AtomicU64,
     /// Failed writes.
     pub write_errors: AtomicU64,
     /// Failed flushes.

@@ -16,6 +16,7 @@ mod assemble;
 mod background;
 mod geometry;
 mod legs;
+mod lineage;
 mod mirror;
 mod queue;
 mod ranges;
@@ -28,6 +29,7 @@ pub use assemble::{AssembleError, AssembleOptions, Assembly, LegRecord, assemble
 pub use background::{Background, BackgroundAction, BackgroundEvent, COPY_SLOTS, WINDOW};
 pub use geometry::{Geometry, GeometryError, MAX_REGIONS, Parts, Region, SECTOR};
 pub use legs::{LegCounters, LegStates, LegTable};
+pub use lineage::{Lineage, MAX_PAST, Past};
 pub use mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
 pub use queue::{Action, Event, MirrorQueue, Op, Request};
 pub use ranges::{Hold, Owner, RangeLocks};

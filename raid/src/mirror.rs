@@ -44,6 +44,17 @@ pub enum WorkerNote {
         /// Who waits.
         from: Owner,
     },
+    /// A read failed on a leg and another leg gave the data.
+    Unreadable {
+        /// The leg it failed on.
+        leg: Leg,
+        /// Where, in bytes; within one region.
+        offset: u64,
+        /// How much, in bytes.
+        len: u64,
+        /// How it failed.
+        errno: Errno,
+    },
     /// The background worker flushed legs.
     Flushed {
         /// Which it was told to.
@@ -58,6 +69,13 @@ pub enum WorkerNote {
         /// Legs that now hold the source's bytes.
         ok: LegSet,
         /// Errors of those that failed.
+        errors: LegErrors,
+    },
+    /// The background worker is done with the oldest repair it was given.
+    Repaired {
+        /// The leg, if all of the range was written; neither here nor with an error if it was given up.
+        ok: LegSet,
+        /// Its error, if a write failed.
         errors: LegErrors,
     },
 }
@@ -90,6 +108,15 @@ pub enum QueueNote {
         region: Region,
         /// To which legs.
         targets: LegSet,
+    },
+    /// Background worker: write a range of a leg anew, from another leg in sync.
+    Repair {
+        /// The leg.
+        leg: Leg,
+        /// Where, in bytes; within one region.
+        offset: u64,
+        /// How much, in bytes.
+        len: u64,
     },
     /// Background worker: flush these legs.
     Flush {
@@ -197,6 +224,18 @@ impl Mirror {
 
     pub(crate) fn tell_worker(&self, note: WorkerNote) {
         self.worker_notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+    }
+
+    /// Another leg gave what these could not: tells the log worker. Whether there is any.
+    pub(crate) fn tell_unreadable(&self, errors: &LegErrors, offset: u64, len: u64) -> bool {
+        let mut any = false;
+        for (at, errno) in errors.iter().enumerate() {
+            if let &Some(errno) = errno {
+                self.tell_worker(WorkerNote::Unreadable { leg: Leg::new(at), offset, len, errno });
+                any = true;
+            }
+        }
+        any
     }
 
     pub(crate) fn take_worker_notes(&self, into: &mut Vec<WorkerNote>) {

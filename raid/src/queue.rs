@@ -232,7 +232,7 @@ impl MirrorQueue {
                 assert_eq!(self.parts[io as usize].step, Step::Settle);
                 self.finish_part(io, result, actions);
             }
-            QueueNote::Copy { .. } | QueueNote::Flush { .. } => {
+            QueueNote::Copy { .. } | QueueNote::Repair { .. } | QueueNote::Flush { .. } => {
                 unreachable!("a note for the background worker came to a queue")
             }
         }
@@ -503,6 +503,9 @@ impl MirrorQueue {
         if !part.pending.is_empty() {
             return;
         }
+        if matches!(part.step, Step::Read | Step::Fetch) && result.is_ok() {
+            self.tell_unreadable(io, actions);
+        }
         match (part.step, result) {
             (Step::Read, Ok(())) => self.read_done(io, actions),
             (Step::Read, Err(_)) => self.read(io, actions),
@@ -513,6 +516,15 @@ impl MirrorQueue {
             (Step::Fetch, Err(_)) => self.fetch(io, actions),
             (Step::Write | Step::Flush, _) => self.all_legs_done(io, actions),
             (step, _) => unreachable!("leg IO in step {step:?}"),
+        }
+    }
+
+    /// A leg gave the data: those that could not are repaired, which the reader need not wait for.
+    fn tell_unreadable(&mut self, io: u32, actions: &mut Vec<Action>) {
+        let part = &mut self.parts[io as usize];
+        if self.mirror.tell_unreadable(&part.errors, part.offset, part.len) {
+            part.errors = [None; MAX_LEGS];
+            actions.push(Action::WakeWorker);
         }
     }
 

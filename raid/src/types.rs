@@ -208,8 +208,14 @@ pub struct Errno(pub i32);
 impl Errno {
     /// Input/output error.
     pub const EIO: Errno = Errno(5);
+    /// No such device or address.
+    pub const ENXIO: Errno = Errno(6);
+    /// No such device.
+    pub const ENODEV: Errno = Errno(19);
     /// No space left on device.
     pub const ENOSPC: Errno = Errno(28);
+    /// The transport was shut down.
+    pub const ESHUTDOWN: Errno = Errno(108);
     /// Disk quota exceeded: for a leg the same as no space.
     pub const EDQUOT: Errno = Errno(122);
 
@@ -226,6 +232,11 @@ impl Errno {
     /// Whether the leg is out of space rather than broken.
     pub fn is_no_space(self) -> bool {
         self == Errno::ENOSPC || self == Errno::EDQUOT
+    }
+
+    /// Whether the whole leg is gone, not a block of it bad.
+    pub fn is_gone(self) -> bool {
+        matches!(self, Errno::ENXIO | Errno::ENODEV | Errno::ESHUTDOWN)
     }
 }
 

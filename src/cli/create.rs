@@ -30,6 +30,10 @@ pub(super) struct Args {
     /// The dirty-region log: internal (on every leg), core (in memory) or disk:PATH.
     #[arg(long, default_value = "internal", value_name = "LOG", value_parser = parse_log)]
     log: LogPlace,
+    /// Take over the log of a mirror that was served by the kernel (dm-mirror): what it says is dirty is
+    /// resynced from the --source, and no more.
+    #[arg(long, conflicts_with = "assume_clean")]
+    adopt_log: bool,
     /// Region size, a power of two of at least 4KiB [default: by the volume's size, at least 1MiB].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     region_size: Option<u64>,
@@ -79,6 +83,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         preallocate: args.preallocate,
         assume_clean: args.assume_clean,
         source: args.source,
+        adopt_log: args.adopt_log,
         force: args.force,
         serve: serve.clone(),
     };
@@ -105,6 +110,8 @@ fn is_usage(error: &CreateError) -> bool {
             | CreateError::BadName { .. }
             | CreateError::Source { .. }
             | CreateError::RemoteLog
+            | CreateError::AdoptNeeds
+            | CreateError::AdoptWhat
             | CreateError::Geometry(_)
     )
 }

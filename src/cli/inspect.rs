@@ -96,6 +96,7 @@ fn slot_rows(title: &str, slot: &SlotReport) -> Vec<Vec<String>> {
             title,
             format!("generation {}, event count {}, {stopped}{failed}", block.generation, block.event_count),
         ),
+        pair("", format!("session {}, {} before it", block.session, block.past_sessions.len())),
         pair("", format!("volume {} ({}), leg {}", block.name, block.volume, block.leg_index)),
         pair(
             "",

@@ -161,8 +161,11 @@ fn view(status: &VolumeStatus) -> String {
         "requests",
         format!("{} reads, {} writes, {} flushes, {} failed", io.reads, io.writes, io.flushes, io.errors),
     ));
-    let mut legs =
-        vec![["LEG", "STATE", "STALE", "READS", "WRITES", "ERRORS", "PATH"].map(str::to_owned).to_vec()];
+    let mut legs = vec![
+        ["LEG", "STATE", "STALE", "READS", "WRITES", "ERRORS", "REPAIRED", "PATH"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for leg in &status.legs {
         let reason = leg.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
         legs.push(vec![
@@ -172,6 +175,7 @@ fn view(status: &VolumeStatus) -> String {
             leg.reads.to_string(),
             leg.writes.to_string(),
             (leg.read_errors + leg.write_errors + leg.flush_errors).to_string(),
+            leg.repaired_reads.to_string(),
             leg.path.display().to_string(),
         ]);
     }

@@ -11,7 +11,7 @@ use super::Context;
 use super::output::{fail, note, print, print_json};
 use super::status::not_running;
 use crate::control::{Client, ClientError, Request, Response};
-use crate::leg::{LOCK_PATIENCE, OpenLeg};
+use crate::leg::{OpenLeg, Patience};
 use crate::registry::Registry;
 
 /// Stop serving a volume
@@ -53,7 +53,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     }
     // The kernel may let go of its files a little later: whoever is told that it is stopped can use them.
     for leg in legs {
-        let _ = OpenLeg::open_waiting(&leg.path, LOCK_PATIENCE);
+        let _ = OpenLeg::open_waiting(&leg.path, Patience::SHORT);
     }
     stopped(context, &args.name, &[])
 }

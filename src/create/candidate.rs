@@ -14,7 +14,7 @@ use rustix::fs::{Access, access};
 
 use super::error::CreateError;
 use crate::extents;
-use crate::leg::{FileId, LOCK_PATIENCE, LegError, OpenLeg, same_twice};
+use crate::leg::{FileId, LegError, OpenLeg, Patience, same_twice};
 use crate::signature::{self, Signature};
 
 /// A leg-to-be.
@@ -111,7 +111,7 @@ impl Candidate {
             let path = std::path::absolute(given).map_err(io_error("find it"))?;
             return Ok(Candidate { given: given.to_owned(), path, file_system, beside: dir, there: None });
         }
-        let leg = OpenLeg::open_waiting(given, LOCK_PATIENCE)?;
+        let leg = OpenLeg::open_waiting(given, Patience::SHORT)?;
         let metadata = leg.meta.metadata().map_err(io_error("look at it"))?;
         let was = read_leg(&leg.meta, leg.backing, leg.len).ok();
         let content = was.as_ref().map_or(leg.len, |was| was.superblock.size.min(leg.len));

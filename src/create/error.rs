@@ -151,6 +151,23 @@ pub enum CreateError {
     /// `--log remote`.
     #[error("--log remote: this version has no remote log; use internal, core or disk:PATH")]
     RemoteLog,
+    /// `--adopt-log` without what a log does not say.
+    #[error(
+        "--adopt-log: a log says neither how large its regions are nor which leg is right: give \
+         --region-size and --source too"
+    )]
+    AdoptNeeds,
+    /// `--adopt-log` for a log that is not on disk.
+    #[error("--adopt-log: it takes over a --log disk:PATH that is there already")]
+    AdoptWhat,
+    /// There is no log that could be adopted.
+    #[error("log {}: it is not the log of a mirror like this: {why}; without --adopt-log a new one is made", path.display())]
+    NoSuchLog {
+        /// The log.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// The log is one of the legs.
     #[error("--log disk:{}: it is leg {}; the log needs a file or device of its own", path.display(), leg.display())]
     LogIsLeg {

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mirrord_log::{
     Backing, DirtyLog, InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg,
 };
-use mirrord_raid::{Leg, LegState, Region};
+use mirrord_raid::{Leg, LegState, Lineage, Region};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -64,7 +64,10 @@ pub(super) fn form(
     log: LogPlan,
     preallocate: bool,
 ) -> Result<Formed, CreateError> {
-    let dirty = dirty_regions(&candidates, plan)?;
+    let dirty = match log.adopted() {
+        Some(dirty) => dirty.to_vec(),
+        None => dirty_regions(&candidates, plan)?,
+    };
     let mut undo = Undo::default();
     let mut legs = Vec::with_capacity(candidates.len());
     for (candidate, layout) in candidates.into_iter().zip(&plan.layouts) {
@@ -88,6 +91,7 @@ pub(super) fn form(
         region_size: plan.geometry.region_size(),
         log: log.place.clone(),
         event_count: 1,
+        lineage: Lineage::new(Uuid::new_v4().as_u64_pair().0, legs.len()),
         clean: dirty.is_empty(),
         log_failed: false,
         created: now,

@@ -1,22 +1,25 @@
 //! The disk log of a volume to be created: looked at before, written with the legs.
 //!
 //! A file is created or reused, a device is used as it is; both are locked, like legs, while they are
-//! worked on. It may not be a leg, and what it holds is overwritten only with force.
+//! worked on. It may not be a leg, and what it holds is overwritten only with force. A log that is to be
+//! adopted is read and left as it is: one that is not exactly that of a mirror of this shape is refused.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use mirrord_log::{Backing, DirtyLog, DiskLog, LogPlace, MAX_PLACE, SyncMode, measure};
-use mirrord_raid::{Geometry, SECTOR};
+use mirrord_log::{Backing, DirtyLog, DiskLog, LogPlace, MAX_PLACE, ResumeNote, SyncMode, measure};
+use mirrord_raid::{Geometry, Region, SECTOR};
 use rustix::fs::{FallocateFlags, fallocate, ioctl_blksszget};
 use rustix::io::Errno;
 
+use super::CreateOptions;
 use super::candidate::Candidate;
 use super::error::CreateError;
 use super::plan::{Plan, check_free};
 use crate::leg::{FileId, Holder, LOCK_PATIENCE, lock_waiting};
+use crate::units::format_size;
 use crate::{extents, signature};
 
 /// The log of the volume.
@@ -27,19 +30,17 @@ pub(super) struct LogPlan {
     /// The open log file, if it is on disk and exists.
     file: Option<File>,
     block: u32,
+    /// What an adopted log says is dirty.
+    adopted: Option<Vec<Region>>,
 }
 
 /// Checks the log that was asked for.
-pub(super) fn look(
-    place: &LogPlace,
-    legs: &[Candidate],
-    plan: &Plan,
-    force: bool,
-) -> Result<LogPlan, CreateError> {
-    let path = match place {
+pub(super) fn look(options: &CreateOptions, legs: &[Candidate], plan: &Plan) -> Result<LogPlan, CreateError> {
+    let path = match &options.log {
         LogPlace::Disk(path) => path,
         LogPlace::Remote(_) => return Err(CreateError::RemoteLog),
-        other => return Ok(LogPlan { place: other.clone(), file: None, block: 0 }),
+        _ if options.adopt_log => return Err(CreateError::AdoptWhat),
+        other => return Ok(LogPlan { place: other.clone(), file: None, block: 0, adopted: None }),
     };
     let io_error = |verb| move |source| CreateError::Io { path: path.clone(), verb, source };
     let absolute = std::path::absolute(path).map_err(io_error("find it"))?;
@@ -57,10 +58,10 @@ pub(super) fn look(
     let place = LogPlace::Disk(absolute.clone());
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !options.adopt_log => {
             let dir = absolute.parent().unwrap_or(Path::new("/"));
             fs::metadata(dir).map_err(io_error("create it"))?;
-            let log = LogPlan { place, file: None, block: SECTOR as u32 };
+            let log = LogPlan { place, file: None, block: SECTOR as u32, adopted: None };
             check_free(dir, path, log.new_log(plan.geometry, false).io_size())?;
             return Ok(log);
         }
@@ -86,12 +87,16 @@ pub(super) fn look(
     } else {
         SECTOR as u32
     };
-    let log = LogPlan { place, file: Some(file), block };
+    let mut log = LogPlan { place, file: Some(file), block, adopted: None };
     let need = log.new_log(plan.geometry, false).io_size();
     if backing == Backing::Device && len < need {
         return Err(CreateError::LogTooSmall { path: path.clone(), len, need });
     }
-    if !force {
+    if options.adopt_log {
+        log.adopted = Some(log.read(path, len, plan.geometry)?);
+        return Ok(log);
+    }
+    if !options.force {
         log.check_content(path, len)?;
     }
     if backing == Backing::File {
@@ -125,6 +130,43 @@ impl LogPlan {
         })
     }
 
+    /// The dirty regions of the log that is there.
+    fn read(&self, path: &Path, len: u64, geometry: Geometry) -> Result<Vec<Region>, CreateError> {
+        let refuse = |why| Err(CreateError::NoSuchLog { path: path.to_owned(), why });
+        let (regions, Some(file)) = (geometry.regions(), &self.file) else { return refuse(String::new()) };
+        let mut log = DiskLog::new(geometry.region_size(), regions, self.block, SyncMode::Default);
+        let mut image = vec![0; log.io_size().min(len) as usize];
+        let io_error = |source| CreateError::Io { path: path.to_owned(), verb: "read it", source };
+        file.read_exact_at(&mut image, 0).map_err(io_error)?;
+        let _ = log.resume(&[Some(&image)]);
+        let fits = |had: u64| had == u64::from(regions);
+        match (log.note(), DiskLog::regions_of(&image)) {
+            (ResumeNote::Trusted, Some(had)) if fits(had) => Ok(log.dirty().collect()),
+            (ResumeNote::Trusted | ResumeNote::Grown { .. } | ResumeNote::TooShort { .. }, Some(had))
+                if !fits(had) =>
+            {
+                let size = geometry.region_size();
+                refuse(format!("it has {had} regions, and the volume {regions} of {}", format_size(size)))
+            }
+            (ResumeNote::TooShort { len, need }, _) => refuse(format!("{len} of its {need} bytes are there")),
+            (ResumeNote::UnknownVersion { version }, _) => {
+                refuse(format!("its version is {version}, not 1 or 2"))
+            }
+            _ => refuse("there is none".to_owned()),
+        }
+    }
+
+    /// The regions that an adopted log says are dirty.
+    pub(super) fn adopted(&self) -> Option<&[Region]> {
+        self.adopted.as_deref()
+    }
+
+    /// What the user should know of the log.
+    pub(super) fn notice(&self) -> Option<String> {
+        let (LogPlace::Disk(path), Some(dirty)) = (&self.place, &self.adopted) else { return None };
+        Some(format!("log {} is adopted: {} regions are dirty", path.display(), dirty.len()))
+    }
+
     fn new_log(&self, geometry: Geometry, clean: bool) -> DiskLog {
         let mode = if clean { SyncMode::NoSync } else { SyncMode::Sync };
         let mut log = DiskLog::new(geometry.region_size(), geometry.regions(), self.block, mode);
@@ -133,14 +175,18 @@ impl LogPlan {
         log
     }
 
-    /// Writes the log, all clean but for `dirty`. `created` is told of a file that was created.
+    /// Writes the log, all clean but for `dirty`, unless it was adopted. `created` is told of a file that was
+    /// created.
     pub(super) fn write(
         mut self,
         geometry: Geometry,
-        dirty: &[mirrord_raid::Region],
+        dirty: &[Region],
         created: &mut Vec<PathBuf>,
     ) -> Result<(), CreateError> {
         let LogPlace::Disk(path) = &self.place else { return Ok(()) };
+        if self.adopted.is_some() {
+            return Ok(());
+        }
         let io_error = |source| CreateError::Io { path: path.clone(), verb: "write the log", source };
         let file = match self.file.take() {
             Some(file) => file,

@@ -3,7 +3,8 @@
 //! Guarantees: a refused create has changed nothing; one that fails while it works takes back what it
 //! created or enlarged, and no leg counts as one before all of its metadata is durable. What is on a
 //! leg is overwritten only if it was asked for: a signature, data past the end, a second leg with
-//! data are refused without `force`. Metadata is allocated, so that it never meets a full file
+//! data are refused without `force`. The log of another mirror is adopted only if it was asked for and fits
+//! exactly. Metadata is allocated, so that it never meets a full file
 //! system later. The legs are unlocked when [`create`] returns; the name is still taken.
 
 mod candidate;
@@ -44,6 +45,8 @@ pub struct CreateOptions {
     pub assume_clean: bool,
     /// The leg whose content becomes the volume's: its path or index.
     pub source: Option<String>,
+    /// Take over the log that is at its place already: only the regions that it says are dirty are resynced.
+    pub adopt_log: bool,
     /// Overwrite what is on the legs.
     pub force: bool,
     /// How it will be served: remembered, and its mount point is checked.
@@ -79,8 +82,9 @@ pub fn create(dirs: &Dirs, options: &CreateOptions) -> Result<Created, CreateErr
         check_name(name).map_err(|source| CreateError::BadName { name: name.clone(), source })?;
     }
     let legs = candidate::look(&options.legs)?;
-    let plan = plan::plan(&legs, options)?;
-    let log = log_place::look(&options.log, &legs, &plan, options.force)?;
+    let mut plan = plan::plan(&legs, options)?;
+    let log = log_place::look(options, &legs, &plan)?;
+    plan.notices.extend(log.notice());
     let (name, lock) = take_name(dirs, options.name.as_deref())?;
     let mount = options.serve.mount.clone().unwrap_or_else(|| dirs.mount(&name));
     check_mount(&mount, &legs, &options.log)?;

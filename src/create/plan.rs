@@ -43,6 +43,9 @@ pub(super) fn check_count(count: usize) -> Result<(), CreateError> {
 /// Decides, or refuses.
 pub(super) fn plan(legs: &[Candidate], options: &CreateOptions) -> Result<Plan, CreateError> {
     let mut notices = Vec::new();
+    if options.adopt_log && (options.source.is_none() || options.region_size.is_none()) {
+        return Err(CreateError::AdoptNeeds);
+    }
     let named = options.source.as_deref().map(|name| find_source(legs, name)).transpose()?;
     if options.size.is_none() {
         check_size_is_known(legs)?;
@@ -89,7 +92,7 @@ fn check_signatures(
     }
     for (index, leg) in legs.iter().enumerate() {
         let Some(there) = &leg.there else { continue };
-        let is_kept = options.assume_clean || named == Some(index);
+        let is_kept = options.assume_clean || options.adopt_log || named == Some(index);
         let in_the_way = |name: &str| name == MIRRORD || !is_kept;
         let Some(found) = there.signatures.iter().find(|found| in_the_way(found.name)) else { continue };
         let (name, way_out) = match &there.was {
@@ -120,6 +123,10 @@ fn origin(
     named: Option<usize>,
     notices: &mut Vec<String>,
 ) -> Result<Origin, CreateError> {
+    if let (true, Some(index)) = (options.adopt_log, named) {
+        // Whatever the legs hold: the log says where they may differ.
+        return Ok(Origin::Leg(index));
+    }
     let mut with_data = legs.iter().enumerate().filter(|(_, leg)| leg.has_data());
     let (Some((first, leg)), second) = (with_data.next(), with_data.next()) else {
         return Ok(Origin::Equal);
@@ -246,7 +253,8 @@ fn check_tails(
     for (index, (leg, layout)) in legs.iter().zip(layouts).enumerate() {
         let Some(there) = &leg.there else { continue };
         let path = || leg.given.clone();
-        let is_kept = there.has_data && (origin == Origin::Equal || origin == Origin::Leg(index));
+        let is_equal = origin == Origin::Equal || options.adopt_log;
+        let is_kept = there.has_data && (is_equal || origin == Origin::Leg(index));
         if leg.is_device() {
             // What is on a device may end anywhere: only who says the size knows that it is less.
             if is_kept && there.was.is_none() && options.size.is_none() && !options.force {

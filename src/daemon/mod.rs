@@ -24,7 +24,7 @@ pub use background::{Ready, SpawnError, serve_behind, spawn};
 use crate::control::{BindError, ControlServer, Failure, Request, Response};
 use crate::engine::{FrontChoice, ServeError, ServeOptions, StopError, Volume};
 use crate::failure::describe;
-use crate::leg::LegError;
+use crate::leg::{LATE_PATIENCE, LegError, Patience};
 use crate::logging::{self, Level, LogTo};
 use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
 use crate::registry::{Front, Known, Registry, ServeChoice};
@@ -113,8 +113,16 @@ impl Served {
     /// # Errors
     /// See [`DaemonError`]; the legs are as they were.
     pub fn begin(dirs: &Dirs, spec: &ServeSpec, foreground: bool) -> Result<Served, DaemonError> {
-        let options =
-            StartOptions { degraded: spec.degraded, source: spec.source.clone(), wait_for_locks: true };
+        let options = StartOptions {
+            degraded: spec.degraded,
+            source: spec.source.clone(),
+            // Messages have no place yet but where the command's go.
+            patience: Patience {
+                late: LATE_PATIENCE,
+                tell: Some(|what| eprintln!("mirrord: note: {what}")),
+                ..Patience::SHORT
+            },
+        };
         let opened = start::open(&spec.legs, &options).map_err(|error| match error {
             StartError::Leg(missing @ LegError::NotFound { .. }) => DaemonError::LegMissing(missing),
             error => error.into(),

@@ -268,11 +268,13 @@ impl Volume {
             }),
         };
         let event_count = opened.assembly.event_count;
+        let lineage = opened.assembly.lineage(uuid::Uuid::new_v4().as_u64_pair().0);
         let files = LegMap::from_fn(paths.len(), |leg| {
             opened.members[leg].as_ref().map(|member| Arc::clone(&member.leg.data))
         });
         let metas = legs_metadata(opened);
-        let machine = LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, log_on_legs);
+        let machine =
+            LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs);
         let worker_thread = {
             let shared = Arc::clone(&shared);
             let (tell, ready) = sync_channel(1);

@@ -171,5 +171,6 @@ fn leg_status(
         write_errors: read(&counters.write_errors),
         flush_errors: read(&counters.flush_errors),
         hung: files[leg].as_ref().map_or(0, |file| file.hung()),
+        repaired_reads: read(&counters.repaired),
     }
 }

@@ -126,6 +126,7 @@ impl Durable {
             leg,
             legs: self.superblock.legs.iter().zip(record.states.iter()).map(entry).collect(),
             event_count: record.event_count,
+            lineage: record.lineage.clone(),
             clean: record.clean,
             log_failed: record.log_failed,
             updated: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),

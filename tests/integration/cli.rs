@@ -1,6 +1,8 @@
 //! The real binary: what it does when it is used well, and that it refuses bad input with a clear
 //! error and touches nothing.
 
+#[path = "cli/adopt.rs"]
+mod adopt;
 #[path = "cli/bad_create.rs"]
 mod bad_create;
 #[path = "cli/bad_legs.rs"]

@@ -24,6 +24,7 @@ fn ten_dirty_regions_are_ten_copied_regions() {
     rig.kill();
     drop(file);
     rig.ok(&["start", "v"]);
+    let volume = rig.volume();
     rig.wait();
     let status = rig.status();
     assert_eq!(status["log"]["dirty_regions_at_start"], 10);
@@ -49,6 +50,7 @@ fn dirty_after_kill(log: &str) -> u64 {
     for region in [3, 33, 63] {
         file.write_all_at(&[9; 4096], region * MIB).unwrap();
     }
+    file.sync_data().unwrap();
     rig.kill();
     rig.ok(&["start", "v"]);
     rig.wait();
@@ -98,7 +100,7 @@ fn a_file_system_survives_a_killed_daemon() {
     let mut writer =
         Command::new("sh").args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     until("some files were written", || std::path::Path::new(&format!("{mount}/new-20")).exists());
-    rig.kill();
+    rig.kill_for_good();
     let _ = writer.kill();
     let _ = writer.wait();
     sh("umount", &["-l", mount]);
@@ -111,7 +113,7 @@ fn a_file_system_survives_a_killed_daemon() {
     assert!(dirty > 0 && dirty < 512, "a killed daemon costs a resync of what was in use: {dirty} of 1024");
     assert_eq!(status["resync"]["copied_regions"].as_u64(), Some(dirty));
 
-    let device = rig.loop_device(&volume).unwrap();
+    let device = rig.loop_device(&rig.volume()).unwrap();
     sh("mount", &[&device, mount]); // replays the journal
     assert!(std::fs::read(format!("{mount}/kept")).unwrap() == kept, "a flushed file");
     let written = std::fs::read_dir(mount).unwrap().count();
@@ -139,22 +141,22 @@ fn verified_data_survives_twenty_kills() {
         return;
     }
     let rig = Rig::new();
-    let volume = rig.create("64MiB", &[]);
-    let volume = volume.to_str().unwrap();
-    let fill = fio(volume, &["--rw=write", "--do_verify=0", "--end_fsync=1"]).output().unwrap();
+    let mut volume = rig.create("64MiB", &[]).to_str().unwrap().to_owned();
+    let fill = fio(&volume, &["--rw=write", "--do_verify=0", "--end_fsync=1"]).output().unwrap();
     assert!(fill.status.success(), "{}", String::from_utf8_lossy(&fill.stderr));
     for round in 0..20u64 {
         let seed = format!("--randseed={round}");
         let load = ["--rw=randwrite", "--do_verify=0", "--time_based", "--runtime=60", "--fsync=64", &seed];
-        let mut load = fio(volume, &load).spawn().unwrap();
+        let mut load = fio(&volume, &load).spawn().unwrap();
         let busy = rig.status()["io"]["writes"].as_u64().unwrap();
         until("fio writes", || rig.status()["io"]["writes"].as_u64().unwrap() > busy + 100);
         std::thread::sleep(Duration::from_millis(100 + round * 37 % 400));
-        rig.kill();
+        rig.kill_for_good();
         assert!(!load.wait().unwrap().success(), "fio went on without a daemon");
         rig.ok(&["start", "v"]);
+        rig.volume().to_str().unwrap().clone_into(&mut volume);
         // While it is being resynced: reads must not depend on the leg.
-        let check = fio(volume, &["--rw=read", "--verify_only=1"]).output().unwrap();
+        let check = fio(&volume, &["--rw=read", "--verify_only=1"]).output().unwrap();
         let error = String::from_utf8_lossy(&check.stderr);
         assert!(check.status.success(), "round {round}: {error}");
         rig.wait();
@@ -196,7 +198,7 @@ fn a_torn_superblock_slot_costs_nothing() {
         file.write_all_at(&[0xa5; 600], 64 * MIB + slot * 4096 + 1000).unwrap();
         rig.ok(&["start", "v"]);
         let mut back = [0; 4];
-        File::open(&volume).unwrap().read_exact_at(&mut back, 5 * MIB).unwrap();
+        File::open(rig.volume()).unwrap().read_exact_at(&mut back, 5 * MIB).unwrap();
         assert_eq!(&back, b"kept", "{newest}");
         rig.ok(&["stop", "v"]);
     }

@@ -182,9 +182,12 @@ fn a_stop_ends_though_a_leg_hangs_and_nobody_gets_that_leg() {
         assert!(output.status.success() && began.elapsed() < Duration::from_secs(20), "{error}");
         assert!(error.contains("disk/b hangs"), "{error}");
 
-        let output = rig.run(&["start", "v"]);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && error.contains("disk/b: it is in use"), "{error}");
+        if engine == "auto" {
+            // Waits for a while.
+            let output = rig.run(&["start", "v"]);
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert!(!output.status.success() && error.contains("disk/b: it is in use"), "{error}");
+        }
         // Without it the volume can be used.
         rig.ok(&["start", "./a"]);
         write(&volume, 9, 9).unwrap();

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use mirrord_raid::SECTOR;
-use rustix::fs::{AtFlags, StatxFlags, ioctl_blkpbszget, ioctl_blksszget, statx};
+use rustix::fs::{AtFlags, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
 
 /// An open leg.
 #[derive(Debug)]
@@ -28,10 +28,15 @@ pub struct LegFile {
     hung_reads: AtomicU32,
     hung_changes: AtomicU32,
     forgetful: AtomicBool,
+    in_memory: bool,
 }
 
 /// What is taken as alignment where the system does not tell: a page, which no device exceeds.
 const UNKNOWN_ALIGN: u32 = 4096;
+
+/// `statfs` types of file systems in memory (`linux/magic.h`).
+const TMPFS_MAGIC: u32 = 0x0102_1994;
+const RAMFS_MAGIC: u32 = 0x8584_58f6;
 
 impl LegFile {
     /// Opens the leg at `path`. With `exclusive`, a block device that is mounted, part of an array
@@ -52,6 +57,8 @@ impl LegFile {
             true => alignment(&file, block_device),
             false => (SECTOR as u32, 1),
         };
+        let magic = fstatfs(&file).map_or(0, |stat| stat.f_type as u32);
+        let in_memory = !block_device && matches!(magic, TMPFS_MAGIC | RAMFS_MAGIC);
         let told = if block_device { ioctl_blkpbszget(&file).ok() } else { None };
         let physical_block = told.unwrap_or(UNKNOWN_ALIGN).max(offset_align);
         let (hung_reads, hung_changes, forgetful) = Default::default();
@@ -66,6 +73,7 @@ impl LegFile {
             hung_reads,
             hung_changes,
             forgetful,
+            in_memory,
         })
     }
 
@@ -82,6 +90,11 @@ impl LegFile {
     /// Whether it is a block device, not a file.
     pub fn is_block_device(&self) -> bool {
         self.block_device
+    }
+
+    /// Whether it is a file of a file system that has no disk.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// What offsets and lengths of IO must be multiples of, in bytes.

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::mem::{offset_of, size_of};
 use std::os::unix::ffi::OsStrExt;
 
-use mirrord_raid::{FailReason, Leg, LegState, MAX_LEGS};
+use mirrord_raid::{FailReason, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past};
 use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -29,6 +29,27 @@ struct RawLeg {
     state: u8,
     reason: u8,
     reserved: [u8; 6],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+struct RawPast {
+    session: U64,
+    event_count: U64,
+    held_by: u8,
+    reserved: [u8; 7],
+}
+
+/// All zero where it is not kept.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+struct RawLineage {
+    session: U64,
+    written: u8,
+    past_count: u8,
+    reserved: [u8; 6],
+    last_out: [U64; MAX_LEGS],
+    past: [RawPast; MAX_PAST],
 }
 
 #[repr(C)]
@@ -57,10 +78,13 @@ pub(super) struct RawSlot {
     name: [u8; MAX_NAME],
     place: [u8; MAX_PLACE],
     legs: [RawLeg; MAX_LEGS],
-    reserved: [u8; 2704],
+    lineage: RawLineage,
+    reserved: [u8; 1856],
 }
 
 const _: () = assert!(size_of::<RawLeg>() == 24);
+const _: () = assert!(size_of::<RawPast>() == 24);
+const _: () = assert!(size_of::<RawLineage>() == 848);
 const _: () = assert!(size_of::<RawSlot>() == PAGE as usize);
 const _: () = assert!(offset_of!(RawSlot, version) == 8);
 const _: () = assert!(offset_of!(RawSlot, crc) == 12);
@@ -73,7 +97,8 @@ const _: () = assert!(offset_of!(RawSlot, leg_index) == 104);
 const _: () = assert!(offset_of!(RawSlot, name) == 112);
 const _: () = assert!(offset_of!(RawSlot, place) == 176);
 const _: () = assert!(offset_of!(RawSlot, legs) == 1200);
-const _: () = assert!(offset_of!(RawSlot, reserved) == 1392);
+const _: () = assert!(offset_of!(RawSlot, lineage) == 1392);
+const _: () = assert!(offset_of!(RawSlot, reserved) == 2240);
 
 impl RawSlot {
     pub(super) fn checksum(&mut self) {
@@ -84,6 +109,11 @@ impl RawSlot {
     #[cfg(test)]
     pub(super) fn set_leg_codes(&mut self, index: usize, state: u8, reason: u8) {
         (self.legs[index].state, self.legs[index].reason) = (state, reason);
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_past_count(&mut self, count: u8) {
+        self.lineage.past_count = count;
     }
 }
 
@@ -125,6 +155,7 @@ impl Superblock {
             let (state, reason) = codes(entry.state);
             *slot = RawLeg { uuid: *entry.uuid.as_bytes(), state, reason, reserved: [0; 6] };
         }
+        raw.lineage = raw_lineage(&self.lineage);
         raw.checksum();
         raw.as_bytes().to_vec()
     }
@@ -184,6 +215,7 @@ impl Superblock {
                 _ => return Err(bad("log kind")),
             },
             event_count: raw.event_count.get(),
+            lineage: lineage(&raw.lineage, LegSet::first(count)).ok_or(bad("lineage"))?,
             clean: raw.flags & FLAG_CLEAN != 0,
             log_failed: raw.flags & FLAG_LOG_FAILED != 0,
             created: raw.created.get(),
@@ -195,6 +227,38 @@ impl Superblock {
         }
         Ok((superblock, raw.generation.get()))
     }
+}
+
+fn raw_lineage(lineage: &Lineage) -> RawLineage {
+    let mut raw = RawLineage::new_zeroed();
+    raw.session = lineage.session.into();
+    raw.written = lineage.written.bits();
+    raw.past_count = lineage.past.len() as u8;
+    raw.last_out = lineage.last_out.map(U64::new);
+    for (slot, past) in raw.past.iter_mut().zip(&lineage.past) {
+        *slot = RawPast {
+            session: past.session.into(),
+            event_count: past.event_count.into(),
+            held_by: past.held_by.bits(),
+            reserved: [0; 7],
+        };
+    }
+    raw
+}
+
+/// `None` if it has more sessions than there is room for.
+fn lineage(raw: &RawLineage, all: LegSet) -> Option<Lineage> {
+    let past = raw.past.get(..usize::from(raw.past_count))?.iter().map(|past| Past {
+        session: past.session.get(),
+        event_count: past.event_count.get(),
+        held_by: LegSet::from_bits(past.held_by).intersect(all),
+    });
+    Some(Lineage {
+        session: raw.session.get(),
+        written: LegSet::from_bits(raw.written).intersect(all),
+        last_out: raw.last_out.map(U64::get),
+        past: past.collect(),
+    })
 }
 
 fn codes(state: LegState) -> (u8, u8) {

@@ -1,6 +1,6 @@
 //! Superblock slots: round trip, damage, versions, torn pairs.
 
-use mirrord_raid::FailReason;
+use mirrord_raid::{FailReason, LegSet, Past};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::raw::RawSlot;
@@ -17,6 +17,12 @@ fn superblock() -> Superblock {
         region_size: 4096,
         log: LogPlace::Disk("/var/lib/home.log".into()),
         event_count: 5,
+        lineage: Lineage {
+            session: 7,
+            written: LegSet::first(2),
+            last_out: [0, 5, 0, 0, 0, 0, 0, 0],
+            past: vec![Past { session: 6, event_count: 3, held_by: LegSet::from_bits(2) }],
+        },
         clean: true,
         log_failed: false,
         created: 1_700_000_000,
@@ -60,6 +66,7 @@ fn each_fault_has_its_error() {
         (patched(1, |raw| raw.name_len = 65.into()), bad("name")),
         (patched(1, |raw| raw.name_len = 5.into()), bad("name")),
         (patched(1, |raw| raw.place_len = 1025.into()), bad("log place")),
+        (patched(1, |raw| raw.set_past_count(33)), bad("lineage")),
         (patched(1, |raw| raw.size = 0.into()), bad("size or region size")),
         (patched(1, |raw| raw.region_size = 4097.into()), bad("size or region size")),
     ] {

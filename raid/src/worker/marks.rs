@@ -40,6 +40,7 @@ impl LogWorker {
             self.record_wanted = true;
         }
         let failed: LegSet = legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
+        self.count_failed_writes(failed);
         if self.log_on_legs && !failed.is_empty() && !self.fail_legs(legs.minus(failed), &errors) {
             let errno = self.in_sync().iter().find_map(|leg| errors[leg.index()]).unwrap_or(Errno::EIO);
             self.clears = true;
@@ -142,7 +143,8 @@ impl LogWorker {
     pub(super) fn go_on_stopping(&mut self, actions: &mut Vec<WorkerAction>) {
         let busy = !matches!(self.doing, Doing::Nothing)
             || !matches!(self.flushing, Flushing::Nothing)
-            || !self.copies.is_empty();
+            || !self.copies.is_empty()
+            || !self.repairs.is_empty();
         if busy {
             return;
         }

@@ -10,6 +10,7 @@
 //! | from | to | when |
 //! |---|---|---|
 //! | in sync | failed | a write, flush, commit or record failed on it and worked on another leg in sync |
+//! | in sync, syncing | failed | it could not be read and cannot be repaired (see `repair.rs`), another leg in sync could |
 //! | in sync | syncing | a write failed on every leg in sync, and this is not the source |
 //! | syncing | failed | a write (other than for lack of space), flush, commit or record failed on it |
 //! | failed | syncing | the driver says that it is back ([`WorkerEvent::Return`]), and it has the whole log |
@@ -19,12 +20,15 @@
 //! sync is never failed. Runs on the log worker's thread.
 
 mod marks;
+mod repair;
 mod resync;
 mod states;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::geometry::Region;
+use crate::lineage::Lineage;
 use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
@@ -111,6 +115,8 @@ pub struct Record {
     pub clean: bool,
     /// The log lost a mark: nobody may trust it at the next start.
     pub log_failed: bool,
+    /// Where the record comes from.
+    pub lineage: Lineage,
 }
 
 #[derive(Debug)]
@@ -138,6 +144,14 @@ struct Copy {
     again: LegSet,
 }
 
+/// A range of a leg that is to be written anew, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Repair {
+    leg: Leg,
+    offset: u64,
+    len: u64,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stopping {
     No,
@@ -157,6 +171,7 @@ pub struct LogWorker {
     log_on_legs: bool,
     states: LegMap<LegState>,
     event_count: u64,
+    lineage: Lineage,
     log_failed: bool,
     doing: Doing,
     flushing: Flushing,
@@ -177,6 +192,10 @@ pub struct LogWorker {
     returning: Vec<Leg>,
     copies: Vec<Copy>,
     copy_cursor: u32,
+    /// Handed to the background worker, which goes by their order.
+    repairs: VecDeque<Repair>,
+    /// Repairs that each leg needed lately.
+    repaired_lately: [u32; MAX_LEGS],
     paused: bool,
     hold_off: [u32; MAX_LEGS],
     ticks: u32,
@@ -187,11 +206,13 @@ pub struct LogWorker {
 
 impl LogWorker {
     /// The log worker of a volume whose legs are in these states, recorded with this event count.
+    /// `lineage`: of the records to come ([`crate::Assembly::lineage`]).
     /// `log_on_legs`: the log is on every leg, so a commit that fails on a leg fails the leg.
     pub fn new(
         mirror: Arc<Mirror>,
         states: LegMap<LegState>,
         event_count: u64,
+        lineage: Lineage,
         log_on_legs: bool,
     ) -> LogWorker {
         LogWorker {
@@ -199,6 +220,7 @@ impl LogWorker {
             log_on_legs,
             states,
             event_count,
+            lineage,
             log_failed: false,
             doing: Doing::Nothing,
             flushing: Flushing::Nothing,
@@ -212,6 +234,8 @@ impl LogWorker {
             returning: Vec::new(),
             copies: Vec::new(),
             copy_cursor: 0,
+            repairs: VecDeque::new(),
+            repaired_lately: [0; MAX_LEGS],
             paused: false,
             hold_off: [0; MAX_LEGS],
             ticks: 0,
@@ -241,6 +265,9 @@ impl LogWorker {
                     self.returning.contains(&leg) || matches!(self.doing, Doing::Fill(now) if now == leg);
                 if matches!(self.states[leg], LegState::Failed(_)) && !is_under_way {
                     self.returning.push(leg);
+                    // The others know that it may have a record of this session before it gets one.
+                    self.record_wanted |= !self.lineage.written.contains(leg);
+                    self.lineage.written.insert(leg);
                 }
             }
             WorkerEvent::PauseResync(paused) => self.paused = paused,
@@ -267,7 +294,7 @@ impl LogWorker {
         self.mirror.regions.unclean() > 0
             || self.record_wanted
             || self.clears
-            || self.hold_off.iter().any(|&ticks| ticks > 0)
+            || self.hold_off.iter().chain(&self.repaired_lately).any(|&n| n > 0)
     }
 
     /// Whether nothing durable is under way or waiting.
@@ -311,6 +338,8 @@ impl LogWorker {
             WorkerNote::Missed { region, ok, errors, durable, from } => {
                 self.missed(region, ok, errors, durable, from);
             }
+            WorkerNote::Unreadable { leg, offset, len, errno } => self.unreadable(leg, offset, len, errno),
+            WorkerNote::Repaired { ok, errors } => self.repaired(ok, &errors),
             WorkerNote::Flushed { legs, errors } => self.flushed(legs, errors, actions),
             WorkerNote::Copied { region, ok, errors } => self.copied(region, ok, errors),
         }
@@ -345,6 +374,7 @@ impl LogWorker {
             *ticks = ticks.saturating_sub(1);
         }
         self.ticks = self.ticks.wrapping_add(1);
+        self.forget_repairs();
         if self.stopping == Stopping::No && self.ticks.is_multiple_of(CLEAR_TICKS) {
             self.start_clear(false);
         }

@@ -1,7 +1,7 @@
 //! Stale regions handed out for copying; legs that come back and legs that are in sync again.
 
 use super::{Copy, Doing, Flushing, HOLD_OFF_TICKS, LogWorker};
-use crate::background::COPY_SLOTS;
+use crate::background::REGIONS_AT_ONCE;
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::region::RegionState;
@@ -31,6 +31,7 @@ impl LogWorker {
             copy.again.insert(leg);
         }
         self.hold_off[leg.index()] = 0;
+        self.repaired_lately[leg.index()] = 0;
     }
 
     /// Only once it is recorded as syncing: the legs in sync know then that they cannot go on without it.
@@ -50,7 +51,7 @@ impl LogWorker {
     }
 
     pub(super) fn hand_out_copies(&mut self) {
-        while !self.paused && self.copies.len() < COPY_SLOTS as usize {
+        while !self.paused && self.copies.len() < REGIONS_AT_ONCE as usize {
             let Some((region, targets)) = self.resync_work() else { return };
             self.copy_cursor = region.0 + 1;
             self.copies.push(Copy { region, targets, again: LegSet::EMPTY });
@@ -105,6 +106,7 @@ impl LogWorker {
             } else if let Some(errno) = errors[leg.index()].filter(|errno| !errno.is_no_space()) {
                 self.fail(leg, errno);
             } else {
+                // No room, or no leg in sync could read it: the cursor is past this region by then.
                 self.hold_off[leg.index()] = HOLD_OFF_TICKS;
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{Doing, HOLD_OFF_TICKS, LogWorker, Record, Stopping, WorkerAction};
 use crate::geometry::Region;
-use crate::mirror::{LegErrors, QueueNote};
+use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, FailReason, Leg, LegSet, LegState};
 
@@ -48,6 +48,13 @@ impl LogWorker {
             }
         }
         true
+    }
+
+    /// Metadata counts like data: whoever sees that a leg failed looks here for why.
+    pub(super) fn count_failed_writes(&self, legs: LegSet) {
+        for leg in legs.iter() {
+            Counters::add(&self.mirror.legs.counters[leg].write_errors, 1);
+        }
     }
 
     pub(super) fn set_stale(&mut self, leg: Leg, region: Region) {
@@ -117,12 +124,14 @@ impl LogWorker {
     pub(super) fn start_record(&mut self, clean: bool, actions: &mut Vec<WorkerAction>) {
         self.record_wanted = false;
         self.event_count += 1;
+        self.lineage.record(self.event_count, self.in_use(), self.states.legs().collect());
         let record = Record {
             legs: self.in_use(),
             states: self.states.clone(),
             event_count: self.event_count,
             clean,
             log_failed: self.log_failed,
+            lineage: self.lineage.clone(),
         };
         self.doing = Doing::Record(record.clone());
         actions.push(WorkerAction::Record(record));
@@ -134,13 +143,19 @@ impl LogWorker {
         };
         let failed: LegSet = record.legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
         let ok = record.legs.minus(failed);
+        self.count_failed_writes(failed);
+        self.lineage.taken(ok);
         // A leg that took the record that it is in sync is, whatever became of the others.
         let promoted = ok.intersect(self.in_sync()).minus(self.surely_in_sync());
         for leg in promoted.iter().filter(|&leg| record.states[leg] == LegState::InSync) {
             self.mirror.legs.set(leg, LegState::InSync);
         }
-        if !failed.is_empty() && !self.fail_legs(ok, &errors) {
-            return self.record_failed(actions);
+        if !failed.is_empty() {
+            // A record counts once every leg that is in use under it has it: the next one may.
+            if !self.fail_legs(ok, &errors) {
+                self.record_failed(actions);
+            }
+            return;
         }
         for (leg, &state) in record.states.iter() {
             self.mirror.legs.set_recorded(leg, state);
@@ -175,5 +190,37 @@ impl LogWorker {
             self.stopping = Stopping::Done;
             actions.push(WorkerAction::Stopped);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::geometry::Geometry;
+    use crate::lineage::Lineage;
+    use crate::mirror::Mirror;
+    use crate::types::{LegMap, MAX_LEGS};
+    use crate::worker::WorkerEvent;
+
+    #[test]
+    fn metadata_that_a_leg_does_not_take_is_a_write_error() {
+        let states = LegMap::from(vec![LegState::InSync; 2]);
+        let geometry = Geometry::new(16 * 8192, 8192).unwrap();
+        let mirror = Arc::new(Mirror::new(geometry, &states, [], 1));
+        let lineage = Lineage::new(1, states.len());
+        let mut worker = LogWorker::new(Arc::clone(&mirror), states, 1, lineage, true);
+        let mut actions = Vec::new();
+        worker.handle(WorkerEvent::Start, &mut actions);
+        assert!(actions.iter().any(|action| matches!(action, WorkerAction::Record { .. })), "{actions:?}");
+        let mut errors = [None; MAX_LEGS];
+        errors[0] = Some(Errno::EIO);
+        worker.handle(WorkerEvent::Recorded { errors }, &mut actions);
+        assert_eq!(mirror.legs.states().of(Leg::new(0)), LegState::Failed(FailReason::Io));
+        let counted =
+            [0, 1].map(|leg| mirror.legs.counters[Leg::new(leg)].write_errors.load(Ordering::Relaxed));
+        assert_eq!(counted, [1, 0]);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mirrord_log::{DirtyLog, InternalLog, SyncMode};
 use mirrord_raid::{
     AssembleError, AssembleOptions, Assembly, Background, Leg, LegRecord, LegSet, LegState, LogWorker,
-    Mirror, MirrorQueue, QueueId, assemble,
+    MAX_LEGS, Mirror, MirrorQueue, QueueId, assemble,
 };
 
 use crate::blocks::{self, PAGE_SECTORS};
@@ -25,6 +25,8 @@ impl Sim {
     pub(crate) fn crash(&mut self, mut how: Recovery) {
         let mut daemon = self.daemon.take().expect("the daemon lives");
         self.saw.saw_if(Saw::CrashInStart, matches!(daemon.phase, Phase::Filling | Phase::Recording));
+        let states = daemon.mirror.legs.states();
+        self.unrecorded = states.all().iter().filter(|&leg| !states.recorded(leg)).collect();
         let jobs: Vec<_> = daemon.leg_jobs().copied().collect();
         let meta = daemon.meta.take();
         let late = std::mem::take(&mut daemon.late);
@@ -54,7 +56,8 @@ impl Sim {
             self.recovery = Recovery::Power;
         } else {
             self.saw.saw(Saw::Kill);
-            self.history.killed(now);
+            let failing = !self.unrecorded.minus(states.in_use()).is_empty();
+            self.history.killed(now, failing);
         }
         for leg in self.all_legs().iter() {
             let disk = &mut self.disks[leg.index()];
@@ -101,6 +104,13 @@ impl Sim {
     pub(crate) fn boot(&mut self) {
         let assembly = loop {
             let found: Vec<LegRecord> = self.attached.iter().map(|leg| self.record_of(leg)).collect();
+            let source = self.attached.intersect(self.current).lowest();
+            if source.is_some() && self.faults.may_come() && self.rng.chance(self.config.forced, 100) {
+                self.saw.saw(Saw::ForcedStart);
+                // Every log counts then, also that of a leg which was out.
+                self.stopped_clean = false;
+                break assemble(&found, AssembleOptions { source, ..DEGRADED }).expect("a source was named");
+            }
             match assemble(&found, PLAIN) {
                 Ok(assembly) => break assembly,
                 Err(AssembleError::Missing { .. }) if self.attached.intersect(self.current).is_empty() => {
@@ -117,17 +127,10 @@ impl Sim {
                     trace!(self, "refused: {error}");
                     self.attached = self.all_legs();
                 }
-                Err(error) => {
-                    assert!(self.is_ambiguous(), "invariant 9: all legs are there and refused: {error}");
-                    trace!(self, "refused: {error}, forced");
-                    self.saw.saw(Saw::ForcedStart);
-                    let forced = AssembleOptions { source: self.current.lowest(), ..DEGRADED };
-                    break assemble(&found, forced).expect("a source was named");
-                }
+                Err(error) => panic!("invariant 9: {:?} refused: {error}", self.attached),
             }
         };
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
-        self.forked |= self.attached != self.all_legs();
         self.check_source(&assembly);
         self.start(&assembly);
     }
@@ -166,6 +169,8 @@ impl Sim {
             self.look_at_marks(leg);
         }
         let queues = self.config.queues;
+        self.sessions += 1;
+        let lineage = assembly.lineage(self.sessions);
         let mirror = Arc::new(Mirror::new(self.geometry, &states, log.dirty(), queues));
         let mut buffers = vec![vec![Vec::new(); self.config.depth]; usize::from(queues)];
         buffers.push(vec![vec![0; (self.config.window / 512) as usize]; SLOTS]);
@@ -174,7 +179,7 @@ impl Sim {
         self.daemon = Some(Box::new(Daemon {
             queues: (0..queues).map(|id| MirrorQueue::new(mirror.clone(), QueueId(id))).collect(),
             background: Background::new(mirror.clone(), self.config.window),
-            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, true),
+            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, true),
             mirror,
             log,
             phase: Phase::Filling,
@@ -187,6 +192,8 @@ impl Sim {
             outcomes: vec![vec![Default::default(); SLOTS]; usize::from(queues) + 1],
             windows: [None; SLOTS],
             troubles: Vec::new(),
+            failed_reads: [0; MAX_LEGS],
+            gone: LegSet::EMPTY,
             unflushed: LegSet::EMPTY,
             forgetful: LegSet::EMPTY,
             late: Vec::new(),

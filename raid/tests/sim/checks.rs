@@ -2,12 +2,15 @@
 //! could be broken. A violation panics and names the invariant.
 
 use mirrord_log::DirtyLog;
-use mirrord_raid::{Leg, LegIo, LegOp, LegSet, LegState, LegStates, Region};
+use mirrord_raid::{Errno, Leg, LegIo, LegOp, LegSet, LegState, LegStates, Region};
 
 use crate::config::SECTOR;
 use crate::coverage::Saw;
 use crate::daemon::{Client, LegJob, Phase};
 use crate::sim::Sim;
+
+/// Reads that may fail on a leg before it is failed for that.
+const MOST_REPAIRS: u32 = 20;
 
 fn overlap(a: (u64, u64), b: (u64, u64)) -> bool {
     a.0 < b.1 && b.0 < a.1
@@ -128,8 +131,11 @@ impl Sim {
                     let cause = self.live().troubles.iter().any(|&(ok, failed, own)| {
                         failed.contains(leg) && (own && syncing || !ok.intersect(in_sync).is_empty())
                     });
+                    let worn_out = self.live().failed_reads[leg.index()] > MOST_REPAIRS;
+                    let unreadable = worn_out || self.live().gone.contains(leg);
+                    let cause = cause || unreadable && !in_sync.minus(LegSet::one(leg)).is_empty();
+                    self.saw.saw_if(Saw::WornOutLeg, worn_out);
                     assert!(cause, "invariant 4: {leg:?} was failed, no other leg was better: {now:?}");
-                    self.failures += 1;
                     self.saw.saw(Saw::FailedLeg);
                 }
                 (LegState::Syncing, LegState::InSync) => self.saw.saw(Saw::Promote),
@@ -142,6 +148,9 @@ impl Sim {
         }
         self.saw.saw_if(Saw::Degraded, now.in_sync() != now.all());
         self.current = now.in_sync();
+        for client in self.d().clients.iter_mut().flatten().flatten() {
+            client.steady = client.steady.intersect(now.in_sync());
+        }
     }
 
     /// A write is answered well: 3, a leg that missed it is recorded as not in sync by every leg in
@@ -216,6 +225,16 @@ impl Sim {
             }
         }
         self.d().buffers[usize::from(queue)][tag as usize] = buffer;
+    }
+
+    /// A read is answered with an error: no leg had it.
+    pub(crate) fn check_unreadable(client: &Client, errno: Errno) {
+        let untried = client.steady.minus(client.unreadable);
+        assert!(
+            untried.is_empty(),
+            "read repair: sector {} was not read, {errno:?}, and {untried:?} not tried",
+            client.first
+        );
     }
 
     /// Nothing is under way: 5, legs in sync are equal, and others where they are not stale.

@@ -5,6 +5,9 @@ use crate::rng::Rng;
 /// Bytes in a sector.
 pub(crate) const SECTOR: u64 = 512;
 
+/// Sectors of the hot spot.
+pub(crate) const HOT: usize = 24;
+
 pub(crate) struct Config {
     pub(crate) legs: usize,
     pub(crate) queues: u16,
@@ -24,12 +27,18 @@ pub(crate) struct Config {
     pub(crate) lone_errors: u64,
     /// Steps in 10,000 in which a period of errors begins.
     pub(crate) error_periods: u64,
+    /// Steps in 10,000 in which a sector of some leg goes bad.
+    pub(crate) bad_sectors: u64,
+    /// These are many and all on one leg.
+    pub(crate) dying: bool,
     /// Steps in 10,000 in which a leg becomes slow or hangs for a while.
     pub(crate) slow_periods: u64,
     /// Looks in 100 at IO that is held up by a slow leg, or one that hangs, at which it is given up.
     pub(crate) give_ups: u64,
     /// Starts in 100 at which a leg is pulled.
     pub(crate) pulls: u64,
+    /// Starts in 100 at which the operator names a source.
+    pub(crate) forced: u64,
     /// Starts in 1000 at which a sector of a log was damaged.
     pub(crate) rot: u64,
     /// Steps in 100 that bring a request, if there is room for one.
@@ -46,7 +55,7 @@ impl Config {
         let region_sectors = rng.pick(&[8, 8, 8, 16]);
         let sectors = regions as usize * region_sectors as usize;
         let short = if rng.chance(1, 3) { rng.below(u64::from(region_sectors)) as usize } else { 0 };
-        let quiet = rng.chance(1, 6);
+        let (quiet, dying) = (rng.chance(1, 6), rng.chance(1, 8));
         let trouble = |rng: &mut Rng, most: u64| if quiet || rng.coin() { 0 } else { rng.between(1, most) };
         Config {
             legs: rng.pick(&[2, 2, 2, 3, 3, 4]),
@@ -57,14 +66,17 @@ impl Config {
             window: rng.pick(&[2048, 4096]),
             depth: rng.between(1, 6) as usize,
             lives: rng.between(1, 6),
-            steps: rng.pick(&[40, 150, 400, 400, 800]),
+            steps: if dying { 2000 } else { rng.pick(&[40, 150, 400, 400, 800]) },
             lone_errors: trouble(rng, 100),
             error_periods: trouble(rng, 150),
+            bad_sectors: trouble(rng, if dying { 8000 } else { 300 }),
+            dying,
             slow_periods: trouble(rng, 100),
             give_ups: trouble(rng, 30),
-            pulls: trouble(rng, 30),
+            pulls: trouble(rng, 60),
+            forced: trouble(rng, 5),
             rot: trouble(rng, 50),
-            load: rng.pick(&[5, 20, 20, 40]),
+            load: if dying { 40 } else { rng.pick(&[5, 20, 20, 40]) },
             hot: rng.pick(&[0, 50, 90]),
             ticks: rng.pick(&[10, 30, 100]),
         }

@@ -12,6 +12,11 @@ pub(crate) enum Saw {
     OkFlush,
     LegError,
     FailedRead,
+    BadSectorRead,
+    Repair,
+    FailedRepair,
+    RepairedAll,
+    WornOutLeg,
     FailedFlush,
     ErrorOnAllLegs,
     NoSpaceOnOneLeg,
@@ -57,6 +62,7 @@ const ALL: [Saw; KINDS] = {
     use Saw::*;
     [
         Request, SpanningRequest, WholeVolumeZero, Patch, DurableWrite, OkFlush, LegError, FailedRead,
+        BadSectorRead, Repair, FailedRepair, RepairedAll, WornOutLeg,
         FailedFlush, ErrorOnAllLegs, NoSpaceOnOneLeg, NoSpaceOnAllLegs, FailedCommit, FailedRecord,
         FailedFill, HungLeg, GivenUp, Refused, LateWrite, LateFailedFlush, Degraded, FailedLeg, Return, ReturnOfPulled, Promote, Clear, RefusedMark,
         Copy, CopyOfZeroes, FlushBroken, PausedResync, Kill, PowerCut, CrashInStart, TornSuperblock,

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use mirrord_log::InternalLog;
 use mirrord_raid::{
     Action, Background, BackgroundAction, COPY_SLOTS, Errno, Leg, LegErrors, LegIo, LegSet, LogWorker,
-    Mirror, MirrorQueue, Op, Record, WorkerAction,
+    MAX_LEGS, Mirror, MirrorQueue, Op, Record, WorkerAction,
 };
 
 use crate::late::Late;
 
 /// Slots of the background worker: copies and the flush.
 pub(crate) const SLOTS: usize = COPY_SLOTS as usize + 1;
+
+/// The slot of the background worker that repairs.
+pub(crate) const REPAIR_SLOT: u32 = COPY_SLOTS - 1;
 
 /// How far a life has come.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
@@ -43,6 +46,8 @@ pub(crate) struct LegJob {
     pub(crate) submitted: u64,
     /// It never gets to the leg: this is how it ends.
     pub(crate) refused: Option<Errno>,
+    /// Of a read: it met a bad sector.
+    pub(crate) met_bad: bool,
 }
 
 /// Something that will happen, some time.
@@ -75,6 +80,10 @@ pub(crate) struct Client {
     pub(crate) start: u64,
     /// Sectors of the volume that a leg took.
     pub(crate) landed: Vec<(Leg, std::ops::Range<usize>)>,
+    /// Legs in sync all the while.
+    pub(crate) steady: LegSet,
+    /// Legs that failed a read of it.
+    pub(crate) unreadable: LegSet,
 }
 
 /// What is being made durable.
@@ -139,6 +148,10 @@ pub(crate) struct Daemon {
     /// Operations that failed on some legs: the legs it worked on, those it failed on, and whether the
     /// latter may be failed even if it worked on none in sync (a copy or a flush of their own).
     pub(crate) troubles: Vec<(LegSet, LegSet, bool)>,
+    /// Reads of each leg that failed.
+    pub(crate) failed_reads: [u32; MAX_LEGS],
+    /// Legs that said that they are gone.
+    pub(crate) gone: LegSet,
     /// Legs that failed a flush since they were opened.
     pub(crate) unflushed: LegSet,
     /// Legs of which a flush ended badly after it was given up: the next one says so.

@@ -6,6 +6,9 @@
 //! submitted, and no more. A flush that fails marks all that is cached as lost, as Linux does: still
 //! readable, never again written by a later flush. A power cut keeps, of each sector, the stable
 //! value or any value journalled since.
+//!
+//! A sector can go bad: it cannot be read until it is written anew, and is bad again if a power cut
+//! takes that write back. What it would have said is still here, for the checks; no read returns it.
 
 use crate::rng::Rng;
 
@@ -26,6 +29,9 @@ struct Entry {
 pub(crate) struct Disk {
     stable: Vec<u64>,
     cached: Vec<u64>,
+    /// Sectors that are bad, stable and cached.
+    stable_bad: Vec<bool>,
+    bad: Vec<bool>,
     journal: Vec<Entry>,
     /// When each write of this boot completed, by its ticket.
     done: Vec<u64>,
@@ -42,6 +48,8 @@ impl Disk {
         Disk {
             stable: vec![ZERO; sectors],
             cached: vec![ZERO; sectors],
+            stable_bad: vec![false; sectors],
+            bad: vec![false; sectors],
             journal: Vec::new(),
             done: Vec::new(),
             settled: vec![0; sectors],
@@ -59,6 +67,26 @@ impl Disk {
         self.stable[sector]
     }
 
+    /// Whether the sector cannot be read.
+    pub(crate) fn is_bad(&self, sector: usize) -> bool {
+        self.bad[sector]
+    }
+
+    /// The sector goes bad, if it is stable (what is only cached needs no disk to be read).
+    pub(crate) fn go_bad(&mut self, sector: usize) -> bool {
+        let stable = self.unflushed(sector).next().is_none();
+        if stable {
+            (self.stable_bad[sector], self.bad[sector]) = (true, true);
+        }
+        stable
+    }
+
+    /// No sector is bad any more.
+    pub(crate) fn heal(&mut self) {
+        self.stable_bad.fill(false);
+        self.bad.fill(false);
+    }
+
     /// Puts a value there as if it had been there for ever.
     pub(crate) fn format(&mut self, sector: usize, value: u64) {
         (self.stable[sector], self.cached[sector]) = (value, value);
@@ -72,6 +100,7 @@ impl Disk {
 
     pub(crate) fn land(&mut self, ticket: u32, sector: usize, value: u64) {
         self.cached[sector] = value;
+        self.bad[sector] = false;
         self.journal.push(Entry { sector: sector as u32, ticket, lost: false, value });
     }
 
@@ -105,6 +134,7 @@ impl Disk {
             if chosen(&entry, self.done[entry.ticket as usize]) {
                 self.settled[sector] = pass;
                 self.stable[sector] = entry.value;
+                self.stable_bad[sector] = false;
             } else {
                 kept -= 1;
                 self.journal[kept] = entry;
@@ -171,9 +201,11 @@ impl Disk {
             };
             if survives {
                 self.stable[entry.sector as usize] = entry.value;
+                self.stable_bad[entry.sector as usize] = false;
             }
         }
         self.cached.copy_from_slice(&self.stable);
+        self.bad.copy_from_slice(&self.stable_bad);
         self.journal.clear();
         self.done.clear();
     }
@@ -190,6 +222,26 @@ fn a_flush_makes_stable_what_completed_before_it() {
     disk.flush_done(11);
     assert_eq!((disk.stable(0), disk.stable(1), disk.read(1)), (7, ZERO, 8));
     assert_eq!(disk.first_unflushed(0..2), Some(1));
+}
+
+#[test]
+fn a_bad_sector_is_bad_until_a_write_to_it_is_stable() {
+    let mut disk = Disk::new(1, 1);
+    let mut rng = Rng::new(1);
+    assert!(disk.go_bad(0));
+    for flushed in [false, true] {
+        let write = disk.begin();
+        disk.land(write, 0, 7);
+        disk.complete(write, 10);
+        assert!(!disk.is_bad(0) && !disk.go_bad(0), "what is cached can be read");
+        if flushed {
+            disk.flush_done(20);
+        } else {
+            disk.journal.clear();
+        }
+        disk.power_cut(&mut rng);
+        assert_eq!(disk.is_bad(0), !flushed);
+    }
 }
 
 #[test]

@@ -123,7 +123,8 @@ impl Sim {
             outcomes.resize(io.io as usize + 1, Default::default());
         }
         outcomes[io.io as usize].pending += 1;
-        self.d().pending.push(Pending::Leg(LegJob { queue, io, todo, ticket, submitted, refused }));
+        let job = LegJob { queue, io, todo, ticket, submitted, refused, met_bad: false };
+        self.d().pending.push(Pending::Leg(job));
     }
 
     /// As the real ring: why an IO does not get to its leg, if it does not.

@@ -1,9 +1,9 @@
-//! What goes wrong and for how long: single errors, periods of errors on some legs or all, legs
-//! that are slow or hang.
+//! What goes wrong and for how long: single errors, periods of errors on some legs or all, sectors
+//! that go bad, legs that are slow or hang.
 
 use mirrord_raid::{Errno, Leg, LegSet};
 
-use crate::config::Config;
+use crate::config::{Config, HOT};
 use crate::rng::Rng;
 
 /// What is asked of a leg, as far as errors tell it apart.
@@ -54,7 +54,7 @@ impl Faults {
         }
         if self.periods.len() < 2 && rng.chance(config.error_periods, 10_000) {
             let all = Kind::Read as u8 | Kind::Write as u8 | Kind::Flush as u8 | Kind::Meta as u8;
-            let (errno, kinds) = match rng.below(10) {
+            let (errno, kinds) = match rng.below(11) {
                 0..=2 => (Errno::ENOSPC, Kind::Write as u8),
                 3 => (Errno::ENOSPC, Kind::Write as u8 | Kind::Flush as u8 | Kind::Meta as u8),
                 4 => (Errno::EIO, Kind::Write as u8),
@@ -62,6 +62,7 @@ impl Faults {
                 6 => (Errno::EIO, Kind::Meta as u8),
                 7 => (Errno::EIO, Kind::Read as u8),
                 8 => (Errno::EIO, all),
+                9 => (Errno::ENODEV, all),
                 _ => (Errno::EIO, rng.next() as u8 & all),
             };
             self.periods.push(Period {
@@ -80,6 +81,17 @@ impl Faults {
                 (self.hung, self.hung_until) = (legs, until);
             }
         }
+    }
+
+    /// The leg and sector that goes bad in this step, if one does.
+    pub(crate) fn bad_sector(&self, rng: &mut Rng, config: &Config) -> Option<(Leg, usize)> {
+        let strikes = !self.over && rng.chance(config.bad_sectors, 10_000);
+        strikes.then(|| {
+            let legs = if config.dying { 1 } else { config.legs };
+            let leg = Leg::new(rng.below(legs as u64) as usize);
+            let span = if rng.coin() { HOT.min(config.sectors) } else { config.sectors };
+            (leg, rng.below(span as u64) as usize)
+        })
     }
 
     /// How an operation on `leg` that ends now ends.
@@ -112,6 +124,11 @@ impl Faults {
     /// Whether any leg hangs.
     pub(crate) fn hang(&self, now: u64) -> bool {
         !self.over && !self.hung.is_empty() && now < self.hung_until
+    }
+
+    /// Whether anything may still go wrong.
+    pub(crate) fn may_come(&self) -> bool {
+        !self.over
     }
 
     /// From here on all goes well.

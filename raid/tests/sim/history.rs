@@ -187,11 +187,13 @@ impl History {
         self.sectors[sector].iter().any(|v| v.stamp == stamp && !v.dead)
     }
 
-    /// The process was killed: what was in flight has ended, one way or the other.
-    pub(crate) fn killed(&mut self, now: u64) {
+    /// The process was killed: what was in flight has ended, one way or the other. `failing`: a leg was
+    /// failed and that was not recorded, so what was in flight may have failed in part already.
+    pub(crate) fn killed(&mut self, now: u64, failing: bool) {
         for &sector in &self.open {
             for value in self.sectors[sector as usize].iter_mut().filter(|v| v.written == OPEN) {
                 value.written = now;
+                value.failed = failing;
                 value.first_end = value.first_end.min(now);
             }
         }

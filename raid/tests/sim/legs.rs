@@ -4,7 +4,7 @@ use mirrord_raid::{BackgroundEvent, Errno, Event, LegOp};
 
 use crate::config::SECTOR;
 use crate::coverage::Saw;
-use crate::daemon::{LegJob, Pending};
+use crate::daemon::{LegJob, Pending, REPAIR_SLOT};
 use crate::disk::ZERO;
 use crate::faults::Kind;
 use crate::sim::{Sim, trace};
@@ -59,7 +59,8 @@ impl Sim {
         let some = if struck.is_ok() { u32::MAX } else { self.rng.next() as u32 };
         self.move_sectors(job, some);
         if kind == Kind::Read {
-            return struck;
+            self.saw.saw_if(Saw::BadSectorRead, job.met_bad);
+            return if job.met_bad { struck.and(Err(Errno::EIO)) } else { struck };
         }
         let now = self.moment();
         if struck.is_err() || !fua {
@@ -92,7 +93,10 @@ impl Sim {
             let d = self.daemon.as_mut().expect("the daemon lives");
             let stamp = &mut d.buffers[queue][tag][buffered + i];
             let disk = &mut self.disks[job.io.leg.index()];
-            if is_read {
+            if is_read && disk.is_bad(first + i) {
+                *stamp = ZERO - 1;
+                job.met_bad = true;
+            } else if is_read {
                 *stamp = disk.read(first + i);
             } else {
                 disk.land(job.ticket, first + i, *stamp);
@@ -119,10 +123,20 @@ impl Sim {
         } else {
             outcome.failed.insert(leg);
         }
+        if let (LegOp::Read, Err(errno)) = (job.io.op, result) {
+            d.failed_reads[leg.index()] += u32::from(!errno.is_given_up());
+            if errno.is_gone() {
+                d.gone.insert(leg);
+            }
+            if !own && let Some(client) = &mut d.clients[usize::from(job.queue)][job.io.tag as usize] {
+                client.unreadable.insert(leg);
+            }
+        }
         let durable =
             matches!(job.io.op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true });
-        let lost = result == Err(Errno::EIO) || job.io.op == LegOp::Flush && result.is_err();
-        if durable && lost && result != Err(Errno::GIVEN_UP) {
+        let lasting =
+            |errno: Errno| !errno.is_given_up() && (job.io.op == LegOp::Flush || !errno.is_no_space());
+        if durable && result.is_err_and(lasting) {
             d.unflushed.insert(leg);
         }
         if outcome.pending == 0 {
@@ -133,7 +147,12 @@ impl Sim {
                 d.troubles.push((outcome.ok.minus(forgotten), outcome.failed.union(forgotten), own));
             }
             if !outcome.failed.is_empty() && job.io.op != LegOp::Read {
-                d.troubles.push((outcome.ok, outcome.failed, own));
+                // A repair was read from another leg, which is to say that it worked there.
+                let repair = own && job.io.io == REPAIR_SLOT;
+                let others = d.mirror.legs.states().in_sync().minus(outcome.failed);
+                let ok = if repair { others } else { outcome.ok };
+                d.troubles.push((ok, outcome.failed, own));
+                self.saw.saw_if(Saw::FailedRepair, repair);
                 self.saw.saw(Saw::LegError);
                 self.saw.saw_if(Saw::ErrorOnAllLegs, outcome.ok.is_empty());
                 if result == Err(Errno::ENOSPC) {
@@ -142,6 +161,7 @@ impl Sim {
                 }
             }
         }
+        self.saw.saw_if(Saw::Repair, own && is_write && job.io.io == REPAIR_SLOT && result.is_ok());
         if job.io.op == LegOp::Read {
             self.saw.saw_if(Saw::FailedRead, result.is_err());
         } else if is_write && !own && result.is_ok() {

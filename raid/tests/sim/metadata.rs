@@ -4,7 +4,7 @@
 //! any order and are then flushed; each leg ends on its own.
 
 use mirrord_log::{DirtyLog, Flush, InternalLog, LegEntry, LogPlace, SlotError, Superblock, SyncMode, pick};
-use mirrord_raid::{Errno, Leg, LegRecord, LegSet, LegState, MAX_LEGS, Record, WorkerEvent};
+use mirrord_raid::{Errno, Leg, LegRecord, LegSet, LegState, Lineage, MAX_LEGS, Record, WorkerEvent};
 use uuid::Uuid;
 
 use crate::blocks::{self, PAGE_SECTORS};
@@ -28,6 +28,7 @@ impl Sim {
             region_size: self.config.region_size(),
             log: LogPlace::Internal,
             event_count: 1,
+            lineage: Lineage::new(1, self.config.legs),
             clean: true,
             log_failed: false,
             created: 0,
@@ -107,6 +108,7 @@ impl Sim {
                 .into(),
             clean: superblock.clean,
             log_failed: superblock.log_failed,
+            lineage: superblock.lineage.clone(),
         }
     }
 
@@ -150,6 +152,7 @@ impl Sim {
             entry.state = state;
         }
         superblock.event_count = record.event_count;
+        superblock.lineage.clone_from(&record.lineage);
         superblock.clean = record.clean;
         superblock.log_failed = record.log_failed;
         superblock
@@ -251,11 +254,8 @@ impl Sim {
                 }
                 self.worker_event(WorkerEvent::Committed { errors, log_error: None });
             }
-            MetaKind::Record(record) => {
+            MetaKind::Record(_) => {
                 self.saw.saw_if(Saw::FailedRecord, !failed.is_empty());
-                if failed.is_empty() && record.legs == self.all_legs() {
-                    (self.forked, self.failures) = (false, 0);
-                }
                 self.worker_event(WorkerEvent::Recorded { errors });
             }
             MetaKind::Fill => {

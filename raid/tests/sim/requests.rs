@@ -3,16 +3,13 @@
 
 use std::ops::Range;
 
-use mirrord_raid::{Errno, Event, Op, Request};
+use mirrord_raid::{Errno, Event, LegSet, Op, Request};
 
-use crate::config::SECTOR;
+use crate::config::{HOT, SECTOR};
 use crate::coverage::Saw;
 use crate::daemon::Client;
 use crate::disk::ZERO;
 use crate::sim::Sim;
-
-/// Sectors of the hot spot.
-const HOT: u64 = 24;
 
 impl Sim {
     /// A new request on some queue, if there is room for one.
@@ -27,6 +24,11 @@ impl Sim {
             _ => Op::Flush,
         };
         let range = if op == Op::Flush { 0..0 } else { self.range(op) };
+        self.send(queue, tag, op, range);
+    }
+
+    /// A new request with this free tag on this queue.
+    pub(crate) fn send(&mut self, queue: u16, tag: usize, op: Op, range: Range<usize>) {
         let changed = matches!(op, Op::Write | Op::Zero);
         let (fua, patch) = (changed && self.rng.chance(1, 8), op == Op::Write && self.rng.chance(1, 6));
         let mut changes = if changed { range.clone() } else { 0..0 };
@@ -50,9 +52,10 @@ impl Sim {
         buffer.extend(range.clone().map(|s| if whole { stamp + s as u64 } else { ZERO - 1 }));
         d.in_flight += 1;
         let (first, count) = (range.start, range.len());
-        let landed = Vec::new();
+        let (landed, unreadable) = (Vec::new(), LegSet::EMPTY);
+        let steady = d.mirror.legs.states().in_sync();
         d.clients[usize::from(queue)][tag] =
-            Some(Client { op, first, count, changes, fua, stamp, start, landed });
+            Some(Client { op, first, count, changes, fua, stamp, start, landed, steady, unreadable });
         self.count_request(op, fua, patch, range);
         let (offset, len) = (first as u64 * SECTOR, count as u64 * SECTOR);
         let request = Request { tag: tag as u32, op, offset, len, fua, patch };
@@ -76,7 +79,7 @@ impl Sim {
         if op == Op::Zero && self.rng.chance(1, 20) {
             return 0..sectors as usize;
         }
-        let span = if self.rng.chance(self.config.hot, 100) { HOT.min(sectors) } else { sectors };
+        let span = if self.rng.chance(self.config.hot, 100) { sectors.min(HOT as u64) } else { sectors };
         let first = self.rng.below(span);
         let most = if self.rng.chance(1, 10) { 48 } else { 12 };
         let count = self.rng.between(1, most).min(sectors - first);
@@ -111,11 +114,10 @@ impl Sim {
                     self.history.flushed(client.start, oldest);
                 }
             }
-            Op::Read => {
-                if result.is_ok() {
-                    self.check_read(queue, tag, &client, now);
-                }
-            }
+            Op::Read => match result {
+                Ok(()) => self.check_read(queue, tag, &client, now),
+                Err(errno) => Sim::check_unreadable(&client, errno),
+            },
             Op::Write | Op::Zero => {
                 for sector in client.changes.clone() {
                     let stamp = client.stamp + sector as u64;

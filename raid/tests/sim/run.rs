@@ -1,10 +1,13 @@
 //! The course of a run: lives of the daemon, each ended by a crash or a stop, and at last one in which
 //! nothing goes wrong and all has to be well in the end.
 
-use mirrord_raid::{BackgroundEvent, Event, FailReason, LegState, WorkerEvent};
+use std::sync::atomic::Ordering::Relaxed;
+
+use mirrord_raid::{BackgroundEvent, Event, FailReason, Leg, LegSet, LegState, Op, WorkerEvent};
 
 use crate::coverage::{Coverage, Saw};
 use crate::daemon::{Pending, Phase};
+use crate::disk::Disk;
 use crate::sim::{Recovery, Sim, trace};
 
 /// Steps after which something that should end does not. A few thousand is usual at the most.
@@ -49,6 +52,11 @@ impl Sim {
         let now = self.now;
         self.faults.step(&mut self.rng, &self.config, now);
         self.saw.saw_if(Saw::HungLeg, self.faults.hang(now));
+        if let Some((leg, sector)) = self.faults.bad_sector(&mut self.rng, &self.config)
+            && self.disks[leg.index()].go_bad(sector)
+        {
+            trace!(self, "{leg:?}: sector {sector} goes bad");
+        }
         if self.live().phase == Phase::Serving {
             if self.rng.chance(self.config.load, 100) {
                 return self.issue();
@@ -186,6 +194,7 @@ impl Sim {
         self.meddle(true);
         self.boot();
         self.until("the volume is served", |sim| sim.live().phase == Phase::Serving);
+        self.heal();
         for _ in 0..100 {
             self.step();
         }
@@ -210,5 +219,59 @@ impl Sim {
         let clean =
             self.live().ever_dirty == 0 && self.live().mirror.legs.states().in_sync() == self.all_legs();
         assert!(clean, "progress: not in sync after a clean stop");
+        if self.rng.chance(1, 4) {
+            self.read_repair();
+        }
+    }
+
+    /// Bad sectors stay on one leg at the most, and only if another leg has what it cannot read:
+    /// what no leg has, no resync brings back.
+    fn heal(&mut self) {
+        let keep = Leg::new(self.rng.below(self.config.legs as u64) as usize);
+        let others = self.live().mirror.legs.states().in_sync().minus(LegSet::one(keep));
+        for leg in self.all_legs().iter().filter(|&leg| leg != keep || others.is_empty()) {
+            self.disks[leg.index()].heal();
+        }
+    }
+
+    /// Sectors go bad, no two in one region, and nothing else goes wrong: every read is answered, reads
+    /// alone make the sectors good again, and no leg is failed.
+    fn read_repair(&mut self) {
+        self.until("the volume is served", |sim| sim.live().phase == Phase::Serving);
+        self.disks.iter_mut().for_each(Disk::heal);
+        self.d().phase = Phase::Draining;
+        let mut bad = Vec::new();
+        for region in 0..self.config.regions {
+            let leg = self.rng.below(self.config.legs as u64) as usize;
+            let sectors = self.config.region(region);
+            let sector = self.rng.between(sectors.start as u64, sectors.end as u64 - 1) as usize;
+            if bad.len() < 10 && self.rng.chance(1, 4) && self.disks[leg].go_bad(sector) {
+                bad.push((leg, sector));
+            }
+        }
+        trace!(self, "=== bad sectors: {bad:?}");
+        self.until("bad sectors that are read are written anew", |sim| {
+            if sim.live().in_flight == 0 {
+                let region = sim.rng.below(u64::from(sim.config.regions)) as u32;
+                sim.send(0, 0, Op::Read, sim.config.region(region));
+            }
+            bad.iter().all(|&(leg, sector)| !sim.disks[leg].is_bad(sector))
+        });
+        self.until("all is quiet", |sim| {
+            sim.live().in_flight == 0
+                && sim.live().pending.is_empty()
+                && sim.live().mirror.regions.unclean() == 0
+        });
+        self.check_equal();
+        let legs = &self.live().mirror.legs;
+        let in_sync = legs.states().in_sync() == legs.states().all();
+        assert!(in_sync, "read repair: a leg was failed for bad sectors: {:?}", legs.states());
+        let repaired: u64 = legs.counters.iter().map(|(_, leg)| leg.repaired.load(Relaxed)).sum();
+        assert!(
+            repaired >= bad.len() as u64,
+            "read repair: {repaired} repairs counted, {} sectors were bad",
+            bad.len()
+        );
+        self.saw.saw_if(Saw::RepairedAll, !bad.is_empty());
     }
 }

@@ -52,11 +52,10 @@ pub(crate) struct Sim {
     pub(crate) attached: LegSet,
     /// Legs in sync when the daemon last looked: each holds all that was flushed.
     pub(crate) current: LegSet,
-    /// A start without some leg took place: superblocks may contradict each other.
-    pub(crate) forked: bool,
-    /// Legs failed since all legs had the same record. With many, records that told how one leg carried
-    /// on from another are overwritten, and what is left may look like a split brain.
-    pub(crate) failures: u32,
+    /// Legs whose state was not recorded when the daemon ended.
+    pub(crate) unrecorded: LegSet,
+    /// Starts so far, and its making.
+    pub(crate) sessions: u64,
     /// The last life ended with a stop that left the log empty.
     pub(crate) stopped_clean: bool,
     /// What may have been lost since the volume was last served.
@@ -86,8 +85,8 @@ impl Sim {
             stamps: config.sectors as u64,
             attached: LegSet::first(config.legs),
             current: LegSet::first(config.legs),
-            forked: false,
-            failures: 0,
+            unrecorded: LegSet::EMPTY,
+            sessions: 1,
             stopped_clean: true,
             recovery: Recovery::Process,
             generations: [0; MAX_LEGS],

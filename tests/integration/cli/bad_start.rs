@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use crate::data::{footer, fuse, leg, leg_with_data, patch, reseal};
-use crate::rig::{Rig, sh};
+use crate::rig::{Rig, is_ublk, sh};
 use crate::snapshot::refused;
 
 const SIZE: u64 = 4 << 20;
@@ -23,7 +23,7 @@ fn stopped() -> Option<Rig> {
 /// Serves the volume of one leg alone and changes something.
 fn go_on_with(rig: &Rig, name: &str) {
     rig.ok(&["start", name, "--degraded"]);
-    let volume = fs::File::options().write(true).open(rig.path("vol")).unwrap();
+    let volume = fs::File::options().read(true).write(true).open(rig.volume()).unwrap();
     volume.write_all_at(name.as_bytes(), 100).unwrap();
     drop(volume);
     rig.ok(&["stop", "v"]);
@@ -194,8 +194,12 @@ fn what_a_killed_daemon_leaves() {
     rig.kill();
     assert!(rig.path("run/v.sock").exists());
     refused(&rig, &["status", "v"], 1, &["v", "not running", "killed", "mirrord start v"]);
-    refused(&rig, &["stop", "v"], 1, &["v", "not running", "mirrord start v"]);
     assert!(rig.ok(&["list"]).contains("killed"));
+    if is_ublk() {
+        // Its device is there and waits; nobody uses it.
+        assert_eq!(rig.ok(&["stop", "v"]), "v stopped\n");
+    }
+    refused(&rig, &["stop", "v"], 1, &["v", "not running", "mirrord start v"]);
     rig.ok(&["start", "v"]);
     rig.ok(&["wait", "v", "--timeout", "60"]);
     assert_eq!(rig.status()["state"], "in_sync");

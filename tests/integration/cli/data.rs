@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use crate::rig::Rig;
+use crate::rig::{Rig, is_ublk};
 
 /// Whether volumes can be served here; prints the skip if not.
 pub(crate) fn fuse() -> bool {
-    let there = File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    let there = is_ublk() || File::options().read(true).write(true).open("/dev/fuse").is_ok();
     if !there {
         println!("SKIP: tests of a running volume: /dev/fuse cannot be opened");
     }

@@ -18,8 +18,9 @@ impl Snapshot {
     pub(crate) fn of(rig: &Rig) -> Snapshot {
         let mut files = BTreeMap::new();
         add(&rig.path(""), &mut files);
-        // Sockets, locks and log files: not the user's.
-        files.retain(|path, _| !path.starts_with(rig.path("run")));
+        // Sockets, locks and log files: not the user's. Images of mounted file systems: those write in their time.
+        let is_image = |path: &Path| path.extension().is_some_and(|extension| extension == "img");
+        files.retain(|path, _| !path.starts_with(rig.path("run")) && !is_image(path));
         Snapshot(files)
     }
 }

@@ -52,12 +52,24 @@ impl Rig {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Creates the volume `v` of legs `a` and `b`, mounted on `vol`, and gives the path of `vol`.
+    /// Creates the volume `v` of legs `a` and `b` with the front end under test: FUSE mounts it on `vol`. Gives
+    /// its path.
     pub fn create(&self, size: &str, more: &[&str]) -> PathBuf {
-        let mut args = vec!["create", "--legs", "a", "b", "--size", size, "--name", "v", "--mount", "vol"];
+        self.create_of(["a", "b"], size, more)
+    }
+
+    /// The same of other legs.
+    pub fn create_of(&self, legs: [&str; 2], size: &str, more: &[&str]) -> PathBuf {
+        let mut args = vec!["create", "--legs", legs[0], legs[1], "--size", size, "--name", "v"];
+        args.extend(if is_ublk() { ["--front", "ublk"] } else { ["--mount", "vol"] });
         args.extend(more);
         self.ok(&args);
-        self.path("vol")
+        self.volume()
+    }
+
+    /// Where `v` is served: the number of a block device may be another after each start.
+    pub fn volume(&self) -> PathBuf {
+        self.status()["device"].as_str().unwrap().into()
     }
 
     pub fn status(&self) -> Value {
@@ -73,6 +85,14 @@ impl Rig {
             let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
             matches!(state, None | Some('Z' | 'X'))
         });
+    }
+
+    /// Kills the daemon of `v`; its users get errors then, also those of a block device, who would wait.
+    pub fn kill_for_good(&self) {
+        self.kill();
+        if is_ublk() {
+            self.ok(&["stop", "v", "--force"]);
+        }
     }
 
     /// Waits until `v` is in sync.
@@ -132,6 +152,13 @@ impl Drop for Rig {
                 let _ = self.command(&["stop", name, "--force"]).stderr(Stdio::null()).output();
             }
         }
+        // Block devices whose daemon is gone.
+        for entry in fs::read_dir(self.path("state")).into_iter().flatten().flatten().filter(|_| is_ublk()) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(name) = name.strip_suffix(".json") {
+                let _ = self.command(&["stop", name, "--force"]).stderr(Stdio::null()).output();
+            }
+        }
         let _ = Command::new("umount").arg("-l").arg(self.path("vol")).stderr(Stdio::null()).status();
     }
 }
@@ -144,6 +171,11 @@ pub fn binary() -> String {
 /// The front end that volumes of the tests are to have.
 pub fn front() -> String {
     std::env::var("MIRRORD_TEST_FRONT").unwrap_or("fuse".to_owned())
+}
+
+/// Whether that is a block device.
+pub fn is_ublk() -> bool {
+    front() == "ublk"
 }
 
 pub fn is_root() -> bool {

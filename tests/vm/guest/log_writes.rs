@@ -32,12 +32,19 @@ pub(crate) struct Log {
 
 /// A write, a discard, a flush or a mark. Positions and lengths are bytes.
 pub(crate) struct Entry {
-    at: u64,
+    pub(crate) at: u64,
     len: u64,
     flags: u64,
     /// Where in the record its data is.
     data: u64,
     mark: Option<String>,
+}
+
+impl Entry {
+    /// Whether it promises durability: a flush or a forced write.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.flags & (FLUSH | FUA) != 0
+    }
 }
 
 impl Log {
@@ -72,22 +79,30 @@ impl Log {
         found.unwrap_or_else(|| panic!("no mark {name} in the record"))
     }
 
-    /// The first entry from here on that promises durability: a flush or a forced write.
+    /// The first entry from here on that promises durability.
     pub(crate) fn next_durable(&self, from: usize) -> Option<usize> {
-        (from..self.entries.len()).find(|&n| self.entries[n].flags & (FLUSH | FUA) != 0)
+        (from..self.entries.len()).find(|&n| self.entries[n].is_durable())
     }
 
     /// Does to `image` what these entries did to the device.
     pub(crate) fn replay(&self, entries: Range<usize>, image: &File) {
-        for entry in &self.entries[entries] {
-            if entry.flags & DISCARD != 0 {
-                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                rustix::fs::fallocate(image, hole, entry.at, entry.len).unwrap();
-            } else if entry.flags & MARK == 0 {
-                let mut data = vec![0; entry.len as usize];
-                self.device.read_exact_at(&mut data, entry.data).unwrap();
-                image.write_all_at(&data, entry.at).unwrap();
-            }
+        entries.for_each(|n| self.replay_at(n, image, 0));
+    }
+
+    /// The same for one entry and an image that begins at byte `start` of the device.
+    pub(crate) fn replay_at(&self, entry: usize, image: &File, start: u64) {
+        let entry = &self.entries[entry];
+        if entry.len == 0 || entry.flags & MARK != 0 {
+            return;
+        }
+        let at = entry.at - start;
+        if entry.flags & DISCARD != 0 {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(image, hole, at, entry.len).unwrap();
+        } else {
+            let mut data = vec![0; entry.len as usize];
+            self.device.read_exact_at(&mut data, entry.data).unwrap();
+            image.write_all_at(&data, at).unwrap();
         }
     }
 }

@@ -4,6 +4,7 @@
 mod boot;
 mod cases;
 mod devices;
+mod faults;
 mod hung;
 mod integration;
 mod killed;
@@ -11,6 +12,7 @@ mod log_writes;
 mod peers;
 #[path = "../../integration/rig/mod.rs"]
 mod rig;
+mod ublk;
 mod volume;
 
 use cases::{Case, case};
@@ -25,9 +27,36 @@ const CASES: &[Case] = &[
     case("md-raid1", peers::md_raid1_mirrors),
     case("hung-unprivileged", hung::an_unprivileged_daemon_outlives_a_leg_that_hangs).timeout(600),
     case("log-writes", log_writes::ext4_is_whole_at_every_flush),
+    case("ublk-killed", ublk::killed::users_notice_nothing).timeout(900),
+    case("ublk-killed-few", ublk::killed::users_notice_nothing_shortly).smoke(),
+    case("ublk-killed-full", ublk::killed::with_every_tag_in_flight),
+    case("ublk-ext4", ublk::file_system::ext4).smoke(),
+    case("ublk-xfs", ublk::file_system::xfs),
+    case("ublk-block-device", ublk::block_device::is_a_block_device).smoke(),
+    case("ublk-upgrade", ublk::upgrade::daemons_change_under_load).smoke(),
+    case("ublk-waiting", ublk::upgrade::a_waiting_device_is_taken_away),
+    case("ublk-4kn", ublk::blocks::the_largest_block_wins),
+    case("ublk-fence", ublk::fence::late_writes_come_before_the_next_daemon),
+    case("ublk-overlap", ublk::same_bytes::writes_overlap_across_queues),
+    case("ublk-changing-buffer", ublk::same_bytes::a_buffer_changes_in_flight),
+    case("ublk-hardened", ublk::hardened::a_daemon_is_protected).smoke(),
+    case("ublk-stop-under-load", ublk::hardened::a_stop_under_load),
+    case("ublk-memory-pressure", ublk::hardened::memory_is_short).memory("512M").disks(1, "2G"),
+    case("ublk-plain-user", ublk::plain_user::has_a_block_device),
+    case("ublk-no-driver", ublk::refused::without_the_driver_a_file_is_served),
+    case("ublk-does-not-fit", ublk::refused::a_device_that_does_not_fit_is_left_waiting),
+    case("ublk-taken-away", ublk::refused::a_device_that_is_taken_away),
+    case("ublk-power-cut", faults::power_cut::every_moment_is_survived).smoke().timeout(900),
+    case("ublk-guest-killed", faults::machine::flushed_data_survives_the_machine).disks(5, "48M").kills(10),
+    case("ublk-medium-errors", faults::medium::a_bad_block_is_written_anew),
+    case("kernel-reads-our-log", faults::kernel_log::each_reads_the_others_log).smoke(),
+    case("ublk-flakey", faults::flakey::a_leg_fails_and_is_mended).smoke(),
     case("integration-cli", || integration::run("cli")).disks(1, "8G").timeout(600),
     case("integration-crash", || integration::run("crash")).disks(1, "8G").timeout(900),
     case("integration-full-disk", || integration::run("full_disk")).disks(1, "8G"),
+    case("integration-cli-ublk", || integration::run_with_ublk("cli")).disks(1, "8G").timeout(900),
+    case("integration-crash-ublk", || integration::run_with_ublk("crash")).disks(1, "8G").timeout(900),
+    case("integration-full-disk-ublk", || integration::run_with_ublk("full_disk")).disks(1, "8G"),
     case("integration-unprivileged", || integration::run("unprivileged")).disks(1, "8G"),
 ];
 

@@ -15,6 +15,7 @@ mod uring;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
@@ -31,7 +32,7 @@ use crate::leg_file::LegFile;
 use crate::wake::Wake;
 use patience::{Fate, Parked, Patience, uses_buffer};
 use step::{Call, Step};
-use threads::Threads;
+use threads::{Threads, perform};
 use uring::{Memory, Uring};
 
 /// How long a dropped ring waits for IO in flight before it leaks its buffers.
@@ -118,6 +119,8 @@ pub struct Ring {
     /// Buffers that tags had to let go of for it.
     parked: Vec<Parked>,
     last_parked: u32,
+    /// Results of calls that were made at once, by slot.
+    instant: VecDeque<(u32, i32)>,
     pool: Arc<BufferPool>,
     wake: Wake,
     /// DEFER_TASKRUN and SINGLE_ISSUER bind the ring to its thread.
@@ -163,6 +166,15 @@ struct LegSlot {
     generation: u32,
 }
 
+impl LegSlot {
+    /// Whether a call is made at once: a leg in memory has nothing to wait for, and io_uring, which does not
+    /// know that, would hand the call to another thread. That costs more than the copy.
+    fn is_instant(&self, call: Call) -> bool {
+        let moves = matches!(call, Call::Read { .. } | Call::Write { .. } | Call::Sync);
+        moves && self.file.as_ref().is_some_and(|file| file.is_in_memory())
+    }
+}
+
 impl Ring {
     /// A ring for these legs, on the calling thread.
     ///
@@ -199,6 +211,7 @@ impl Ring {
             hung: 0,
             parked: Vec::new(),
             last_parked: 0,
+            instant: VecDeque::new(),
             pool: config.pool,
             wake,
             _not_send: PhantomData,
@@ -337,6 +350,14 @@ impl Ring {
         true
     }
 
+    /// Hands queued commands to the kernel at once: those that fit into the ring in one call.
+    pub(crate) fn send_commands(&mut self) -> io::Result<()> {
+        match &mut self.engine {
+            Engine::Uring(uring) => uring.flush().map(drop),
+            Engine::Threads(_) => Ok(()),
+        }
+    }
+
     /// Moves the commands that have ended to `out`: id and result.
     pub(crate) fn take_commands(&mut self, out: &mut Vec<(u16, i32)>) {
         if let Engine::Uring(uring) = &mut self.engine {
@@ -441,10 +462,10 @@ impl Ring {
     fn collect(&mut self, out: &mut Vec<LegDone>) {
         out.append(&mut self.ready);
         loop {
-            let next = match &mut self.engine {
+            let next = self.instant.pop_front().or_else(|| match &mut self.engine {
                 Engine::Uring(uring) => uring.reap(),
                 Engine::Threads(threads) => threads.reap(),
-            };
+            });
             let Some((index, result)) = next else { return };
             out.extend(self.complete(index, result));
         }
@@ -494,6 +515,13 @@ impl Ring {
             _ => Memory { ptr: std::ptr::null_mut(), registered: false },
         };
         match &mut self.engine {
+            Engine::Uring(_) if self.legs[leg].is_instant(call) => {
+                let file = self.legs[leg].file.as_ref().expect("an IO is issued on a leg that is there");
+                // SAFETY: `submit` checked that the memory is as long as the call says; as for any IO in flight
+                // nobody else may touch it until the completion is given out.
+                let result = unsafe { perform(file, call, memory.ptr) };
+                self.instant.push_back((index, result));
+            }
             Engine::Uring(uring) => uring.issue(index, leg, call, memory),
             Engine::Threads(threads) => {
                 let file = self.legs[leg].file.as_ref().expect("an IO is issued on a leg that is there");

@@ -83,7 +83,8 @@ impl Step {
         match self.state {
             State::Copy | State::Zeroes => {
                 if result == 0 && self.done < self.io.len {
-                    return Some(Err(Errno::EIO));
+                    // The leg lost its end: its blocks are not bad, they are gone.
+                    return Some(Err(Errno::ENXIO));
                 }
                 self.done += result as u64;
                 if self.done < self.io.len {
@@ -145,7 +146,7 @@ mod tests {
     fn end_of_file_is_an_error() {
         let mut read = step(LegOp::Read, 4096);
         assert_eq!(read.advance(1024), None);
-        assert_eq!(read.advance(0), Some(Err(Errno::EIO)));
+        assert_eq!(read.advance(0), Some(Err(Errno::ENXIO)));
     }
 
     #[test]

@@ -205,8 +205,8 @@ fn a_short_leg_is_an_error_not_zeroes() {
         let buffer = bed.pool.take(2 * BLOCK as usize);
         bed.ring.attach(0, buffer);
         assert_eq!(bed.one(0, LegOp::Read, 0, BLOCK), Ok(()), "{kind:?}");
-        assert_eq!(bed.one(0, LegOp::Read, 0, 2 * BLOCK), Err(Errno::EIO), "{kind:?}");
-        assert_eq!(bed.one(0, LegOp::Read, BLOCK, BLOCK), Err(Errno::EIO), "{kind:?}");
+        assert_eq!(bed.one(0, LegOp::Read, 0, 2 * BLOCK), Err(Errno::ENXIO), "{kind:?}");
+        assert_eq!(bed.one(0, LegOp::Read, BLOCK, BLOCK), Err(Errno::ENXIO), "{kind:?}");
     }
 }
 

@@ -188,48 +188,47 @@ impl Shared {
                 }
             };
             drop(jobs);
-            let result = job.run();
+            // SAFETY: whoever issued it keeps the memory in place until the result is reaped.
+            let result = unsafe { perform(&job.file, job.call, job.ptr) };
             self.results().push_back((job.slot, result));
             self.wake.done();
         }
     }
 }
 
-impl Job {
-    /// Makes the call. Bytes or 0, or an errno negated.
-    fn run(&self) -> i32 {
-        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-        let result = match self.call {
-            Call::Read { offset, len, .. } => self.read(offset, len),
-            Call::Write { offset, len, dsync, .. } => {
-                self.write(offset, len, if dsync { libc::RWF_DSYNC } else { 0 })
-            }
-            Call::WriteZeroes { offset, len } => self.write(offset, len, 0),
-            Call::Punch { offset, len } => self.fallocate(PUNCH, offset, len),
-            Call::ZeroRange { offset, len } => self.fallocate(ZERO, offset, len),
-            // SAFETY: no pointer; the descriptor is open as long as `self.file`.
-            Call::Sync => unsafe { libc::fdatasync(self.file.raw_fd()) as isize },
-        };
-        match result {
-            -1 => -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO),
-            result => result as i32,
+/// Makes a call on the calling thread. Bytes or 0, or an errno negated.
+///
+/// # Safety
+/// The memory at `ptr` is as long as the call says, valid, and this call's alone.
+pub(super) unsafe fn perform(file: &LegFile, call: Call, ptr: *mut u8) -> i32 {
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    let fd = file.raw_fd();
+    let write = |offset: u64, len: u32, flags| {
+        let (offset, len) = (offset as i64, len as usize);
+        if flags == 0 {
+            // SAFETY: `len` bytes at `ptr` are valid and nobody writes to them meanwhile.
+            return unsafe { libc::pwrite(fd, ptr.cast(), len, offset) };
         }
-    }
-
-    fn read(&self, offset: u64, len: u32) -> isize {
-        // SAFETY: `len` bytes at `ptr` are valid and the kernel's alone until the result is reaped.
-        unsafe { libc::pread(self.file.raw_fd(), self.ptr.cast(), len as usize, offset as i64) }
-    }
-
-    fn write(&self, offset: u64, len: u32, flags: i32) -> isize {
-        let iovec = libc::iovec { iov_base: self.ptr.cast(), iov_len: len as usize };
-        // SAFETY: `len` bytes at `ptr` are valid and nobody writes to them until the result is reaped.
-        unsafe { libc::pwritev2(self.file.raw_fd(), &iovec, 1, offset as i64, flags) }
-    }
-
-    fn fallocate(&self, mode: i32, offset: u64, len: u64) -> isize {
-        // SAFETY: no pointer; the descriptor is open as long as `self.file`.
-        unsafe { libc::fallocate(self.file.raw_fd(), mode, offset as i64, len as i64) as isize }
+        let iovec = libc::iovec { iov_base: ptr.cast(), iov_len: len };
+        // SAFETY: as above; the iovec lives until the call is back.
+        unsafe { libc::pwritev2(fd, &iovec, 1, offset, flags) }
+    };
+    // SAFETY: no pointer; the descriptor is open as long as `file`.
+    let fallocate =
+        |mode, offset, len| unsafe { libc::fallocate(fd, mode, offset as i64, len as i64) as isize };
+    let result = match call {
+        // SAFETY: `len` bytes at `ptr` are valid and the kernel's alone meanwhile.
+        Call::Read { offset, len, .. } => unsafe { libc::pread(fd, ptr.cast(), len as usize, offset as i64) },
+        Call::Write { offset, len, dsync, .. } => write(offset, len, if dsync { libc::RWF_DSYNC } else { 0 }),
+        Call::WriteZeroes { offset, len } => write(offset, len, 0),
+        Call::Punch { offset, len } => fallocate(PUNCH, offset, len),
+        Call::ZeroRange { offset, len } => fallocate(ZERO, offset, len),
+        // SAFETY: no pointer; the descriptor is open as long as `file`.
+        Call::Sync => unsafe { libc::fdatasync(fd) as isize },
+    };
+    match result {
+        -1 => -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO),
+        result => result as i32,
     }
 }

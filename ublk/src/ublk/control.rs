@@ -7,11 +7,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use io_uring::types::Fd;
+use io_uring::{IoUring, opcode, squeue};
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::UblkDev;
 use libublk::{UblkError, UblkFlags, sys};
@@ -19,7 +22,7 @@ use mirrord_raid::Errno;
 
 use super::features::Features;
 use crate::Spawn;
-use crate::process::own_mount_namespace;
+use crate::process::{leave_mounts_of, own_mount_namespace};
 
 /// What the driver listens on.
 pub(super) const CONTROL: &str = "/dev/ublk-control";
@@ -118,24 +121,29 @@ pub(super) struct Control {
 type Job = Box<dyn FnOnce(&mut Held) + Send>;
 
 /// What the thread holds.
-#[derive(Default)]
 struct Held {
     control: Option<UblkCtrl>,
     device: Option<UblkDev>,
+    /// It shares its mounts with nobody.
+    own_mounts: bool,
 }
 
 impl Held {
     fn control(&self) -> Result<&UblkCtrl, Errno> {
         self.control.as_ref().ok_or(Errno(libc::ENODEV))
     }
+
+    fn let_go(&mut self) {
+        self.device = None;
+        if let Some(control) = self.control.take() {
+            control.disown();
+        }
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.device = None;
-        if let Some(control) = &self.control {
-            control.disown();
-        }
+        self.let_go();
     }
 }
 
@@ -146,8 +154,8 @@ impl Control {
             // A command that a signal interrupts would be lost track of.
             block_signals();
             // Nor may it be the one that keeps a mount on its own device; without the right to, it may.
-            let _ = own_mount_namespace();
-            let mut held = Held::default();
+            let own_mounts = own_mount_namespace().is_ok();
+            let mut held = Held { control: None, device: None, own_mounts };
             for job in inbox {
                 job(&mut held);
             }
@@ -175,7 +183,7 @@ impl Control {
                 .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
                 .build()
                 .map_err(errno)?;
-            let info = info(&control);
+            let info = info(control.dev_info());
             held.control = Some(control);
             Ok(info)
         })
@@ -183,17 +191,21 @@ impl Control {
 
     /// What the driver says of device `id`; `None` if there is no such device.
     pub(super) fn look(&self, id: u32) -> Result<Option<Info>, ControlError> {
-        self.call("tell of a device", PATIENCE, move |_| match simple(id) {
-            Ok(control) => Ok(Some(info(&control))),
+        self.call("tell of a device", PATIENCE, move |_| match look(id) {
+            Ok(found) => Ok(Some(info(found))),
             Err(Errno(libc::ENODEV | libc::ENOENT | libc::EINVAL)) => Ok(None),
             Err(errno) => Err(errno),
         })
     }
 
-    /// Begins to take over `earlier`, whose daemon is gone. Waits until the driver noticed that.
+    /// Begins to take over `earlier`, whose daemon is gone. Waits until the driver noticed that. Some drivers
+    /// refuse, as invalid, what a daemon that died had begun already.
     pub(super) fn take_over(&self, earlier: Info) -> Result<(), ControlError> {
         self.call("let a device be taken over", START_PATIENCE, move |held| {
-            simple(earlier.id)?.start_user_recover().map_err(errno).and_then(done)?;
+            match begin_recovery(earlier.id) {
+                Ok(()) | Err(Errno(libc::EINVAL)) => {}
+                Err(errno) => return Err(errno),
+            }
             let control = UblkCtrlBuilder::default()
                 .name(TARGET)
                 .id(earlier.id as i32)
@@ -206,6 +218,20 @@ impl Control {
                 .build()
                 .map_err(errno)?;
             held.control = Some(control);
+            Ok(())
+        })
+    }
+
+    /// Lets go of file systems on these block devices, if its mounts are its own: where mounts are private,
+    /// others could not unmount them for good.
+    pub(super) fn leave_mounts_of(&self, devices: Vec<(u32, u32)>) -> Result<(), ControlError> {
+        self.call("leave the mounts on a device", PATIENCE, move |held| {
+            if held.own_mounts {
+                devices
+                    .into_iter()
+                    .try_for_each(|device| leave_mounts_of(device).map(drop))
+                    .map_err(io_errno)?;
+            }
             Ok(())
         })
     }
@@ -262,7 +288,7 @@ impl Control {
     /// Lets go of the device: another daemon may take it over.
     pub(super) fn release(&self) -> Result<(), ControlError> {
         self.call("let the device go", PATIENCE, |held| {
-            *held = Held::default();
+            held.let_go();
             Ok(())
         })
     }
@@ -278,12 +304,15 @@ impl Control {
         })
     }
 
-    /// Takes device `id`, that no daemon serves, away from its users and deletes it.
+    /// Takes device `id`, that no daemon serves, away from its users and deletes it. Users that do not close it
+    /// hold up only drivers before Linux 6.9.
     pub(super) fn remove(&self, id: u32) -> Result<(), ControlError> {
         self.call("remove a device", START_PATIENCE, move |_| {
-            let control = simple(id)?;
-            control.stop_dev().map_err(errno).and_then(done)?;
-            control.del_dev().map_err(errno).and_then(done)
+            command(sys::UBLK_U_CMD_STOP_DEV, id, 0)?;
+            match command(sys::UBLK_U_CMD_DEL_DEV_ASYNC, id, 0) {
+                Err(Errno(libc::EOPNOTSUPP)) => command(sys::UBLK_U_CMD_DEL_DEV, id, 0).map(drop),
+                result => result.map(drop),
+            }
         })
     }
 
@@ -318,12 +347,55 @@ fn block_signals() {
     }
 }
 
-fn simple(id: u32) -> Result<UblkCtrl, Errno> {
-    UblkCtrl::new_simple(id as i32).map_err(errno)
+fn look(id: u32) -> Result<sys::ublksrv_ctrl_dev_info, Errno> {
+    let answer = command(sys::UBLK_U_CMD_GET_DEV_INFO2, id, size_of::<sys::ublksrv_ctrl_dev_info>())?;
+    // SAFETY: as many bytes as were asked for, and any bytes are an info.
+    Ok(unsafe { answer.as_ptr().cast::<sys::ublksrv_ctrl_dev_info>().read_unaligned() })
 }
 
-fn info(control: &UblkCtrl) -> Info {
-    let info = control.dev_info();
+/// Waits until the driver noticed that the daemon is gone.
+fn begin_recovery(id: u32) -> Result<(), Errno> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match command(sys::UBLK_U_CMD_START_USER_RECOVERY, id, 0) {
+            Err(Errno(libc::EBUSY)) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            result => return result.map(drop),
+        }
+    }
+}
+
+/// Asks the driver about a device that somebody else added, for an answer of so many bytes. Not by libublk,
+/// which wants a file of its own for every device and complains on standard error where there is none. The
+/// buffer begins with the path of the device, by whose permissions a user without privilege may ask.
+fn command(op: u32, id: u32, answer: usize) -> Result<Vec<u8>, Errno> {
+    let file = File::options().read(true).write(true).open(CONTROL).map_err(io_errno)?;
+    let mut buffer = format!("/dev/ublkc{id}\0").into_bytes();
+    let path_len = buffer.len();
+    buffer.resize(path_len + answer, 0);
+    let command = sys::ublksrv_ctrl_cmd {
+        dev_id: id,
+        queue_id: u16::MAX,
+        len: buffer.len() as u16,
+        addr: buffer.as_mut_ptr() as u64,
+        dev_path_len: path_len as u16,
+        ..Default::default()
+    };
+    let mut payload = [0u8; 80];
+    // SAFETY: a command is `size_of_val` bytes of plain integers, fewer than the payload has.
+    unsafe {
+        let bytes = std::ptr::from_ref(&command).cast::<u8>();
+        payload.as_mut_ptr().copy_from_nonoverlapping(bytes, size_of_val(&command));
+    }
+    let mut ring = IoUring::<squeue::Entry128>::builder().build(2).map_err(io_errno)?;
+    let entry = opcode::UringCmd80::new(Fd(file.as_raw_fd()), op).cmd(payload).build();
+    // SAFETY: the buffer outlives the command, whose end is waited for below (signals are blocked).
+    unsafe { ring.submission().push(&entry) }.map_err(|_| Errno(libc::EBUSY))?;
+    ring.submit_and_wait(1).map_err(io_errno)?;
+    done(ring.completion().next().map_or(-libc::EAGAIN, |done| done.result()))?;
+    Ok(buffer.split_off(path_len))
+}
+
+fn info(info: sys::ublksrv_ctrl_dev_info) -> Info {
     Info {
         id: info.dev_id,
         queues: info.nr_hw_queues,

@@ -28,6 +28,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use mirrord_raid::Errno;
+use rustix::fs::Access;
 
 use crate::buffer::BufferPool;
 use crate::front::{Engine, FrontEnd, FrontError, FrontKind, Shutdown};
@@ -36,7 +37,7 @@ pub use control::ControlError;
 use control::{CONTROL, Control, Info, Shape, State, control_device};
 pub use features::Features;
 pub(crate) use queue::Answer;
-use queue::{SourceConfig, Stopping, UblkSource};
+use queue::{Gate, SourceConfig, Stopping, UblkSource};
 use users::users_of;
 
 /// How long the queues may take to fetch, and a device node to be there.
@@ -244,7 +245,7 @@ pub struct UblkDevice {
 }
 
 impl UblkDevice {
-    /// Adds a device for the volume, or begins to take over the one that was left behind.
+    /// Adds a device for the volume, or finds the one that was left behind.
     ///
     /// # Errors
     /// See [`UblkError`].
@@ -256,6 +257,8 @@ impl UblkDevice {
             options;
         assert!(block_size.is_power_of_two() && (512..=4096).contains(&block_size));
         assert!(size > 0 && size.is_multiple_of(u64::from(block_size)) && max_io.is_multiple_of(4096));
+        // With one tag a queue has fetched for all as soon as it has for the first: see `UblkSource::fetch`.
+        let depth = depth.max(2);
         let shape = Shape { size, block_size, physical_block_size, region_size, max_io, queues, depth };
         let control = connect(&options.spawn)?;
         let features = control.features()?;
@@ -304,7 +307,11 @@ impl UblkDevice {
             return Err(does_not_fit("a leg needs larger blocks than it has"));
         }
         let Info { queues, depth, max_io, .. } = earlier;
-        control.take_over(earlier)?;
+        let mut devices = Vec::new();
+        made_of(&format!("ublkb{}", earlier.id), &mut devices);
+        if let Err(error) = control.leave_mounts_of(devices) {
+            tracing::warn!(%error, "file systems on the device may stay in use");
+        }
         let shape = Shape { queues, depth, max_io, ..shape };
         Ok(UblkDevice { control: Some(control), info: earlier, shape, taken_over: true, spawn })
     }
@@ -322,11 +329,6 @@ impl UblkDevice {
     /// Bytes of the largest request.
     pub fn max_io(&self) -> u32 {
         self.shape.max_io
-    }
-
-    /// Whether it is root's: if not, the kernel kills a daemon that has a request for 30 s.
-    pub fn is_privileged(&self) -> bool {
-        !self.info.flags.has(Features::UNPRIVILEGED)
     }
 
     /// Whether an earlier daemon left it behind.
@@ -357,32 +359,41 @@ impl UblkDevice {
     ) -> Result<UblkFront, UblkError> {
         assert_eq!(engine.queues(), usize::from(self.shape.queues));
         let control = self.control.as_ref().expect("a device has its control until it is served");
+        // From here until all queues have fetched it must not take long: see `UblkSource::fetch`.
+        if self.taken_over {
+            control.take_over(self.info)?;
+        }
         let device = control.open(self.shape)?;
         let (session, closed) = channel::<()>();
         let (started, starting) = channel();
         let stopping = Stopping::default();
+        let gate = Gate::new(self.shape.queues);
         for queue in 0..self.shape.queues {
-            let own = device.as_fd().try_clone_to_owned();
-            let source = own.and_then(|device| {
-                UblkSource::new(SourceConfig {
-                    device,
-                    queue,
-                    depth: self.shape.depth,
-                    max_io: self.shape.max_io,
-                    pool,
-                    stopping: stopping.clone(),
-                    started: started.clone(),
-                    session: session.clone(),
-                })
+            let device = device.as_fd().try_clone_to_owned().map_err(UblkError::io("open the device"))?;
+            let source = UblkSource::new(SourceConfig {
+                device,
+                queue,
+                depth: self.shape.depth,
+                max_io: self.shape.max_io,
+                pool,
+                stopping: stopping.clone(),
+                gate: gate.clone(),
+                started: started.clone(),
+                session: session.clone(),
             });
-            let source = source.map_err(UblkError::io("map a queue of the device"))?;
             engine.serve(queue.into(), Box::new(source));
         }
         drop((device, session));
         let threads = self.threads(&starting)?;
         let privileged = self.is_privileged();
-        control.start(threads, privileged)?;
         let path = block_path(self.info.id);
+        control.start(threads, privileged).map_err(|error| match error {
+            ControlError::Silent { .. } if self.taken_over => {
+                let why = "a daemon died while it took it over, which this kernel cannot mend";
+                UblkError::DoesNotFit { path: path.clone(), why }
+            }
+            error => error.into(),
+        })?;
         if privileged {
             look_after_daemon(self.info.id);
         }
@@ -482,12 +493,16 @@ fn look_after_daemon(id: u32) {
 fn await_node(path: &Path) -> Result<(), UblkError> {
     let deadline = Instant::now() + COME_UP;
     loop {
-        match fs::metadata(path) {
-            Ok(_) => return Ok(()),
-            Err(source) if Instant::now() >= deadline => {
-                return Err(UblkError::Io { doing: "find the node of the device in /dev", source });
+        match rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
             }
-            Err(_) => thread::sleep(Duration::from_millis(10)),
+            Err(rustix::io::Errno::ACCESS) => {
+                tracing::warn!(path = %path.display(), "this user may not use the device: is the udev rule there?");
+                return Ok(());
+            }
+            Err(errno) => return Err(UblkError::io("find the node of the device in /dev")(errno.into())),
         }
     }
 }

@@ -14,12 +14,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use mirrord_raid::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use zerocopy::IntoBytes;
 
+use super::COME_UP;
 use super::command::{
     COMMIT_AND_FETCH, FETCH, FLAG_FUA, IoCommand, IoDescriptor, MOST_DEPTH, OP_DISCARD, OP_FLUSH, OP_READ,
     OP_WRITE, OP_WRITE_ZEROES,
@@ -43,11 +44,37 @@ impl Stopping {
     }
 }
 
+/// Where the queues of a device wait for each other.
+#[derive(Clone)]
+pub(super) struct Gate {
+    arrived: Arc<(Mutex<usize>, Condvar)>,
+    queues: usize,
+}
+
+impl Gate {
+    pub(super) fn new(queues: u16) -> Gate {
+        Gate { arrived: Arc::default(), queues: queues.into() }
+    }
+
+    /// Waits until every queue has come here for the `time`th time.
+    fn pass(&self, time: usize) -> io::Result<()> {
+        let (arrived, changed) = &*self.arrived;
+        let mut arrived = arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        *arrived += 1;
+        changed.notify_all();
+        let missing = |arrived: &mut usize| *arrived < self.queues * time;
+        let waited = changed.wait_timeout_while(arrived, COME_UP, missing);
+        let (_arrived, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+}
+
 /// Where a queue gets its requests from.
 pub(super) struct UblkSource {
     device: OwnedFd,
     queue: u16,
-    descriptors: Descriptors,
+    /// There once all tags were fetched for.
+    descriptors: Option<Descriptors>,
     /// By tag; `None` while the engine has it.
     buffers: Vec<Option<Buffer>>,
     max_io: usize,
@@ -63,6 +90,7 @@ pub(super) struct UblkSource {
     answers: Arc<Answers>,
     answered: Vec<Answered>,
     stopping: Stopping,
+    gate: Gate,
     /// Told the thread's id once all tags were fetched for, or why they were not.
     started: Option<Sender<io::Result<i32>>>,
     /// Dropped last of all, it says that this source has ended.
@@ -79,18 +107,18 @@ pub(super) struct SourceConfig<'a> {
     pub(super) max_io: u32,
     pub(super) pool: &'a Arc<BufferPool>,
     pub(super) stopping: Stopping,
+    pub(super) gate: Gate,
     pub(super) started: Sender<io::Result<i32>>,
     pub(super) session: Sender<()>,
 }
 
 impl UblkSource {
-    pub(super) fn new(config: SourceConfig<'_>) -> io::Result<UblkSource> {
-        let descriptors = Descriptors::map(&config.device, config.queue, config.depth)?;
+    pub(super) fn new(config: SourceConfig<'_>) -> UblkSource {
         let buffer = |_| Some(config.pool.take(config.max_io as usize));
-        Ok(UblkSource {
+        UblkSource {
             device: config.device,
             queue: config.queue,
-            descriptors,
+            descriptors: None,
             buffers: (0..config.depth).map(buffer).collect(),
             max_io: config.max_io as usize,
             pool: Arc::clone(config.pool),
@@ -102,9 +130,31 @@ impl UblkSource {
             answers: Arc::default(),
             answered: Vec::with_capacity(config.depth.into()),
             stopping: config.stopping,
+            gate: config.gate,
             started: Some(config.started),
             _session: config.session,
-        })
+        }
+    }
+
+    /// Fetches for all tags, quickly. A daemon that dies in the middle of this has a device that no other can
+    /// take over on kernels before 6.15, which even crash if it had fetched for all tags of one queue and none
+    /// of another. So the queues wait for each other before they begin, and once more when each has fetched
+    /// for a tag; the rest is one call. Requests come later: only then their descriptors are mapped, for
+    /// that too is undone for a queue only that has fetched for all tags.
+    fn fetch(&mut self, ring: &mut Ring) -> io::Result<()> {
+        self.gate.pass(1)?;
+        for tag in 0..self.buffers.len() as u16 {
+            if !self.command(ring, FETCH, tag, 0) {
+                return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+            }
+            if tag == 0 && self.gate.queues > 1 {
+                ring.send_commands()?;
+                self.gate.pass(2)?;
+            }
+        }
+        ring.send_commands()?;
+        self.descriptors = Some(Descriptors::map(&self.device, self.queue, self.buffers.len() as u16)?);
+        Ok(())
     }
 
     /// Gives `tag` to the driver, its buffer along.
@@ -160,7 +210,8 @@ impl UblkSource {
 
     /// What the driver wants with `tag`; `None` if that is nothing it was offered.
     fn request(&mut self, tag: u16) -> Option<Request> {
-        let IoDescriptor { operation, sectors, start_sector, .. } = self.descriptors.read(tag);
+        let descriptors = self.descriptors.as_ref().expect("they are mapped before requests come");
+        let IoDescriptor { operation, sectors, start_sector, .. } = descriptors.read(tag);
         let (offset, len) = (start_sector << 9, u64::from(sectors) << 9);
         // A flush comes with any place.
         let (op, offset, len, answer) = match operation & 0xff {
@@ -183,13 +234,15 @@ impl UblkSource {
 
 impl Source for UblkSource {
     fn start(&mut self, ring: &mut Ring) -> io::Result<()> {
-        let fetching = (0..self.buffers.len() as u16).all(|tag| self.command(ring, FETCH, tag, 0));
-        let thread = rustix::thread::gettid().as_raw_nonzero().get();
-        let result = if fetching { Ok(thread) } else { Err(io::Error::from_raw_os_error(libc::ENOSYS)) };
+        let result = self.fetch(ring);
+        let told = match &result {
+            Ok(()) => Ok(rustix::thread::gettid().as_raw_nonzero().get()),
+            Err(error) => Err(error.raw_os_error().map_or(error.kind().into(), io::Error::from_raw_os_error)),
+        };
         if let Some(started) = self.started.take() {
-            let _ = started.send(result);
+            let _ = started.send(told);
         }
-        if fetching { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOSYS)) }
+        result
     }
 
     fn pull(&mut self, ring: &mut Ring, most: usize, out: &mut VecDeque<Request>) -> Pulled {

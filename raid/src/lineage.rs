@@ -1,0 +1,193 @@
+//! Where a record comes from: what it takes to tell, of any two records of a volume, whether one has
+//! all that was ever answered under the other.
+//!
+//! Every start of a volume begins a *session*, whose id is drawn outside. Within a session one log
+//! worker writes one record after the other, so two records of it are older and newer, no more. A record
+//! names the sessions that it comes from, each with the newest event count that was found of it when it
+//! was left. So any two records tell up to which event they have one history, and whether one is part of
+//! the other's. If neither is, each belongs to somebody who went on without the other.
+//!
+//! But for records that never counted. A record is complete when every leg in use under it has it; until
+//! then nothing is answered that the record before it would not have allowed. A leg that lacks every
+//! record of some history behind an event, and that was in use under each of them, is the proof that
+//! none of them was ever complete. For that a record has the event at which each leg was last out.
+
+use crate::assemble::LegRecord;
+use crate::types::{LegSet, LegState, MAX_LEGS};
+
+/// Most sessions that a record names besides its own. A volume whose legs are all there needs none; a
+/// leg that is out, one or two; one more is needed for each start in a row that ended before its first
+/// record was complete. What is older than the newest few is unknown, and refused.
+pub const MAX_PAST: usize = 32;
+
+/// A session that another one went on from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Past {
+    /// Its id.
+    pub session: u64,
+    /// The highest event count of it that was found by the start that went on from it.
+    pub event_count: u64,
+    /// Legs whose newest record may be one of this session.
+    pub held_by: LegSet,
+}
+
+/// See the module's documentation. The default says nothing, as a mirrord that kept no lineage.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Lineage {
+    /// Id of the session; 0 if unknown.
+    pub session: u64,
+    /// Legs that records of the session went to, or were about to.
+    pub written: LegSet,
+    /// By leg: the event count of the newest record, of this session or one before it, that has the leg
+    /// neither in sync nor syncing.
+    pub last_out: [u64; MAX_LEGS],
+    /// The sessions before, newest first, at most [`MAX_PAST`].
+    pub past: Vec<Past>,
+}
+
+impl Lineage {
+    /// Of a new volume with these legs. `session`: the id of its making, not 0.
+    pub fn new(session: u64, legs: usize) -> Lineage {
+        Lineage { session, written: LegSet::first(legs), ..Lineage::default() }
+    }
+
+    /// Of a session that goes on from the record at `authority`; every record that is `found` is known
+    /// then, also one that was overruled. Without an id yet.
+    pub(crate) fn after(found: &[LegRecord], authority: usize) -> Lineage {
+        let from = &found[authority];
+        let mut lineage = Lineage { session: 0, written: LegSet::EMPTY, ..from.lineage.clone() };
+        if from.lineage.session == 0 {
+            for (leg, _) in from.legs.iter().filter(|(_, (_, state))| *state != LegState::InSync) {
+                lineage.last_out[leg.index()] = from.event_count;
+            }
+        }
+        let overruled = found.iter().filter(|record| parted(record, from) != Some(record.event_count));
+        for record in std::iter::once(from).chain(overruled) {
+            let session = record.lineage.session;
+            let held_by = if session == 0 { record.legs.legs().collect() } else { record.lineage.written };
+            let mut left = Past { session, event_count: record.event_count, held_by };
+            if let Some(at) = lineage.past.iter().position(|past| past.session == session) {
+                let known = lineage.past.swap_remove(at);
+                left.event_count = left.event_count.max(known.event_count);
+                left.held_by = left.held_by.union(known.held_by);
+            }
+            lineage.past.push(left);
+        }
+        lineage.past.sort_by_key(|past| std::cmp::Reverse(past.event_count));
+        lineage.past.truncate(MAX_PAST);
+        lineage
+    }
+
+    /// A record with this event count goes out, in which only `in_use` of `all` legs are in use.
+    pub(crate) fn record(&mut self, event_count: u64, in_use: LegSet, all: LegSet) {
+        self.written = self.written.union(in_use);
+        for leg in all.minus(in_use).iter() {
+            self.last_out[leg.index()] = event_count;
+        }
+    }
+
+    /// These legs hold a record of this session now, and none of another.
+    pub(crate) fn taken(&mut self, legs: LegSet) {
+        for past in &mut self.past {
+            past.held_by = past.held_by.minus(legs);
+        }
+        self.past.retain(|past| !past.held_by.is_empty());
+    }
+}
+
+/// Whether `other` has all that was ever answered under `record`, as far as all that was `found` tells.
+pub(crate) fn is_behind(record: &LegRecord, other: &LegRecord, found: &[LegRecord]) -> bool {
+    if record.lineage.session == 0 {
+        // It does not say where it comes from: the other leg was in sync under it, that is all.
+        return record == other || record.legs[other.index].1 == LegState::InSync;
+    }
+    let Some(parted) = parted(record, other) else { return false };
+    let lacks_the_rest = |leg: &LegRecord| self::parted(record, leg).is_some_and(|event| event <= parted);
+    let was_in_use_since = |leg: &LegRecord| record.lineage.last_out[leg.index.index()] <= parted;
+    parted == record.event_count || found.iter().any(|leg| lacks_the_rest(leg) && was_in_use_since(leg))
+}
+
+/// The event up to which two records have one history.
+fn parted(one: &LegRecord, other: &LegRecord) -> Option<u64> {
+    // Newest first, so that the first session in common is the last one.
+    let sessions = |record: &LegRecord| {
+        let own = (record.lineage.session, record.event_count);
+        let past: Vec<_> = record.lineage.past.iter().map(|past| (past.session, past.event_count)).collect();
+        std::iter::once(own).chain(past)
+    };
+    sessions(one).find_map(|(session, event)| {
+        let (_, other) = sessions(other).find(|&(of, _)| of == session)?;
+        Some(event.min(other))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Leg, LegMap};
+
+    fn legs(bits: u8) -> LegSet {
+        LegSet::from_bits(bits)
+    }
+
+    fn record(index: usize, event_count: u64, lineage: Lineage) -> LegRecord {
+        LegRecord {
+            volume: [9; 16],
+            leg: [index as u8; 16],
+            index: Leg::new(index),
+            size: 4096,
+            region_size: 4096,
+            event_count,
+            legs: LegMap::from_fn(3, |leg| ([leg.index() as u8; 16], LegState::InSync)),
+            clean: false,
+            log_failed: false,
+            lineage,
+        }
+    }
+
+    #[test]
+    fn a_session_is_named_until_no_leg_can_hold_a_record_of_it() {
+        let found = [record(0, 4, Lineage::new(1, 3)), record(2, 3, Lineage::new(1, 3))];
+        let mut lineage = Lineage::after(&found, 0);
+        let past = |held_by| vec![Past { session: 1, event_count: 4, held_by: legs(held_by) }];
+        assert_eq!(lineage.past, past(0b111));
+        lineage.record(5, legs(0b101), legs(0b111));
+        assert_eq!((lineage.written, lineage.last_out[..3].to_vec()), (legs(0b101), vec![0, 5, 0]));
+        lineage.taken(legs(0b101));
+        assert_eq!(lineage.past, past(0b010));
+        lineage.record(6, legs(0b111), legs(0b111));
+        lineage.taken(legs(0b010));
+        assert_eq!((lineage.past, lineage.last_out[1]), (vec![], 5));
+    }
+
+    #[test]
+    fn what_was_overruled_by_hand_is_known_from_then_on() {
+        let fork = |session| Lineage {
+            last_out: [7, 7, 7, 0, 0, 0, 0, 0],
+            past: vec![Past { session: 1, event_count: 2, held_by: legs(0b100) }],
+            ..Lineage::new(session, 2)
+        };
+        let found = [record(0, 7, fork(2)), record(1, 9, fork(3)), record(2, 2, Lineage::new(1, 3))];
+        let after = Lineage::after(&found, 0);
+        let named: Vec<_> = after.past.iter().map(|past| (past.session, past.event_count)).collect();
+        assert_eq!(named, [(3, 9), (2, 7), (1, 2)]);
+        assert_eq!(after.past[2].held_by, legs(0b100));
+        let next = record(0, 10, Lineage { session: 4, ..after });
+        assert!(found.iter().all(|record| is_behind(record, &next, &found)));
+    }
+
+    #[test]
+    fn starts_that_never_end_forget_the_oldest() {
+        let mut newest = record(0, 1, Lineage::new(1, 2));
+        for session in 2..100 {
+            let lineage = Lineage { session, ..Lineage::after(&[newest.clone()], 0) };
+            newest = record(0, session, lineage);
+            newest.lineage.record(session, legs(0b11), legs(0b11));
+        }
+        let past = &newest.lineage.past;
+        assert_eq!(
+            (past.len(), past[0].session, past[MAX_PAST - 1].session),
+            (MAX_PAST, 98, 99 - MAX_PAST as u64)
+        );
+    }
+}
