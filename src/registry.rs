@@ -43,6 +43,8 @@ pub struct ServeChoice {
     pub threads_engine: bool,
     /// Other users may reach the file.
     pub allow_other: bool,
+    /// Seconds after which a leg that hangs is given up, 0 for never; `None` is what fits the front end.
+    pub leg_timeout: Option<u32>,
 }
 
 /// A volume that is known.

@@ -33,6 +33,9 @@ pub struct VolumeStatus {
     pub regions: u32,
     /// Smallest unit of IO on the legs, in bytes.
     pub block_size_bytes: u32,
+    /// Seconds after which a leg that hangs is given up; `None`: never.
+    #[serde(default)]
+    pub leg_timeout_seconds: Option<u64>,
     /// Queues.
     pub queues: u16,
     /// The volume's state.
@@ -108,6 +111,9 @@ pub struct LegStatus {
     pub write_errors: u64,
     /// Flushes that failed.
     pub flush_errors: u64,
+    /// IO on it that was given up and is still under way.
+    #[serde(default)]
+    pub hung: u32,
     /// Ranges that it could not read and that were written anew from another leg.
     #[serde(default)]
     pub repaired_reads: u64,

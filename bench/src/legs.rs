@@ -211,6 +211,7 @@ pub(crate) fn serve(legs: &[PathBuf]) -> Result<Volume> {
         threads_engine: false,
         allow_other: false,
         resync_rate: None,
+        leg_timeout: None,
     };
     Ok(Volume::serve(opened, options)?)
 }

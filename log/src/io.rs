@@ -5,14 +5,33 @@
 //! opened with O_DIRECT: the buffers are plain vectors. A failed fdatasync is never tried again: the
 //! kernel may have dropped the pages, so a second one that succeeds would mean nothing.
 //!
+//! With a time-out, a file that takes longer is given up: its result is `ETIMEDOUT`. The call that hangs keeps
+//! its data (an owned copy) and its descriptor, no further one is made for it, and until it has ended the file
+//! is given nothing more: what is late cannot overtake or undo what comes later.
+//!
 //! A [`MetaIo`] stays on the thread that made it, which must not run another async runtime.
 
 use std::fs::File;
 use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_uring::buf::BoundedBuf;
 
 use crate::page::PageWrite;
+
+/// Looks in a time-out: how exactly it is kept.
+const TICKS: u32 = 16;
+
+/// What a look at the ring for calls that are late may take.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Where the writes of a flush go.
 #[derive(Clone, Copy, Debug)]
@@ -21,16 +40,60 @@ pub struct Target<'a> {
     pub file: &'a File,
     /// Added to the offset of every write, in bytes: where the log area starts.
     pub base: u64,
+    /// Counts what hangs there by the knowledge of others. Unless it is 0, a file that does not answer is given up
+    /// without waiting for the time-out.
+    pub hung: Option<&'a AtomicU32>,
+}
+
+impl Target<'_> {
+    fn is_hung(&self) -> bool {
+        self.hung.is_some_and(|hung| hung.load(SeqCst) > 0)
+    }
 }
 
 /// Writes metadata and makes it durable.
 pub struct MetaIo {
     ring: Option<tokio_uring::Runtime>,
+    limit: Option<Duration>,
+    /// What was given up, by file.
+    late: Vec<(RawFd, Arc<Flight>)>,
 }
+
+/// What goes to one file, as who waits for it and who carries it out see it.
+#[derive(Default)]
+struct Flight {
+    given_up: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Flight {
+    /// Whether another call may be made for it.
+    fn go_on(&self) -> io::Result<()> {
+        if self.given_up.load(SeqCst) { Err(timed_out()) } else { Ok(()) }
+    }
+}
+
+/// Dropped, it says that no call for the flight is under way any more.
+struct Ends(Arc<Flight>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.ended.store(true, SeqCst);
+    }
+}
+
+/// `ETIMEDOUT`.
+fn timed_out() -> io::Error {
+    io::Error::from_raw_os_error(TIMED_OUT)
+}
+
+const TIMED_OUT: i32 = 110;
+
+type Job<'a> = (Target<'a>, Arc<Vec<PageWrite>>);
 
 impl std::fmt::Debug for MetaIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MetaIo").field("kind", &self.kind()).finish()
+        f.debug_struct("MetaIo").field("kind", &self.kind()).field("limit", &self.limit).finish()
     }
 }
 
@@ -43,12 +106,19 @@ impl Default for MetaIo {
 impl MetaIo {
     /// Through io_uring if this process may use it, else blocking.
     pub fn new() -> MetaIo {
-        MetaIo { ring: tokio_uring::Runtime::new(&tokio_uring::builder()).ok() }
+        let ring = tokio_uring::Runtime::new(&tokio_uring::builder()).ok();
+        MetaIo { ring, limit: None, late: Vec::new() }
     }
 
     /// Blocking, whatever this process may use.
     pub fn blocking() -> MetaIo {
-        MetaIo { ring: None }
+        MetaIo { ring: None, limit: None, late: Vec::new() }
+    }
+
+    /// The same with a time-out for each file of each call; `None`: wait for ever.
+    pub fn with_time_out(mut self, limit: Option<Duration>) -> MetaIo {
+        self.limit = limit;
+        self
     }
 
     /// `"io_uring"` or `"blocking"`.
@@ -62,17 +132,49 @@ impl MetaIo {
     /// # Panics
     /// If two writes overlap.
     pub fn write_and_sync(&mut self, targets: &[Target<'_>], writes: &[PageWrite]) -> Vec<io::Result<()>> {
-        let runs = merged(writes);
-        match &self.ring {
-            Some(ring) => ring.block_on(ring_write_and_sync(targets, runs)),
-            None => targets.iter().map(|target| blocking_write_and_sync(target, &runs)).collect(),
-        }
+        let runs = Arc::new(merged(writes));
+        self.run(targets.iter().map(|target| (*target, Arc::clone(&runs))).collect())
+    }
+
+    /// As [`MetaIo::write_and_sync`], each target with writes of its own.
+    ///
+    /// # Panics
+    /// If two writes to a target overlap.
+    pub fn write_each(&mut self, writes: &[(Target<'_>, Vec<PageWrite>)]) -> Vec<io::Result<()>> {
+        self.run(writes.iter().map(|(target, writes)| (*target, Arc::new(merged(writes)))).collect())
     }
 
     /// Makes everything written to each file durable, all at once.
     pub fn sync(&mut self, files: &[&File]) -> Vec<io::Result<()>> {
-        let targets: Vec<_> = files.iter().map(|file| Target { file, base: 0 }).collect();
+        let targets: Vec<_> = files.iter().map(|file| Target { file, base: 0, hung: None }).collect();
         self.write_and_sync(&targets, &[])
+    }
+
+    /// Whether a call on `file` was given up and has not been seen to end.
+    pub fn is_late(&self, file: &File) -> bool {
+        self.late.iter().any(|(fd, flight)| *fd == file.as_raw_fd() && !flight.ended.load(SeqCst))
+    }
+
+    fn run(&mut self, jobs: Vec<Job<'_>>) -> Vec<io::Result<()>> {
+        match (&self.ring, self.limit) {
+            (Some(ring), limit) => ring.block_on(ring_run_all(jobs, limit, &mut self.late)),
+            (None, Some(limit)) => threads_run_all(jobs, limit, &mut self.late),
+            (None, None) => {
+                let run = |(target, runs): Job<'_>| {
+                    blocking_run(target.file, target.base, &runs, &Flight::default())
+                };
+                jobs.into_iter().map(run).collect()
+            }
+        }
+    }
+}
+
+impl Drop for MetaIo {
+    fn drop(&mut self) {
+        if self.late.iter().any(|(_, flight)| !flight.ended.load(SeqCst)) {
+            // It would wait for them.
+            mem::forget(self.ring.take());
+        }
     }
 }
 
@@ -95,62 +197,175 @@ fn merged(writes: &[PageWrite]) -> Vec<PageWrite> {
     runs
 }
 
-fn blocking_write_and_sync(target: &Target<'_>, runs: &[PageWrite]) -> io::Result<()> {
-    for run in runs {
-        target.file.write_all_at(&run.bytes, target.base + run.offset)?;
-    }
-    target.file.sync_data()
+/// The calls of before that are under way still. What has ended is forgotten.
+fn take_late(late: &mut Vec<(RawFd, Arc<Flight>)>) -> Vec<RawFd> {
+    late.retain(|(_, flight)| !flight.ended.load(SeqCst));
+    late.iter().map(|(fd, _)| *fd).collect()
 }
 
-async fn ring_write_and_sync(targets: &[Target<'_>], runs: Vec<PageWrite>) -> Vec<io::Result<()>> {
-    let runs = Rc::new(runs);
-    let legs: Vec<_> = targets
-        .iter()
-        .map(|target| {
+// ---- blocking calls
+
+fn blocking_run(file: &File, base: u64, runs: &[PageWrite], flight: &Flight) -> io::Result<()> {
+    for run in runs {
+        flight.go_on()?;
+        file.write_all_at(&run.bytes, base + run.offset)?;
+    }
+    flight.go_on()?;
+    file.sync_data()
+}
+
+/// One thread for each file: whoever waits for it need not be the one who hangs.
+fn threads_run_all(
+    jobs: Vec<Job<'_>>,
+    limit: Duration,
+    late: &mut Vec<(RawFd, Arc<Flight>)>,
+) -> Vec<io::Result<()>> {
+    let hang = take_late(late);
+    let (tell, told) = channel();
+    let mut flights = Vec::with_capacity(jobs.len());
+    let mut results: Vec<Option<io::Result<()>>> = Vec::with_capacity(jobs.len());
+    for (index, (target, runs)) in jobs.iter().enumerate() {
+        let flight = Arc::new(Flight::default());
+        flights.push(Arc::clone(&flight));
+        if hang.contains(&target.file.as_raw_fd()) {
+            results.push(Some(Err(timed_out())));
+            continue;
+        }
+        let (base, runs, tell) = (target.base, Arc::clone(runs), tell.clone());
+        let run = |file: File| {
+            thread::Builder::new().name("mirrord-meta".to_owned()).spawn(move || {
+                let result = blocking_run(&file, base, &runs, &flight);
+                drop(Ends(flight));
+                let _ = tell.send((index, result));
+            })
+        };
+        results.push(target.file.try_clone().and_then(run).err().map(Err));
+    }
+    let mut ticks = 0;
+    while results.iter().any(Option::is_none) {
+        if let Ok((index, result)) = told.recv_timeout(limit / TICKS) {
+            results[index].get_or_insert(result);
+            continue;
+        }
+        ticks += 1;
+        for ((result, flight), (target, _)) in results.iter_mut().zip(&flights).zip(&jobs) {
+            if result.is_none() && (ticks > TICKS || target.is_hung()) {
+                flight.given_up.store(true, SeqCst);
+                late.push((target.file.as_raw_fd(), Arc::clone(flight)));
+                *result = Some(Err(timed_out()));
+            }
+        }
+    }
+    results.into_iter().flatten().collect()
+}
+
+// ---- io_uring
+
+async fn ring_run_all(
+    jobs: Vec<Job<'_>>,
+    limit: Option<Duration>,
+    late: &mut Vec<(RawFd, Arc<Flight>)>,
+) -> Vec<io::Result<()>> {
+    if !late.is_empty() {
+        // Whether they have ended is known to the ring, and that is looked at by who sleeps.
+        tokio::time::sleep(LOOK).await;
+    }
+    let hang = take_late(late);
+    let start = |(target, runs): &Job<'_>| {
+        let fd = target.file.as_raw_fd();
+        (!hang.contains(&fd)).then(|| {
+            let flight = Arc::new(Flight::default());
             let file = target.file.try_clone().map(tokio_uring::fs::File::from_std);
-            tokio_uring::spawn(ring_leg(file, target.base, Rc::clone(&runs)))
+            let run = ring_run(file, target.base, Arc::clone(runs), Arc::clone(&flight));
+            (tokio_uring::spawn(run), flight)
         })
-        .collect();
-    let mut results = Vec::with_capacity(legs.len());
-    for leg in legs {
-        results.push(leg.await.unwrap_or_else(|error| Err(io::Error::other(error))));
+    };
+    let started: Vec<_> = jobs.iter().map(start).collect();
+    let mut ticks = 0;
+    let mut results = Vec::with_capacity(jobs.len());
+    for ((target, _), started) in jobs.iter().zip(started) {
+        let Some((mut task, flight)) = started else {
+            results.push(Err(timed_out()));
+            continue;
+        };
+        let ended = match limit {
+            Some(limit) => wait_for(&mut task, limit, &mut ticks, target).await,
+            None => Some((&mut task).await.unwrap_or_else(|error| Err(io::Error::other(error)))),
+        };
+        results.push(ended.unwrap_or_else(|| {
+            flight.given_up.store(true, SeqCst);
+            late.push((target.file.as_raw_fd(), flight));
+            Err(timed_out())
+        }));
     }
     results
 }
 
-async fn ring_leg(
+/// Waits for the end of a task; `None` if it does not come in time. `ticks` went by while others were waited for.
+async fn wait_for(
+    task: &mut JoinHandle<io::Result<()>>,
+    limit: Duration,
+    ticks: &mut u32,
+    target: &Target<'_>,
+) -> Option<io::Result<()>> {
+    loop {
+        let tick = if *ticks > TICKS { Duration::ZERO } else { limit / TICKS };
+        match tokio::time::timeout(tick, &mut *task).await {
+            Ok(result) => return Some(result.unwrap_or_else(|error| Err(io::Error::other(error)))),
+            Err(_) if *ticks >= TICKS || target.is_hung() => {
+                *ticks += 1;
+                return None;
+            }
+            Err(_) => *ticks += 1,
+        }
+    }
+}
+
+async fn ring_run(
     file: io::Result<tokio_uring::fs::File>,
     base: u64,
-    runs: Rc<Vec<PageWrite>>,
+    runs: Arc<Vec<PageWrite>>,
+    flight: Arc<Flight>,
 ) -> io::Result<()> {
-    let file = Rc::new(file?);
-    let writes: Vec<_> = (0..runs.len())
-        .map(|index| tokio_uring::spawn(ring_run(Rc::clone(&file), base, Rc::clone(&runs), index)))
-        .collect();
+    let _ends = Ends(Arc::clone(&flight));
+    let file = std::rc::Rc::new(file?);
+    let write = |index| {
+        let (file, runs) = (std::rc::Rc::clone(&file), Arc::clone(&runs));
+        tokio_uring::spawn(ring_write(file, base, runs, index, Arc::clone(&flight)))
+    };
+    let writes: Vec<_> = (0..runs.len()).map(write).collect();
     let mut result = Ok(());
     for write in writes {
         let written = write.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         result = result.and(written);
     }
     result?;
+    flight.go_on()?;
     file.sync_data().await
 }
 
-async fn ring_run(
-    file: Rc<tokio_uring::fs::File>,
+async fn ring_write(
+    file: std::rc::Rc<tokio_uring::fs::File>,
     base: u64,
-    runs: Rc<Vec<PageWrite>>,
+    runs: Arc<Vec<PageWrite>>,
     index: usize,
+    flight: Arc<Flight>,
 ) -> io::Result<()> {
     let run = &runs[index];
-    let mut bytes = run.bytes.clone();
-    loop {
-        let (result, back) = file.write_all_at(bytes, base + run.offset).await;
+    let (mut bytes, mut done) = (run.bytes.clone(), 0);
+    while done < bytes.len() {
+        flight.go_on()?;
+        let at = base + run.offset + done as u64;
+        let (result, back) = file.write_at(bytes.slice(done..), at).submit().await;
+        bytes = back.into_inner();
         match result {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => bytes = back,
-            result => return result,
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -186,8 +401,11 @@ mod tests {
     fn every_target_gets_every_write() {
         for mut io in each_kind() {
             let files: Vec<File> = (0..3).map(|_| tempfile::tempfile().unwrap()).collect();
-            let targets: Vec<_> =
-                files.iter().zip([0, 512, 1 << 20]).map(|(file, base)| Target { file, base }).collect();
+            let targets: Vec<_> = files
+                .iter()
+                .zip([0, 512, 1 << 20])
+                .map(|(file, base)| Target { file, base, hung: None })
+                .collect();
             // More than the ring has entries.
             let writes: Vec<_> = (0..150).map(|i| write(i * 8192, i as u8 + 1, 4096)).collect();
             for round in 0..3 {
@@ -211,7 +429,7 @@ mod tests {
         for mut io in each_kind() {
             let good = tempfile::NamedTempFile::new().unwrap();
             let read_only = File::open(good.path()).unwrap();
-            let targets = [Target { file: &read_only, base: 0 }, Target { file: good.as_file(), base: 0 }];
+            let targets = [&read_only, good.as_file()].map(|file| Target { file, base: 0, hung: None });
             let results = io.write_and_sync(&targets, &[write(0, 7, 4096), write(8192, 7, 10)]);
             assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(9));
             assert!(results[1].is_ok());
@@ -226,8 +444,62 @@ mod tests {
             return;
         };
         for mut io in each_kind() {
-            let results = io.write_and_sync(&[Target { file: &full, base: 0 }], &[write(0, 7, 4096)]);
+            let results =
+                io.write_and_sync(&[Target { file: &full, base: 0, hung: None }], &[write(0, 7, 4096)]);
             assert_eq!(results[0].as_ref().unwrap_err().kind(), io::ErrorKind::StorageFull);
         }
+    }
+
+    /// A pipe that is full: a write to it ends when it is emptied. Only io_uring writes to one at an offset.
+    #[test]
+    fn a_file_that_hangs_is_given_up_and_given_nothing_until_that_has_ended() {
+        let limit = Duration::from_millis(160);
+        let mut io = MetaIo::new().with_time_out(Some(limit));
+        if io.kind() == "blocking" {
+            eprintln!("skipped: no io_uring");
+            return;
+        }
+        let (mut reader, mut writer) = io::pipe().unwrap();
+        let mut full = vec![1; 65536];
+        io::Write::write_all(&mut writer, &full).unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(writer));
+        let good = tempfile::tempfile().unwrap();
+        let know = AtomicU32::new(0);
+        let hung = Some(&know);
+        let targets = [Target { file: &pipe, base: 0, hung }, Target { file: &good, base: 0, hung }];
+        let began = std::time::Instant::now();
+        let results = io.write_and_sync(&targets, &[write(0, 7, 4096)]);
+        assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(TIMED_OUT));
+        assert!(results[1].is_ok() && began.elapsed() >= limit && io.is_late(&pipe) && !io.is_late(&good));
+
+        let began = std::time::Instant::now();
+        let each = [(targets[0], vec![write(0, 8, 10)]), (targets[1], vec![write(0, 8, 10)])];
+        let results = io.write_each(&each);
+        assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(TIMED_OUT), "refused");
+        assert!(results[1].is_ok() && began.elapsed() < limit / 2, "at once");
+
+        io::Read::read_exact(&mut reader, &mut full).unwrap();
+        while io.is_late(&pipe) {
+            assert!(io.write_and_sync(&targets[1..], &[]).iter().all(Result::is_ok));
+        }
+        let mut late = [0; 4096];
+        io::Read::read_exact(&mut reader, &mut late).unwrap();
+        assert_eq!(late, [7; 4096], "what was under way arrives, and nothing else");
+        // It takes writes again: only a sync of a pipe cannot be.
+        let results = io.write_and_sync(&targets[..1], &[write(0, 9, 10)]);
+        assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(22));
+        io::Read::read_exact(&mut reader, &mut late[..10]).unwrap();
+        assert_eq!(late[..10], [9; 10]);
+
+        // What others know shortens the wait; who ends with it does not wait.
+        io::Write::write_all(&mut &pipe, &full).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| know.store(1, SeqCst));
+            io.limit = Some(Duration::from_secs(16) / 10);
+            let began = std::time::Instant::now();
+            assert!(io.write_and_sync(&targets[..1], &[write(0, 7, 4096)])[0].is_err());
+            assert!(began.elapsed() < Duration::from_secs(1));
+        });
+        drop(io);
     }
 }

@@ -95,7 +95,7 @@ fn marks_written_by_the_worker_are_read_back() {
     let _ = log.flush();
     log.mark(Region(9));
     let base = layout().log;
-    let targets = [Target { file: &left, base }, Target { file: &right, base }];
+    let targets = [&left, &right].map(|file| Target { file, base, hung: None });
     let results = io.write_and_sync(&targets, &log.flush().writes);
     assert!(results.iter().all(|result| result.is_ok()), "{results:?}");
     for file in [&left, &right] {

@@ -200,7 +200,9 @@ impl Background {
         let (legs, pending, errors) = self.flush.as_mut().expect("a flush is under way");
         pending.remove(leg);
         if let Err(errno) = result {
-            self.mirror.legs.flush_failed(leg);
+            if !errno.is_given_up() {
+                self.mirror.legs.flush_failed(leg);
+            }
             errors[leg.index()] = Some(errno);
             Counters::add(&self.mirror.legs.counters[leg].flush_errors, 1);
         }

@@ -494,6 +494,7 @@ impl MirrorQueue {
         let part = *part;
         self.count(&part, leg, result.is_ok());
         if let Err(errno) = result
+            && !errno.is_given_up()
             && (part.step == Step::Flush
                 || part.step == Step::Write && self.request_of(io).fua && !errno.is_no_space())
         {

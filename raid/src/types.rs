@@ -219,6 +219,16 @@ impl Errno {
     /// Disk quota exceeded: for a leg the same as no space.
     pub const EDQUOT: Errno = Errno(122);
 
+    /// The leg did not answer in time: the IO was given up, or not even begun because of such a one. It may still be
+    /// carried out, before the leg is given anything else. No leg that answers says this: drivers see to it.
+    pub const GIVEN_UP: Errno = Errno(110);
+
+    /// Whether it is not known how the IO ends. A flush of which that is said has lost nothing yet: should it end
+    /// badly, the next one on the leg says so.
+    pub fn is_given_up(self) -> bool {
+        self == Errno::GIVEN_UP
+    }
+
     /// Whether the leg is out of space rather than broken.
     pub fn is_no_space(self) -> bool {
         self == Errno::ENOSPC || self == Errno::EDQUOT

@@ -33,6 +33,10 @@ pub(super) struct Args {
     /// Who does the IO on the legs.
     #[arg(long)]
     engine: Option<Engine>,
+    /// Give up a leg that takes longer than so many seconds over an IO; 0 or none: wait for ever [default: none; 15
+    /// with the ublk device of a user without privilege, where it is 20 at most].
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    leg_timeout: Option<u32>,
     /// Let other users reach the file that is the volume (its mode still applies).
     #[arg(long)]
     allow_other: bool,
@@ -93,6 +97,7 @@ impl Args {
                 None => before.threads_engine,
             },
             allow_other: self.allow_other || before.allow_other,
+            leg_timeout: self.leg_timeout.or(before.leg_timeout),
         })
     }
 
@@ -116,6 +121,17 @@ impl Args {
         }
         let ready = spawn(&spec, &choice.name).map_err(|error| super::output::fail(doing, &error))?;
         say(context, &ready.status, &ready.notices)
+    }
+}
+
+/// A day at most: more is for ever.
+fn parse_seconds(text: &str) -> Result<u32, String> {
+    match text {
+        "none" => Ok(0),
+        text => match text.parse() {
+            Ok(seconds @ 0..=86_400) => Ok(seconds),
+            _ => Err("a number of seconds up to 86400, or none".to_owned()),
+        },
     }
 }
 

@@ -121,6 +121,9 @@ fn line(status: &VolumeStatus) -> String {
 fn view(status: &VolumeStatus) -> String {
     let pair = |key: &str, value: String| vec![key.to_owned(), value];
     let note = status.engine_note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
+    let timeout = status.leg_timeout_seconds;
+    let timeout =
+        timeout.map_or(String::new(), |limit| format!(", a leg that hangs is given up after {limit} s"));
     let mut head = vec![
         pair("volume", format!("{} ({})", status.name, status.uuid)),
         pair("state", state_name(status.state).to_owned()),
@@ -135,7 +138,7 @@ fn view(status: &VolumeStatus) -> String {
                 format_size(status.block_size_bytes.into())
             ),
         ),
-        pair("engine", format!("{}{note}, {} queues", status.engine, status.queues)),
+        pair("engine", format!("{}{note}, {} queues{timeout}", status.engine, status.queues)),
         pair(
             "log",
             format!(
@@ -167,7 +170,7 @@ fn view(status: &VolumeStatus) -> String {
         let reason = leg.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
         legs.push(vec![
             leg.index.to_string(),
-            format!("{}{reason}", leg.state),
+            format!("{}{reason}{}", leg.state, if leg.hung > 0 { ", hangs" } else { "" }),
             leg.stale_regions.to_string(),
             leg.reads.to_string(),
             leg.writes.to_string(),

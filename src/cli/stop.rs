@@ -1,14 +1,16 @@
 //! `mirrord stop`.
 
+use std::path::PathBuf;
+
 use anyhow::bail;
 use mirrord_ublk::plain_spawn;
 use mirrord_ublk::ublk::{self, UblkError};
 use serde_json::json;
 
 use super::Context;
-use super::output::{fail, print, print_json};
+use super::output::{fail, note, print, print_json};
 use super::status::not_running;
-use crate::control::{Client, ClientError, Request};
+use crate::control::{Client, ClientError, Request, Response};
 use crate::leg::{OpenLeg, Patience};
 use crate::registry::Registry;
 
@@ -32,13 +34,20 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     };
     let mut client = match Client::connect(&context.dirs, &args.name) {
         Err(ClientError::NotRunning { .. }) if remove_waiting(context, args, &doing)? => {
-            return stopped(context, &args.name);
+            return stopped(context, &args.name, &[]);
         }
         client => client.map_err(failed)?,
     };
     let daemon = client.daemon();
     let legs = client.status().map_err(failed)?.legs;
-    client.ask(&Request::Stop { force: args.force }).map_err(failed)?;
+    let left_behind = match client.ask(&Request::Stop { force: args.force }).map_err(failed)? {
+        Response::Done { left_behind } => left_behind,
+        _ => Vec::new(),
+    };
+    if !left_behind.is_empty() {
+        // Its end may be a long time coming, and touching these legs may hang, too.
+        return stopped(context, &args.name, &left_behind);
+    }
     if let Some(daemon) = daemon {
         daemon.wait_ended();
     }
@@ -46,12 +55,19 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     for leg in legs {
         let _ = OpenLeg::open_waiting(&leg.path, Patience::SHORT);
     }
-    stopped(context, &args.name)
+    stopped(context, &args.name, &[])
 }
 
-fn stopped(context: &Context, name: &str) -> anyhow::Result<()> {
+fn stopped(context: &Context, name: &str, left_behind: &[PathBuf]) -> anyhow::Result<()> {
     if context.json {
-        return print_json(&json!({ "name": name, "stopped": true }));
+        return print_json(&json!({ "name": name, "stopped": true, "left_behind": left_behind }));
+    }
+    for leg in left_behind {
+        note(&format!(
+            "leg {} hangs: it stays locked, and the daemon's process is there, until the kernel has done what it \
+             was given",
+            leg.display()
+        ));
     }
     print(&format!("{name} stopped"))
 }

@@ -223,7 +223,7 @@ mod tests {
             Request::Stop { force: false } => {
                 Response::Failed { reason: Failure::Busy, message: "in use".to_owned() }
             }
-            _ => Response::Done,
+            _ => Response::done(),
         })
     }
 
@@ -296,7 +296,7 @@ mod tests {
         let handler = move |_| {
             begun.send(()).unwrap();
             wait.lock().unwrap().recv().unwrap();
-            Response::Done
+            Response::done()
         };
         server.serve(Arc::new(handler)).unwrap();
         let mut client = Client::connect(&dirs, "a").unwrap();
@@ -305,6 +305,6 @@ mod tests {
         let closing = thread::spawn(move || server.close());
         go.send(()).unwrap();
         closing.join().unwrap();
-        assert!(matches!(asked.join().unwrap(), Ok(Response::Done)));
+        assert!(matches!(asked.join().unwrap(), Ok(Response::Done { .. })));
     }
 }

@@ -1,5 +1,7 @@
 //! What is asked of a daemon and what it answers.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::status::VolumeStatus;
@@ -48,7 +50,11 @@ pub enum Response {
         status: Box<VolumeStatus>,
     },
     /// It was done.
-    Done,
+    Done {
+        /// To [`Request::Stop`]: legs with IO under way that was given up. They stay locked until that has ended.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        left_behind: Vec<PathBuf>,
+    },
     /// It was not done.
     Failed {
         /// Why, for programs.
@@ -56,6 +62,13 @@ pub enum Response {
         /// Why, for people.
         message: String,
     },
+}
+
+impl Response {
+    /// It was done, and that is all.
+    pub fn done() -> Response {
+        Response::Done { left_behind: Vec::new() }
+    }
 }
 
 /// Why something was not done.
@@ -91,5 +104,8 @@ mod tests {
         }
         let pong = Response::Pong { name: "a".to_owned(), pid: 7 };
         assert_eq!(serde_json::to_string(&pong).unwrap(), r#"{"answer":"pong","name":"a","pid":7}"#);
+        let done = r#"{"answer":"done"}"#;
+        assert_eq!(serde_json::to_string(&Response::done()).unwrap(), done);
+        assert_eq!(serde_json::from_str::<Response>(done).unwrap(), Response::done());
     }
 }

@@ -13,6 +13,7 @@ mod signals;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use mirrord_ublk::{FrontError, Shutdown};
 use serde::{Deserialize, Serialize};
@@ -142,6 +143,7 @@ impl Served {
 
         let volume = Arc::new(Volume::serve(opened, serve_options(dirs, &name, spec))?);
         let status = volume.status();
+        notices.extend_from_slice(volume.notices());
         notices.extend(remember(dirs, &status, &spec.serve));
         let started = start_threads(&volume, &mut control, signals, hardening, manager.clone());
         if let Err(error) = started {
@@ -204,6 +206,7 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
         allow_other: serve.allow_other,
         own_mounts: true,
         resync_rate: spec.resync_rate,
+        leg_timeout: serve.leg_timeout.map(|seconds| Duration::from_secs(seconds.into())),
     }
 }
 
@@ -258,7 +261,7 @@ fn answer(volume: &Volume, hardening: Hardening, request: Request) -> Response {
             if let Some(paused) = pause {
                 volume.pause_resync(paused);
             }
-            Response::Done
+            Response::done()
         }
         Request::Stop { force } => stop(volume, if force { Shutdown::Force } else { Shutdown::Clean }),
         Request::HandOver => stop(volume, Shutdown::HandOver),
@@ -267,7 +270,7 @@ fn answer(volume: &Volume, hardening: Hardening, request: Request) -> Response {
 
 fn stop(volume: &Volume, how: Shutdown) -> Response {
     match volume.stop(how) {
-        Ok(()) => Response::Done,
+        Ok(()) => Response::Done { left_behind: volume.left_behind() },
         Err(error) => {
             let StopError::Front(front) = &error;
             let reason = match front {

@@ -2,6 +2,7 @@
 //! engine has the queues that the device has.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mirrord_ublk::ublk::{self, UblkDevice, UblkError, UblkOptions};
 use mirrord_ublk::{BufferPool, Engine, FrontEnd, FuseFront, FuseOptions, Task, plain_spawn, process};
@@ -24,6 +25,11 @@ const UBLK_DEPTH: u32 = 128;
 
 /// Most queues when none are asked for: more than this and they only wait for each other's legs.
 const MOST_QUEUES: u16 = 4;
+
+/// The longest time-out of legs with the ublk device of a user without privilege, whose daemon the kernel kills
+/// when a request is 30 s old; and the time-out if none is said.
+const LEG_TIMEOUT_AT_MOST: Duration = Duration::from_secs(20);
+const LEG_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a front end has to know of the volume. Sizes in bytes.
 pub(super) struct Serving {
@@ -57,6 +63,25 @@ impl Prepared {
             if let Err(error) = process::leave_mounts_of(device) {
                 tracing::warn!(%error, "cannot leave a mount on the device");
             }
+        }
+    }
+
+    /// How long a leg may take, and what there is to say about it. `asked`: zero means for ever.
+    pub(super) fn leg_timeout(&self, asked: Option<Duration>) -> (Option<Duration>, Option<String>) {
+        if self.device.as_ref().is_none_or(UblkDevice::is_privileged) {
+            return (asked.filter(|asked| !asked.is_zero()), None);
+        }
+        match asked {
+            None => (Some(LEG_TIMEOUT), None),
+            Some(asked) if asked.is_zero() || asked > LEG_TIMEOUT_AT_MOST => {
+                let text = format!(
+                    "a leg that hangs is given up after {} s: the kernel kills the daemon of a device without \
+                     privilege that does not answer for 30 s",
+                    LEG_TIMEOUT_AT_MOST.as_secs()
+                );
+                (Some(LEG_TIMEOUT_AT_MOST), Some(text))
+            }
+            asked => (asked, None),
         }
     }
 

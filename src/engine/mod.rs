@@ -11,7 +11,7 @@
 //!
 //! Guarantee: once [`Volume::serve`] returns, the superblocks say that the volume is in use; once
 //! [`Volume::stop`] returns, everything written is on the legs, the log is as clean as it can be, and
-//! the legs are unlocked.
+//! the legs are unlocked, but for those where IO that was given up is still under way.
 
 mod background;
 mod front;
@@ -88,6 +88,8 @@ pub struct ServeOptions {
     pub own_mounts: bool,
     /// Resync at most so many bytes per second.
     pub resync_rate: Option<u64>,
+    /// A leg that takes longer over an IO is given up; zero: never. `None`: never, unless the kernel would not wait.
+    pub leg_timeout: Option<Duration>,
 }
 
 /// Why a volume cannot be served.
@@ -168,6 +170,7 @@ pub struct Volume {
     closing: Arc<Closing>,
     pool: Arc<BufferPool>,
     files: LegMap<Option<Arc<LegFile>>>,
+    notices: Vec<String>,
 }
 
 #[derive(Default)]
@@ -217,6 +220,9 @@ impl Volume {
         if options.own_mounts {
             prepared.leave_mounts();
         }
+        let (leg_timeout, notice) = prepared.leg_timeout(options.leg_timeout);
+        // From here on `None` is for ever.
+        let options = ServeOptions { leg_timeout, ..options };
         let (mut log, log_file) = open_log(&opened)?;
         let resumed = resume_log(&opened, log.as_mut(), log_file.as_ref())?;
         let any_dirty = log.dirty_count() > 0;
@@ -251,6 +257,7 @@ impl Volume {
             front_note: prepared.note.clone(),
             engine: EngineKind::IoUring,
             block_size,
+            leg_timeout,
             log: template.log.clone(),
             log_note: note_text(resumed),
             dirty_at_start: log.dirty_count() as u32,
@@ -275,7 +282,7 @@ impl Volume {
             let blocking = options.threads_engine;
             let thread = spawn("mirrord-log", move || {
                 let io = if blocking { MetaIo::blocking() } else { MetaIo::new() };
-                run_worker(&shared, machine, durable(io), &states, &tell);
+                run_worker(&shared, machine, durable(io.with_time_out(leg_timeout)), &states, &tell);
             })?;
             await_ready(&ready).map_err(ServeError::Record)?;
             thread
@@ -307,6 +314,7 @@ impl Volume {
             closing,
             pool,
             files,
+            notices: notice.into_iter().collect(),
         };
         match front {
             Ok(front) => {
@@ -326,7 +334,12 @@ impl Volume {
     /// What there is to say of it now.
     pub fn status(&self) -> VolumeStatus {
         let mut meter = lock(&self.meter);
-        status::status(&self.facts, &self.shared, &mut meter, Instant::now())
+        status::status(&self.facts, &self.shared, &self.files, &mut meter, Instant::now())
+    }
+
+    /// What the user should know about how it is served.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// Where requests go, for a volume that is served without a front end.
@@ -352,7 +365,7 @@ impl Volume {
     }
 
     /// Stops serving, flushes and records everything, and lets go of the legs. `how` says what becomes of
-    /// users.
+    /// users. See [`Volume::left_behind`] afterwards.
     ///
     /// # Errors
     /// [`StopError::Front`] while the volume is in use and is not to be taken away, or if it cannot be handed
@@ -363,6 +376,13 @@ impl Volume {
         }
         self.close();
         Ok(())
+    }
+
+    /// Legs of a stopped volume with IO under way that was given up: open and locked until that has ended, which
+    /// the end of this process waits for.
+    pub fn left_behind(&self) -> Vec<PathBuf> {
+        let hung = |file: &Arc<LegFile>| (file.hung() > 0).then(|| file.path().to_owned());
+        self.files.iter().filter_map(|(_, file)| file.as_ref().and_then(hung)).collect()
     }
 
     /// Waits until the volume is stopped. One that was unmounted from outside is stopped first.
@@ -378,6 +398,17 @@ impl Volume {
         }
     }
 
+    /// Waits for a thread. One that gave up IO which is still under way is not gone before that has ended, and is
+    /// waited for no longer than until it has done all that it does.
+    fn await_end(&self, thread: JoinHandle<()>) {
+        while !thread.is_finished() {
+            std::thread::sleep(LOOK);
+        }
+        if self.left_behind().is_empty() {
+            let _ = thread.join();
+        }
+    }
+
     /// Ends the engine once nothing is submitted any more.
     fn close(&self) {
         let mut threads = lock(&self.threads);
@@ -389,22 +420,28 @@ impl Volume {
         // A copy that waits for its turn under a low limit would hold the stop up.
         self.set_resync_rate(None);
         self.shared.mailbox.send(WorkerEvent::Stop);
-        let _ = worker.join();
+        self.await_end(worker);
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.wake_all();
         for thread in threads.queues.drain(..) {
-            let _ = thread.join();
+            self.await_end(thread);
         }
         // A ring lets go of its files some time after it is closed. Nothing is in flight any more, so the
-        // legs are free from now on.
-        for (_, file) in self.files.iter() {
-            if let Some(file) = file {
+        // legs are free from now on. Where something is, nobody else may have the leg.
+        for file in self.files.iter().filter_map(|(_, file)| file.as_ref()) {
+            if file.hung() > 0 {
+                tracing::error!(leg = %file.path().display(), "IO that was given up is under way: left locked");
+                std::mem::forget(Arc::clone(file));
+            } else {
                 let _ = flock(file.file(), FlockOperation::Unlock);
             }
         }
         self.closing.closed();
     }
 }
+
+/// Between two looks whether a thread has come to its end.
+const LOOK: Duration = Duration::from_millis(1);
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServeError> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(ServeError::Engine)
@@ -459,6 +496,7 @@ fn start_ring(
         spawn: plain_spawn(),
         wake: Some(shared.wakes[index].clone()),
         force: options.threads_engine.then_some(EngineKind::Threads),
+        leg_timeout: options.leg_timeout,
     };
     let (tell, ready) = sync_channel(1);
     let (shared, pool, files) = (Arc::clone(shared), Arc::clone(pool), files.clone());
@@ -502,6 +540,7 @@ fn legs_metadata(mut opened: Opened) -> LegMap<Option<LegMeta>> {
     LegMap::from_fn(opened.members.len(), |leg| {
         opened.members[leg].take().map(|member| LegMeta {
             grows: member.leg.backing == Backing::File,
+            data: member.leg.data,
             file: member.leg.meta,
             layout: member.metadata.layout,
             generation: member.metadata.generation,

@@ -1,12 +1,13 @@
 //! Makes a [`VolumeStatus`] from the tables of a running volume.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mirrord_log::LogPlace;
 use mirrord_raid::{FailReason, LegMap, LegState};
-use mirrord_ublk::EngineKind;
+use mirrord_ublk::{EngineKind, LegFile};
 use uuid::Uuid;
 
 use super::meter::Meter;
@@ -23,6 +24,8 @@ pub(super) struct Facts {
     pub(super) front_note: Option<String>,
     pub(super) engine: EngineKind,
     pub(super) block_size: u32,
+    /// How long a leg may take.
+    pub(super) leg_timeout: Option<Duration>,
     pub(super) log: LogPlace,
     pub(super) log_note: Option<String>,
     pub(super) dirty_at_start: u32,
@@ -36,10 +39,16 @@ pub(super) struct LegFacts {
     pub(super) direct: bool,
 }
 
-pub(super) fn status(facts: &Facts, shared: &Shared, meter: &mut Meter, now: Instant) -> VolumeStatus {
+pub(super) fn status(
+    facts: &Facts,
+    shared: &Shared,
+    files: &LegMap<Option<Arc<LegFile>>>,
+    meter: &mut Meter,
+    now: Instant,
+) -> VolumeStatus {
     let mirror = &shared.mirror;
     let (geometry, counters) = (mirror.geometry, &mirror.counters);
-    let legs: Vec<LegStatus> = facts.legs.legs().map(|leg| leg_status(facts, shared, leg)).collect();
+    let legs: Vec<LegStatus> = facts.legs.legs().map(|leg| leg_status(facts, shared, files, leg)).collect();
     let read = |counter: &AtomicU64| counter.load(Relaxed);
     let syncing = mirror.legs.states().syncing();
     let stale: u64 = syncing.iter().map(|leg| u64::from(mirror.legs.stale_count(leg))).sum();
@@ -61,6 +70,7 @@ pub(super) fn status(facts: &Facts, shared: &Shared, meter: &mut Meter, now: Ins
         region_size_bytes: geometry.region_size(),
         regions: geometry.regions(),
         block_size_bytes: facts.block_size,
+        leg_timeout_seconds: facts.leg_timeout.map(|limit| limit.as_secs()),
         queues: shared.inboxes.len() as u16,
         state: state(shared),
         event_count: read(&shared.event_count),
@@ -120,7 +130,12 @@ fn place(log: &LogPlace) -> Option<String> {
     }
 }
 
-fn leg_status(facts: &Facts, shared: &Shared, leg: mirrord_raid::Leg) -> LegStatus {
+fn leg_status(
+    facts: &Facts,
+    shared: &Shared,
+    files: &LegMap<Option<Arc<LegFile>>>,
+    leg: mirrord_raid::Leg,
+) -> LegStatus {
     let table = &shared.mirror.legs;
     let counters = &table.counters[leg];
     let read = |counter: &AtomicU64| counter.load(Relaxed);
@@ -155,6 +170,7 @@ fn leg_status(facts: &Facts, shared: &Shared, leg: mirrord_raid::Leg) -> LegStat
         read_errors: read(&counters.read_errors),
         write_errors: read(&counters.write_errors),
         flush_errors: read(&counters.flush_errors),
+        hung: files[leg].as_ref().map_or(0, |file| file.hung()),
         repaired_reads: read(&counters.repaired),
     }
 }

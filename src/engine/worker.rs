@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mirrord_log::{
@@ -14,6 +14,7 @@ use mirrord_raid::{
     Errno, FailReason, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Record, WorkerAction,
     WorkerEvent,
 };
+use mirrord_ublk::LegFile;
 
 use super::shared::Shared;
 
@@ -33,6 +34,14 @@ pub(super) struct LegMeta {
     pub(super) generation: u64,
     /// On a file system that it may fill, not a device of its own.
     pub(super) grows: bool,
+    /// For its data: knows whether the leg hangs, and has its lock.
+    pub(super) data: Arc<LegFile>,
+}
+
+impl LegMeta {
+    fn target(&self, base: u64) -> Target<'_> {
+        Target { file: &self.file, base, hung: Some(self.data.hung_changes()) }
+    }
 }
 
 /// What the log worker's thread owns.
@@ -71,10 +80,8 @@ impl Durable {
             LogKind::Internal => {
                 let metas: Vec<(Leg, &LegMeta)> =
                     legs.iter().filter_map(|leg| Some((leg, self.legs[leg].as_ref()?))).collect();
-                let targets: Vec<Target<'_>> = metas
-                    .iter()
-                    .map(|(_, meta)| Target { file: &meta.file, base: meta.layout.log })
-                    .collect();
+                let targets: Vec<Target<'_>> =
+                    metas.iter().map(|(_, meta)| meta.target(meta.layout.log)).collect();
                 let results = self.io.write_and_sync(&targets, &flush.writes);
                 for ((leg, _), result) in metas.iter().zip(results) {
                     errors[leg.index()] = errno(result).err();
@@ -83,7 +90,7 @@ impl Durable {
             }
             LogKind::Disk => {
                 let Some(file) = &self.log_file else { return (errors, Some(Errno::EIO)) };
-                let results = self.io.write_and_sync(&[Target { file, base: 0 }], &flush.writes);
+                let results = self.io.write_and_sync(&[Target { file, base: 0, hung: None }], &flush.writes);
                 (errors, results.into_iter().find_map(|result| errno(result).err()))
             }
             LogKind::Core | LogKind::Remote => (errors, None),
@@ -92,14 +99,28 @@ impl Durable {
 
     fn record(&mut self, record: &Record) -> LegErrors {
         let mut errors = [None; MAX_LEGS];
+        let mut legs = Vec::new();
+        let mut writes = Vec::new();
         for leg in record.legs.iter() {
-            errors[leg.index()] = self.record_on(leg, record).err();
+            match &self.legs[leg] {
+                Some(meta) => {
+                    legs.push(leg);
+                    writes.push((meta.target(0), vec![self.superblock_on(leg, meta, record)]));
+                }
+                None => errors[leg.index()] = Some(Errno::EIO),
+            }
+        }
+        let results = self.io.write_each(&writes);
+        for (leg, result) in legs.into_iter().zip(results) {
+            errors[leg.index()] = errno(result).err();
+            if let (None, Some(meta)) = (errors[leg.index()], &mut self.legs[leg]) {
+                meta.generation += 1;
+            }
         }
         errors
     }
 
-    fn record_on(&mut self, leg: Leg, record: &Record) -> Result<(), Errno> {
-        let Some(meta) = &mut self.legs[leg] else { return Err(Errno::EIO) };
+    fn superblock_on(&self, leg: Leg, meta: &LegMeta, record: &Record) -> PageWrite {
         let entry = |(entry, (_, &state)): (&LegEntry, _)| LegEntry { uuid: entry.uuid, state };
         let superblock = Superblock {
             leg,
@@ -112,13 +133,21 @@ impl Durable {
             ..self.superblock.clone()
         };
         // A slot that may be torn is written again, never the other one, which is whole.
-        let generation = meta.generation + 1;
-        let write: PageWrite = superblock_write(&meta.layout, &superblock, generation);
-        let target = Target { file: &meta.file, base: 0 };
-        let results = self.io.write_and_sync(&[target], &[write]);
-        results.into_iter().try_for_each(errno)?;
-        meta.generation = generation;
-        Ok(())
+        superblock_write(&meta.layout, &superblock, meta.generation + 1)
+    }
+
+    /// Legs with metadata under way that was given up are kept as they are, open and locked, for as long as the
+    /// process lives.
+    fn keep_what_hangs(&mut self) {
+        for (_, meta) in self.legs.iter_mut() {
+            if let Some(meta) = meta.take_if(|meta| self.io.is_late(&meta.file)) {
+                meta.data.keep_locked();
+                std::mem::forget(meta);
+            }
+        }
+        if let Some(file) = self.log_file.take_if(|file| self.io.is_late(file)) {
+            std::mem::forget(file);
+        }
     }
 
     fn fill(&mut self, leg: Leg) -> Result<(), Errno> {
@@ -139,11 +168,14 @@ pub(super) struct Worker {
     events: Vec<WorkerEvent>,
     states: Vec<LegState>,
     ticks: u32,
+    /// Somebody looks for room.
+    looking: Arc<AtomicBool>,
 }
 
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>, machine: LogWorker, durable: Durable) -> Worker {
-        Worker { shared, machine, durable, events: Vec::new(), states: Vec::new(), ticks: 0 }
+        let (events, states, looking) = Default::default();
+        Worker { shared, machine, durable, events, states, ticks: 0, looking }
     }
 
     /// Records that the volume is served.
@@ -173,7 +205,7 @@ impl Worker {
                 next_tick = now + TICK;
             }
             if self.work() {
-                return;
+                return self.durable.keep_what_hangs();
             }
         }
     }
@@ -235,10 +267,11 @@ impl Worker {
         self.states = now;
     }
 
-    /// A leg that ran out of space comes back when its file system has room for what is stale.
+    /// A leg that ran out of space comes back when its file system has room for what is stale: unless something
+    /// that was given up may still change it. The file system may hang, so this thread does not ask it itself.
     fn look_for_room(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
-        if !self.ticks.is_multiple_of(ROOM_TICKS) {
+        if !self.ticks.is_multiple_of(ROOM_TICKS) || self.looking.load(Ordering::SeqCst) {
             return;
         }
         let mirror = &self.shared.mirror;
@@ -246,14 +279,28 @@ impl Worker {
         let stale = u64::from(mirror.regions.unclean()) * mirror.geometry.region_size();
         for leg in mirror.all_legs().filter(|&leg| states.of(leg) == LegState::Failed(FailReason::NoSpace)) {
             let Some(meta) = self.durable.legs[leg].as_ref() else { continue };
-            let room = match rustix::fs::fstatvfs(meta.file.as_fd()) {
-                Ok(stat) if meta.grows => stat.f_bavail * stat.f_frsize,
-                _ => u64::MAX,
-            };
-            if room >= stale.min(ROOM_AT_MOST) {
-                tracing::info!(leg = leg.index(), room, "there is room again: the leg comes back");
-                self.events.push(WorkerEvent::Return { leg });
+            if meta.data.hung() > 0 || self.durable.io.is_late(&meta.file) {
+                continue;
             }
+            let (data, grows, shared) = (Arc::clone(&meta.data), meta.grows, Arc::clone(&self.shared));
+            let looking = Arc::clone(&self.looking);
+            let look = move || {
+                let room = match rustix::fs::fstatvfs(data.as_fd()) {
+                    Ok(stat) if grows => stat.f_bavail * stat.f_frsize,
+                    _ => u64::MAX,
+                };
+                looking.store(false, Ordering::SeqCst);
+                if room >= stale.min(ROOM_AT_MOST) && data.hung() == 0 {
+                    tracing::info!(leg = leg.index(), room, "there is room again: the leg comes back");
+                    shared.mailbox.send(WorkerEvent::Return { leg });
+                }
+            };
+            self.looking.store(true, Ordering::SeqCst);
+            if let Err(error) = std::thread::Builder::new().name("mirrord-room".to_owned()).spawn(look) {
+                tracing::warn!(%error, "cannot look for room");
+                self.looking.store(false, Ordering::SeqCst);
+            }
+            return;
         }
     }
 }

@@ -186,15 +186,34 @@ impl Buffer {
         self.ptr.as_ptr()
     }
 
+    /// Bytes that it has room for.
+    pub(crate) fn room(&self) -> usize {
+        match &self.home {
+            Home::Small(_) => self.pool.small_len,
+            Home::Large(mapping) => mapping.as_ref().map_or(0, |mapping| mapping.len),
+        }
+    }
+
+    /// Copies these bytes to the same place in `other`. Others may be written to by the kernel meanwhile.
+    ///
+    /// # Panics
+    /// If either is shorter.
+    pub(crate) fn copy_to(&self, other: &mut Buffer, range: std::ops::Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len.min(other.len));
+        // SAFETY: the range lies in both buffers, which are two; no reference to the source's other bytes is
+        // made.
+        unsafe {
+            let (from, to) = (self.ptr.add(range.start), other.ptr.add(range.start));
+            to.copy_from_nonoverlapping(from, range.len());
+        }
+    }
+
     /// Makes it `len` bytes long.
     ///
     /// # Panics
     /// If it has no room for them.
     pub(crate) fn set_len(&mut self, len: usize) {
-        let room = match &self.home {
-            Home::Small(_) => self.pool.small_len,
-            Home::Large(mapping) => mapping.as_ref().map_or(0, |mapping| mapping.len),
-        };
+        let room = self.room();
         assert!(len <= room, "{len} bytes in a buffer of {room}");
         self.len = len;
     }

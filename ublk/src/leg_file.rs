@@ -1,14 +1,16 @@
 //! One open leg, for data IO.
 //!
 //! Owns the open file. Guarantees: opened for reading and writing, O_DIRECT where the file system
-//! has it, and says which alignment that needs. Holds no lock and knows nothing of superblocks.
-//! Shared by all rings; used from any thread.
+//! has it, and says which alignment that needs. Holds no lock and knows nothing of superblocks. Counts
+//! the IO on it that was given up and is still under way: see [`LegFile::hung`]. Shared by all
+//! rings; used from any thread.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use mirrord_raid::SECTOR;
 use rustix::fs::{AtFlags, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
@@ -23,6 +25,9 @@ pub struct LegFile {
     offset_align: u32,
     memory_align: u32,
     physical_block: u32,
+    hung_reads: AtomicU32,
+    hung_changes: AtomicU32,
+    forgetful: AtomicBool,
     in_memory: bool,
 }
 
@@ -56,6 +61,7 @@ impl LegFile {
         let in_memory = !block_device && matches!(magic, TMPFS_MAGIC | RAMFS_MAGIC);
         let told = if block_device { ioctl_blkpbszget(&file).ok() } else { None };
         let physical_block = told.unwrap_or(UNKNOWN_ALIGN).max(offset_align);
+        let (hung_reads, hung_changes, forgetful) = Default::default();
         Ok(LegFile {
             path,
             file,
@@ -64,6 +70,9 @@ impl LegFile {
             offset_align,
             memory_align,
             physical_block,
+            hung_reads,
+            hung_changes,
+            forgetful,
             in_memory,
         })
     }
@@ -106,6 +115,51 @@ impl LegFile {
     /// The open file, for what is not data IO (sizes, locks).
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// IO that was given up and is still under way: as long as there is any the kernel may change the leg, and
+    /// its lock must be kept.
+    pub fn hung(&self) -> u32 {
+        self.hung_reads.load(SeqCst) + self.hung_changes.load(SeqCst)
+    }
+
+    /// Of it, what is no read: while there is any, no ring gives the leg anything more.
+    pub fn hung_changes(&self) -> &AtomicU32 {
+        &self.hung_changes
+    }
+
+    /// Has the leg count as hung from now on: something is under way on another descriptor of it.
+    pub fn keep_locked(&self) {
+        self.hang(false);
+    }
+
+    /// Whether a read, or anything else, would only hang, too.
+    pub(crate) fn hangs(&self, read: bool) -> bool {
+        self.hung_changes.load(SeqCst) > 0 || read && self.hung_reads.load(SeqCst) > 0
+    }
+
+    /// A read, or anything else, is given up. Said before whoever waits for it is told.
+    pub(crate) fn hang(&self, read: bool) {
+        self.counter(read).fetch_add(1, SeqCst);
+    }
+
+    /// It has ended after all.
+    pub(crate) fn unhang(&self, read: bool) {
+        self.counter(read).fetch_sub(1, SeqCst);
+    }
+
+    /// A flush that was given up ended badly: the system has told that, to nobody, and will not tell it again.
+    pub(crate) fn forget(&self) {
+        self.forgetful.store(true, SeqCst);
+    }
+
+    /// Whether it did: then no later flush may be believed.
+    pub(crate) fn is_forgetful(&self) -> bool {
+        self.forgetful.load(SeqCst)
+    }
+
+    fn counter(&self, read: bool) -> &AtomicU32 {
+        if read { &self.hung_reads } else { &self.hung_changes }
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {

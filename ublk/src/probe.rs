@@ -41,6 +41,7 @@ mod tests {
             spawn: plain_spawn(),
             wake: None,
             force: None,
+            leg_timeout: None,
         };
         let works = probe_io_uring().is_ok_and(|found| found.leg_io);
         assert_eq!(

@@ -1,5 +1,6 @@
 //! Marks committed in groups, clears in two steps, and the last of both when the volume stops.
 
+use super::states::is_lost;
 use super::{Doing, Flushing, LogWorker, Stopping, WorkerAction};
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
@@ -109,6 +110,7 @@ impl LogWorker {
         if !failed.is_empty()
             && !self.fail_legs(legs.minus(failed), &errors)
             && !failed.intersect(was_in_sync).is_empty()
+            && is_lost(was_in_sync, &errors)
         {
             self.mirror.legs.break_flush();
         }

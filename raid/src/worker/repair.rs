@@ -30,7 +30,9 @@ impl LogWorker {
     /// A read failed on `leg` and another leg gave the data.
     pub(super) fn unreadable(&mut self, leg: Leg, offset: u64, len: u64, errno: Errno) {
         let others = self.surely_in_sync().minus(LegSet::one(leg));
-        if !self.in_use().contains(leg) || others.is_empty() || self.stopping != Stopping::No {
+        // What did not answer is not known to be bad.
+        let in_vain = errno.is_given_up() || self.stopping != Stopping::No;
+        if in_vain || !self.in_use().contains(leg) || others.is_empty() {
             return;
         }
         // A leg that is syncing may be back since, and that was the old device: a repair finds out.
@@ -131,7 +133,8 @@ mod tests {
         type Row = (&'static str, [LegState; 2], Errno, Range, LegState, &'static [Range]);
         let end = 10 * 8192;
         #[rustfmt::skip]
-        let rows: [Row; 10] = [
+        let rows: [Row; 11] = [
+            ("no answer",       [IN_SYNC, IN_SYNC], Errno::GIVEN_UP,  (8192, 4096), IN_SYNC, &[]),
             ("a block",         [IN_SYNC, IN_SYNC], Errno::EIO,       (8192, 4096), IN_SYNC, &[(8192, 4096)]),
             ("parts of blocks", [IN_SYNC, IN_SYNC], Errno::EIO,       (3584, 1024), IN_SYNC, &[(0, 8192)]),
             ("end of volume",   [IN_SYNC, IN_SYNC], Errno::EIO,       (end, 512),   IN_SYNC, &[(10 * 8192, 512)]),

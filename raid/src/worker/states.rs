@@ -6,6 +6,11 @@ use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, FailReason, Leg, LegSet, LegState};
 
+/// Whether a flush that failed on all of these legs may have lost something on each.
+pub(super) fn is_lost(legs: LegSet, errors: &LegErrors) -> bool {
+    !legs.iter().any(|leg| errors[leg.index()].is_some_and(Errno::is_given_up))
+}
+
 impl LogWorker {
     pub(super) fn in_sync(&self) -> LegSet {
         self.states.iter().filter(|&(_, &s)| s == LegState::InSync).map(|(leg, _)| leg).collect()
@@ -73,7 +78,8 @@ impl LogWorker {
             // No leg in sync has it: the request fails and no leg does. Whatever reached a leg, the
             // source's bytes are the volume's from here on.
             let errno = in_sync.iter().find_map(|leg| errors[leg.index()]).unwrap_or(Errno::EIO);
-            if durable && (region.is_none() || !errno.is_no_space()) {
+            let lost = is_lost(in_sync, &errors);
+            if durable && lost && (region.is_none() || !errno.is_no_space()) {
                 self.mirror.legs.break_flush();
             }
             if let Some(region) = region {

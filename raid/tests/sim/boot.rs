@@ -29,6 +29,7 @@ impl Sim {
         self.unrecorded = states.all().iter().filter(|&leg| !states.recorded(leg)).collect();
         let jobs: Vec<_> = daemon.leg_jobs().copied().collect();
         let meta = daemon.meta.take();
+        let late = std::mem::take(&mut daemon.late);
         self.daemon = Some(daemon);
         for mut job in jobs {
             let some = self.rng.next() as u32;
@@ -39,6 +40,7 @@ impl Sim {
         if let Some(meta) = meta {
             self.drop_meta(meta);
         }
+        self.drop_late(late);
         self.daemon = None;
         if self.disks.iter().any(|disk| disk.has_lost()) {
             // A flush failed, and of that leg the cache shows what its disk has not. A start may not
@@ -193,6 +195,9 @@ impl Sim {
             failed_reads: [0; MAX_LEGS],
             gone: LegSet::EMPTY,
             unflushed: LegSet::EMPTY,
+            forgetful: LegSet::EMPTY,
+            late: Vec::new(),
+            last_late: 0,
             ever_dirty: dirty,
             paused: false,
             queue_actions: Vec::new(),

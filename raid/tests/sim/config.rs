@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) dying: bool,
     /// Steps in 10,000 in which a leg becomes slow or hangs for a while.
     pub(crate) slow_periods: u64,
+    /// Looks in 100 at IO that is held up by a slow leg, or one that hangs, at which it is given up.
+    pub(crate) give_ups: u64,
     /// Starts in 100 at which a leg is pulled.
     pub(crate) pulls: u64,
     /// Starts in 100 at which the operator names a source.
@@ -70,6 +72,7 @@ impl Config {
             bad_sectors: trouble(rng, if dying { 8000 } else { 300 }),
             dying,
             slow_periods: trouble(rng, 100),
+            give_ups: trouble(rng, 30),
             pulls: trouble(rng, 60),
             forced: trouble(rng, 5),
             rot: trouble(rng, 50),

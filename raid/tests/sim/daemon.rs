@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use mirrord_log::InternalLog;
 use mirrord_raid::{
-    Action, Background, BackgroundAction, COPY_SLOTS, Leg, LegErrors, LegIo, LegSet, LogWorker, MAX_LEGS,
-    Mirror, MirrorQueue, Op, Record, WorkerAction,
+    Action, Background, BackgroundAction, COPY_SLOTS, Errno, Leg, LegErrors, LegIo, LegSet, LogWorker,
+    MAX_LEGS, Mirror, MirrorQueue, Op, Record, WorkerAction,
 };
+
+use crate::late::Late;
 
 /// Slots of the background worker: copies and the flush.
 pub(crate) const SLOTS: usize = COPY_SLOTS as usize + 1;
@@ -42,6 +44,8 @@ pub(crate) struct LegJob {
     /// Of a write.
     pub(crate) ticket: u32,
     pub(crate) submitted: u64,
+    /// It never gets to the leg: this is how it ends.
+    pub(crate) refused: Option<Errno>,
     /// Of a read: it met a bad sector.
     pub(crate) met_bad: bool,
 }
@@ -57,6 +61,8 @@ pub(crate) enum Pending {
     Proceed(u32),
     /// Metadata moves on to a leg.
     Meta(Leg),
+    /// Something that was given up moves on.
+    Late(u32),
 }
 
 /// A request of the front end under way.
@@ -105,6 +111,8 @@ pub(crate) struct MetaLeg {
     pub(crate) ticket: u32,
     /// When the flush behind the writes was submitted.
     pub(crate) flush: Option<u64>,
+    /// Nothing of it gets to the leg.
+    pub(crate) refused: bool,
 }
 
 /// A slot of a queue or of the background worker: how its present step goes.
@@ -146,6 +154,11 @@ pub(crate) struct Daemon {
     pub(crate) gone: LegSet,
     /// Legs that failed a flush since they were opened.
     pub(crate) unflushed: LegSet,
+    /// Legs of which a flush ended badly after it was given up: the next one says so.
+    pub(crate) forgetful: LegSet,
+    /// What was given up and has not ended.
+    pub(crate) late: Vec<Late>,
+    pub(crate) last_late: u32,
     /// Regions whose bit was durable at the start, or that were marked since.
     pub(crate) ever_dirty: u64,
     pub(crate) paused: bool,
@@ -186,10 +199,10 @@ impl Daemon {
         clients.filter(|c| c.op == Op::Read).map(|c| c.start).min().unwrap_or(now)
     }
 
-    /// Leg IO under way.
+    /// Leg IO under way that is waited for.
     pub(crate) fn leg_jobs(&self) -> impl Iterator<Item = &LegJob> {
         self.pending.iter().filter_map(|pending| match pending {
-            Pending::Leg(job) => Some(job),
+            Pending::Leg(job) if job.refused.is_none() => Some(job),
             _ => None,
         })
     }

@@ -2,12 +2,14 @@
 
 use mirrord_log::DirtyLog;
 use mirrord_raid::{
-    Action, BackgroundAction, BackgroundEvent, Event, LegIo, LegOp, LegSet, Region, WorkerAction, WorkerEvent,
+    Action, BackgroundAction, BackgroundEvent, Errno, Event, LegIo, LegOp, LegSet, Region, WorkerAction,
+    WorkerEvent,
 };
 
 use crate::config::SECTOR;
 use crate::coverage::Saw;
 use crate::daemon::{LegJob, MetaKind, Pending, Phase};
+use crate::late::is_durable;
 use crate::sim::{Sim, trace};
 
 impl Sim {
@@ -108,17 +110,30 @@ impl Sim {
     }
 
     fn submit(&mut self, queue: u16, io: LegIo) {
-        self.check_submit(queue, io);
+        let refused = self.refusal(&io);
+        if refused.is_none() {
+            self.check_submit(queue, io);
+        }
         let submitted = self.moment();
         let is_write = matches!(io.op, LegOp::Write { .. } | LegOp::Zero { .. });
-        let ticket = if is_write { self.disks[io.leg.index()].begin() } else { 0 };
+        let ticket = if is_write && refused.is_none() { self.disks[io.leg.index()].begin() } else { 0 };
         let todo = ((1u64 << (io.len / SECTOR)) - 1) as u32;
         let outcomes = &mut self.d().outcomes[usize::from(queue)];
         if outcomes.len() <= io.io as usize {
             outcomes.resize(io.io as usize + 1, Default::default());
         }
         outcomes[io.io as usize].pending += 1;
-        self.d().pending.push(Pending::Leg(LegJob { queue, io, todo, ticket, submitted, met_bad: false }));
+        let job = LegJob { queue, io, todo, ticket, submitted, refused, met_bad: false };
+        self.d().pending.push(Pending::Leg(job));
+    }
+
+    /// As the real ring: why an IO does not get to its leg, if it does not.
+    fn refusal(&mut self, io: &LegIo) -> Option<Errno> {
+        if self.hangs(io.leg, io.op == LegOp::Read) {
+            self.saw.saw(Saw::Refused);
+            return Some(Errno::GIVEN_UP);
+        }
+        (is_durable(io.op) && self.live().forgetful.contains(io.leg)).then_some(Errno::EIO)
     }
 
     /// The volume is served from now on: what was recovered is what it holds.

@@ -12,6 +12,10 @@ use crate::sim::{Sim, trace};
 impl Sim {
     /// The job at `at` of the pending list moves on: some sectors move, or it ends.
     pub(crate) fn step_leg(&mut self, at: usize, mut job: LegJob) {
+        if let Some(errno) = job.refused {
+            self.d().pending.swap_remove(at);
+            return self.tell_end(&job, Err(errno));
+        }
         if job.todo != 0 && self.rng.chance(1, 3) {
             let some = self.rng.next() as u32;
             self.move_sectors(&mut job, some);
@@ -28,10 +32,15 @@ impl Sim {
             job.io.offset / SECTOR,
             job.io.len / SECTOR
         );
-        self.count_outcome(&job, result);
+        self.tell_end(&job, result);
+    }
+
+    /// Whoever waits for the job hears how it ended.
+    pub(crate) fn tell_end(&mut self, job: &LegJob, result: Result<(), Errno>) {
+        self.count_outcome(job, result);
         if job.queue == self.config.queues {
-            let zeroes = job.io.op == LegOp::Read && self.reads_as_zeroes(&job);
-            self.saw.saw_if(Saw::CopyOfZeroes, zeroes && result.is_ok());
+            let zeroes = result.is_ok() && job.io.op == LegOp::Read && self.reads_as_zeroes(job);
+            self.saw.saw_if(Saw::CopyOfZeroes, zeroes);
             let (io, leg) = (job.io.io, job.io.leg);
             self.background_event(BackgroundEvent::LegDone { io, leg, result, zeroes });
         } else {
@@ -115,7 +124,7 @@ impl Sim {
             outcome.failed.insert(leg);
         }
         if let (LegOp::Read, Err(errno)) = (job.io.op, result) {
-            d.failed_reads[leg.index()] += 1;
+            d.failed_reads[leg.index()] += u32::from(!errno.is_given_up());
             if errno.is_gone() {
                 d.gone.insert(leg);
             }
@@ -125,7 +134,8 @@ impl Sim {
         }
         let durable =
             matches!(job.io.op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true });
-        let lasting = |errno: Errno| job.io.op == LegOp::Flush || !errno.is_no_space();
+        let lasting =
+            |errno: Errno| !errno.is_given_up() && (job.io.op == LegOp::Flush || !errno.is_no_space());
         if durable && result.is_err_and(lasting) {
             d.unflushed.insert(leg);
         }

@@ -2,7 +2,7 @@
 //! lag and hang, killed and cut off at any moment, all from one `u64` seed. No time, no threads.
 //!
 //! - [`sim::Sim`]: the world; [`run::run`] its course from seed to end.
-//! - [`disk`], [`blocks`], [`faults`]: the hostile part.
+//! - [`disk`], [`blocks`], [`faults`], [`late`]: the hostile part.
 //! - [`history`], [`checks`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
 //! - [`coverage`]: what was exercised.
 //!
@@ -24,6 +24,7 @@ mod disk;
 mod driver;
 mod faults;
 mod history;
+mod late;
 mod legs;
 mod metadata;
 mod requests;

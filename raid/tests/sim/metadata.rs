@@ -4,7 +4,7 @@
 //! any order and are then flushed; each leg ends on its own.
 
 use mirrord_log::{DirtyLog, Flush, InternalLog, LegEntry, LogPlace, SlotError, Superblock, SyncMode, pick};
-use mirrord_raid::{Leg, LegRecord, LegSet, LegState, Lineage, MAX_LEGS, Record, WorkerEvent};
+use mirrord_raid::{Errno, Leg, LegRecord, LegSet, LegState, Lineage, MAX_LEGS, Record, WorkerEvent};
 use uuid::Uuid;
 
 use crate::blocks::{self, PAGE_SECTORS};
@@ -130,7 +130,13 @@ impl Sim {
                 let superblock = self.superblock_of(leg, record);
                 self.superblock_writes(&superblock, self.generations[leg.index()] + 1, &mut to.writes);
             }
-            to.ticket = self.disks[leg.index()].begin();
+            if self.metadata_hangs(leg) {
+                self.saw.saw(Saw::Refused);
+                to.writes.clear();
+                to.refused = true;
+            } else {
+                to.ticket = self.disks[leg.index()].begin();
+            }
             self.d().pending.push(Pending::Meta(leg));
         }
         self.d().meta = Some(meta);
@@ -156,7 +162,9 @@ impl Sim {
     pub(crate) fn step_meta(&mut self, leg: Leg) {
         let mut meta = self.d().meta.take().expect("a durable operation is under way");
         let to = &mut meta.legs[leg.index()];
-        let result = if let Some(submitted) = to.flush {
+        let result = if to.refused {
+            Some(Err(Errno::GIVEN_UP))
+        } else if let Some(submitted) = to.flush {
             Some(self.flush_leg(leg, self.worker_file(), submitted))
         } else if !to.writes.is_empty() && self.rng.chance(1, 4) {
             let some = self.rng.between(1, to.writes.len() as u64);
@@ -172,16 +180,24 @@ impl Sim {
             struck.err().map(Err)
         };
         if let Some(result) = result {
-            trace!(self, "{leg:?}: metadata {result:?}");
-            meta.pending.remove(leg);
-            meta.errors[leg.index()] = result.err();
-            if let (Ok(()), MetaKind::Record(_)) = (result, &meta.kind) {
-                let (superblock, generation) = self.read_superblock(leg, true);
-                self.generations[leg.index()] = generation;
-                self.durable[leg.index()] = superblock;
-            }
+            self.d().meta = Some(meta);
+            self.end_meta_leg(leg, result);
         } else {
+            self.d().meta = Some(meta);
             self.d().pending.push(Pending::Meta(leg));
+        }
+    }
+
+    /// Metadata on its way to `leg` has ended so.
+    pub(crate) fn end_meta_leg(&mut self, leg: Leg, result: Result<(), Errno>) {
+        trace!(self, "{leg:?}: metadata {result:?}");
+        let mut meta = self.d().meta.take().expect("a durable operation is under way");
+        meta.pending.remove(leg);
+        meta.errors[leg.index()] = result.err();
+        if let (Ok(()), MetaKind::Record(_)) = (result, &meta.kind) {
+            let (superblock, generation) = self.read_superblock(leg, true);
+            self.generations[leg.index()] = generation;
+            self.durable[leg.index()] = superblock;
         }
         let all = meta.pending.is_empty();
         self.d().meta = Some(meta);
@@ -190,7 +206,7 @@ impl Sim {
         }
     }
 
-    fn land_meta(&mut self, leg: Leg, to: &mut MetaLeg, some: u64) {
+    pub(crate) fn land_meta(&mut self, leg: Leg, to: &mut MetaLeg, some: u64) {
         let log = blocks::log(self.config.sectors);
         let mut left = some;
         while left > 0 && !to.writes.is_empty() {

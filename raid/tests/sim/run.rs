@@ -92,15 +92,27 @@ impl Sim {
         match self.live().pending[at] {
             Pending::Leg(job) => {
                 let now = self.now;
-                if !self.faults.holds_up(&mut self.rng, job.io.leg, now) {
+                if job.refused.is_some() || !self.faults.holds_up(&mut self.rng, job.io.leg, now) {
                     self.step_leg(at, job);
+                } else if self.rng.chance(self.config.give_ups, 100) {
+                    self.give_up(at, job);
                 }
             }
             Pending::Meta(leg) => {
                 let now = self.now;
-                if !self.faults.holds_up(&mut self.rng, leg, now) {
+                let refused = self.live().meta.as_ref().is_some_and(|meta| meta.legs[leg.index()].refused);
+                if refused || !self.faults.holds_up(&mut self.rng, leg, now) {
                     self.d().pending.swap_remove(at);
                     self.step_meta(leg);
+                } else if self.rng.chance(self.config.give_ups, 100) {
+                    self.d().pending.swap_remove(at);
+                    self.give_up_meta(leg);
+                }
+            }
+            Pending::Late(id) => {
+                let (now, leg) = (self.now, self.late_leg(id));
+                if !self.faults.holds_up(&mut self.rng, leg, now) {
+                    self.step_late(at, id);
                 }
             }
             Pending::Wake(queue) => {
@@ -129,6 +141,9 @@ impl Sim {
         let states = self.live().mirror.legs.states();
         let out = states.all().minus(states.in_use());
         let Some(leg) = out.iter().nth(self.rng.below(4) as usize) else { return };
+        if self.has_late(leg) {
+            return;
+        }
         if states.of(leg) == LegState::Failed(FailReason::Missing) {
             self.saw.saw(Saw::ReturnOfPulled);
         }
@@ -188,7 +203,9 @@ impl Sim {
         self.pause_resync(Some(false));
         self.until("legs get back in sync", |sim| {
             let states = sim.live().mirror.legs.states();
-            if let Some(leg) = states.all().minus(states.in_use()).lowest() {
+            if let Some(leg) = states.all().minus(states.in_use()).lowest()
+                && !sim.has_late(leg)
+            {
                 sim.give_back(leg);
             }
             states.in_sync() == states.all() && sim.live().mirror.regions.unclean() == 0

@@ -5,6 +5,7 @@ mod boot;
 mod cases;
 mod devices;
 mod faults;
+mod hung;
 mod integration;
 mod killed;
 mod log_writes;
@@ -24,6 +25,7 @@ const CASES: &[Case] = &[
     case("plain-user", volume::a_plain_user_has_a_volume).plain_user().smoke(),
     case("dm-mirror", peers::dm_mirror_mirrors).smoke(),
     case("md-raid1", peers::md_raid1_mirrors),
+    case("hung-unprivileged", hung::an_unprivileged_daemon_outlives_a_leg_that_hangs).timeout(600),
     case("log-writes", log_writes::ext4_is_whole_at_every_flush),
     case("ublk-killed", ublk::killed::users_notice_nothing).timeout(900),
     case("ublk-killed-few", ublk::killed::users_notice_nothing_shortly).smoke(),

@@ -95,6 +95,7 @@ fn pull_all(mut source: Box<dyn Source>, mut submit: impl FnMut(Request) + Send 
             spawn: plain_spawn(),
             wake: None,
             force: None,
+            leg_timeout: None,
         };
         let mut ring = Ring::new(config, LegMap::from_fn(1, |_| None)).unwrap();
         source.start(&mut ring).unwrap();

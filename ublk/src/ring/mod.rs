@@ -2,10 +2,12 @@
 //!
 //! Owns the buffer of every tag and the slot of every leg IO in flight. Guarantees: a buffer is
 //! never freed, and never borrowed for writing, while the kernel may touch it; every submitted IO
-//! gets exactly one completion, also on a leg that is not there; short transfers are finished here.
+//! gets exactly one completion, also on a leg that is not there, and in time on one that hangs, if there is a
+//! time-out; short transfers are finished here.
 //! No allocation after start-up unless more IOs than `depth` are in flight. A ring belongs to the
 //! thread that made it; only its [`Wake`] goes to others.
 
+mod patience;
 mod step;
 mod threads;
 mod uring;
@@ -28,12 +30,16 @@ use crate::Spawn;
 use crate::buffer::{Buffer, BufferPool};
 use crate::leg_file::LegFile;
 use crate::wake::Wake;
+use patience::{Fate, Parked, Patience, uses_buffer};
 use step::{Call, Step};
 use threads::{Threads, perform};
 use uring::{Memory, Uring};
 
 /// How long a dropped ring waits for IO in flight before it leaks its buffers.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// Between two looks whether what was given up has ended meanwhile.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// How a ring does its IO.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +67,8 @@ pub struct RingConfig {
     pub wake: Option<Wake>,
     /// Use this engine and no other. `None`: io_uring, or threads where it cannot be set up.
     pub force: Option<EngineKind>,
+    /// A leg IO that takes longer is given up with `ETIMEDOUT`. `None`: never.
+    pub leg_timeout: Option<Duration>,
 }
 
 impl fmt::Debug for RingConfig {
@@ -70,6 +78,7 @@ impl fmt::Debug for RingConfig {
             .field("depth", &self.depth)
             .field("tags", &self.tags)
             .field("force", &self.force)
+            .field("leg_timeout", &self.leg_timeout)
             .finish_non_exhaustive()
     }
 }
@@ -104,6 +113,12 @@ pub struct Ring {
     legs: LegMap<LegSlot>,
     /// Completions to give out at the next `wait`.
     ready: Vec<LegDone>,
+    patience: Option<Patience>,
+    /// Slots whose IO was given up and is still under way.
+    hung: usize,
+    /// Buffers that tags had to let go of for it.
+    parked: Vec<Parked>,
+    last_parked: u32,
     /// Results of calls that were made at once, by slot.
     instant: VecDeque<(u32, i32)>,
     pool: Arc<BufferPool>,
@@ -121,15 +136,28 @@ struct Slot {
     step: Step,
     /// [`LegSlot::generation`] at submission.
     generation: u32,
+    /// [`Patience::now`] at submission.
+    born: u32,
+    /// Where its buffer is: 0 with the tag, else the number of a parked one.
+    parked: u32,
+    fate: Fate,
 }
 
 #[derive(Default)]
 struct Tag {
     buffer: Option<Buffer>,
-    /// IOs in flight that read the buffer (leg writes) or write it (leg reads).
+    /// IOs in flight, and not given up, that read the buffer (leg writes) or write it (leg reads).
     using: u32,
     /// Those of them that write it.
     filling: u32,
+}
+
+impl Tag {
+    /// An IO that used the buffer has ended.
+    fn let_go(&mut self, op: LegOp) {
+        self.using -= 1;
+        self.filling -= u32::from(op == LegOp::Read);
+    }
 }
 
 struct LegSlot {
@@ -154,10 +182,15 @@ impl Ring {
     /// When neither engine can be set up (descriptors, memory, threads).
     pub fn new(config: RingConfig, legs: LegMap<Option<Arc<LegFile>>>) -> io::Result<Ring> {
         let wake = config.wake.map_or_else(Wake::new, Ok)?;
-        let threads =
-            |wake: &Wake| Threads::new(config.depth, &config.spawn, &config.name, wake).map(Engine::Threads);
-        let uring = |wake: &Wake| {
-            Uring::new(config.depth, &config.pool, wake).map(|uring| Engine::Uring(Box::new(uring)))
+        let threads = |wake: &Wake| {
+            Threads::new(config.depth, legs.len(), &config.spawn, &config.name, wake).map(Engine::Threads)
+        };
+        let uring = |wake: &Wake| -> io::Result<Engine> {
+            let uring = Uring::new(config.depth, &config.pool, wake)?;
+            if config.leg_timeout.is_some() {
+                uring.let_legs_block(config.depth);
+            }
+            Ok(Engine::Uring(Box::new(uring)))
         };
         let engine = match config.force {
             Some(EngineKind::IoUring) => uring(&wake)?,
@@ -174,6 +207,10 @@ impl Ring {
             tags: (0..config.tags).map(|_| Tag::default()).collect(),
             legs: LegMap::from_fn(legs.len(), |_| LegSlot { file: None, generation: 0 }),
             ready: Vec::new(),
+            patience: config.leg_timeout.map(Patience::new),
+            hung: 0,
+            parked: Vec::new(),
+            last_parked: 0,
             instant: VecDeque::new(),
             pool: config.pool,
             wake,
@@ -202,7 +239,7 @@ impl Ring {
 
     /// Leg IOs submitted whose completion was not given out yet.
     pub fn inflight(&self) -> usize {
-        self.slots.len() - self.free.len() + self.ready.len()
+        self.slots.len() - self.free.len() - self.hung + self.ready.len()
     }
 
     /// Gives `tag` its buffer.
@@ -245,7 +282,7 @@ impl Ring {
     }
 
     /// Queues a leg IO; the next [`wait`](Ring::wait) hands it to the kernel. On a leg that is not
-    /// there it completes with `ENODEV`.
+    /// there it completes with `ENODEV`, on one with IO that was given up and has not ended with `ETIMEDOUT`.
     ///
     /// # Panics
     /// If a read or write does not lie inside the buffer of its tag, or the leg is not the volume's.
@@ -256,7 +293,11 @@ impl Ring {
             return;
         }
         let generation = leg.generation;
-        if let LegOp::Read | LegOp::Write { .. } = io.op {
+        if let Some(errno) = self.refusal(io) {
+            self.ready.push(LegDone { io: io.io, leg: io.leg, result: Err(errno) });
+            return;
+        }
+        if uses_buffer(io.op) {
             let tag = &mut self.tags[io.tag as usize];
             let room = tag.buffer.as_ref().map_or(0, |b| b.len() as u64);
             let end = u64::from(io.buf_offset).checked_add(io.len);
@@ -264,7 +305,8 @@ impl Ring {
             tag.using += 1;
             tag.filling += u32::from(io.op == LegOp::Read);
         }
-        let slot = Slot { step: Step::new(*io), generation };
+        let born = self.patience.as_ref().map_or(0, Patience::now);
+        let slot = Slot { step: Step::new(*io), generation, born, parked: 0, fate: Fate::Told };
         let index = match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = slot;
@@ -343,15 +385,19 @@ impl Ring {
                 }
                 continue;
             }
+            let sleep = self.sleep_at_most(left);
             let in_time = match &mut self.engine {
-                Engine::Uring(uring) => uring.block(left),
-                Engine::Threads(threads) => threads.block(left),
+                Engine::Uring(uring) => uring.block(sleep),
+                Engine::Threads(threads) => threads.block(sleep),
             };
             let wakeup = self.wakeup(out);
-            if wakeup != Wakeup::default() || out.len() > before || !in_time? {
+            if wakeup != Wakeup::default() || out.len() > before {
                 return Ok(wakeup);
             }
             left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if !in_time? && left.is_some_and(|left| left.is_zero()) {
+                return Ok(wakeup);
+            }
         }
     }
 
@@ -408,6 +454,7 @@ impl Ring {
             Engine::Uring(uring) => uring.take_readable(),
             Engine::Threads(threads) => threads.take_readable(),
         };
+        self.give_up_old(out);
         Wakeup { woken, readable }
     }
 
@@ -427,6 +474,10 @@ impl Ring {
     /// Takes in the result of a call; makes the next one, if there is one.
     fn complete(&mut self, index: u32, result: i32) -> Option<LegDone> {
         let slot = &mut self.slots[index as usize];
+        if let Fate::Swallowed(_) = slot.fate {
+            self.swallow(index, result);
+            return None;
+        }
         let io = slot.step.io;
         let result = match slot.step.advance(result) {
             Some(result) => result,
@@ -436,22 +487,26 @@ impl Ring {
             }
             None => Err(Errno(libc::ENODEV)),
         };
-        if let LegOp::Read | LegOp::Write { .. } = io.op {
-            let tag = &mut self.tags[io.tag as usize];
-            tag.using -= 1;
-            tag.filling -= u32::from(io.op == LegOp::Read);
+        slot.fate = Fate::Free;
+        if uses_buffer(io.op) {
+            if slot.parked != 0 {
+                self.unpark(index, result.is_ok());
+            }
+            self.tags[io.tag as usize].let_go(io.op);
         }
         self.free.push(index);
         Some(LegDone { io: io.io, leg: io.leg, result })
     }
 
     fn issue(&mut self, index: u32) {
-        let step = &self.slots[index as usize].step;
+        let slot = &self.slots[index as usize];
+        let step = &slot.step;
         let (leg, call) = (step.io.leg, step.call());
         let memory = match call {
             Call::Read { buf_offset, .. } | Call::Write { buf_offset, .. } => {
-                let tag = &self.tags[step.io.tag as usize];
-                let buffer = tag.buffer.as_ref().expect("a buffer in use stays attached");
+                let own = self.tags[step.io.tag as usize].buffer.as_ref();
+                let buffer = if slot.parked == 0 { own } else { self.parked_buffer(slot) };
+                let buffer = buffer.expect("a buffer in use stays attached");
                 // The offset lies inside the buffer: `submit` checked the whole range.
                 let ptr = buffer.as_raw().wrapping_add(buf_offset as usize);
                 Memory { ptr, registered: buffer.is_small() && buffer.is_of(&self.pool) }
@@ -470,7 +525,7 @@ impl Ring {
             Engine::Uring(uring) => uring.issue(index, leg, call, memory),
             Engine::Threads(threads) => {
                 let file = self.legs[leg].file.as_ref().expect("an IO is issued on a leg that is there");
-                threads.issue(index, file, call, memory);
+                threads.issue(index, leg, file, call, memory);
             }
         }
     }
@@ -480,16 +535,18 @@ impl Drop for Ring {
     fn drop(&mut self) {
         let mut out = Vec::new();
         let deadline = Instant::now() + DRAIN;
-        while self.inflight() > 0 && Instant::now() < deadline {
+        while self.inflight() + self.hung > 0 && Instant::now() < deadline {
             out.clear();
-            if self.wait(&mut out, Some(DRAIN)).is_err() {
+            if self.wait(&mut out, Some(DRAIN_LOOK)).is_err() {
                 break;
             }
         }
-        if self.inflight() > 0 {
+        let inflight = self.inflight() + self.hung;
+        if inflight > 0 {
             // The kernel may still write to them.
-            tracing::error!(inflight = self.inflight(), "a ring ends with IO in flight: leaking its buffers");
+            tracing::error!(inflight, "a ring ends with IO in flight: leaking its buffers");
             mem::forget(mem::take(&mut self.tags));
+            mem::forget(mem::take(&mut self.parked));
             mem::forget(Arc::clone(&self.pool));
             if let Engine::Threads(threads) = &mut self.engine {
                 threads.abandon();

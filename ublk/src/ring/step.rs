@@ -2,7 +2,7 @@
 //!
 //! Guarantees: short reads and writes go on where they stopped, EOF inside a read is an error, a
 //! leg that cannot punch holes is zeroed by writing, a zero with FUA ends with a sync, and a failed
-//! sync is never tried again.
+//! sync is never tried again. No call ends with `ETIMEDOUT`: see [`Errno::GIVEN_UP`].
 //!
 //! ```text
 //! state      call                 done ->                    not supported ->
@@ -98,6 +98,8 @@ impl Step {
     }
 
     fn failed(&mut self, errno: i32) -> Option<Result<(), Errno>> {
+        // That is said of what the ring gives up, and of nothing else.
+        let errno = if errno == Errno::GIVEN_UP.0 { libc::EIO } else { errno };
         let unsupported = matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV);
         match self.state {
             State::Sync => return Some(Err(Errno(errno))),

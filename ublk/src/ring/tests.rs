@@ -45,6 +45,7 @@ fn bed(kind: EngineKind, sizes: &[Option<u64>]) -> Option<Bed> {
         spawn: plain_spawn(),
         wake: None,
         force: Some(kind),
+        leg_timeout: None,
     };
     match Ring::new(config, legs) {
         Ok(ring) => Some(Bed { dir, pool, ring }),
@@ -289,4 +290,194 @@ fn a_buffer_in_use_cannot_be_taken() {
     bed.ring.attach(0, buffer);
     bed.ring.submit(&io(0, 0, 0, LegOp::Read, 0, BLOCK));
     bed.ring.detach(0);
+}
+
+/// A file system that can be frozen: calls that change something there hang until it is thawed.
+struct Freezer {
+    mount: TempDir,
+    frozen: bool,
+}
+
+impl Freezer {
+    fn new() -> Option<Freezer> {
+        let mount = tempfile::tempdir().unwrap();
+        let image = mount.path().with_extension("image");
+        File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        let (image, at) = (image.to_str().unwrap(), mount.path().to_str().unwrap());
+        let made = run("mkfs.ext4", &["-q", "-F", image]) && run("mount", &["-o", "loop", image, at]);
+        let _ = std::fs::remove_file(image);
+        if !made {
+            println!("skipped: needs root, loop devices and ext4");
+            return None;
+        }
+        Some(Freezer { mount, frozen: false })
+    }
+
+    fn freeze(&mut self, freeze: bool) {
+        if std::mem::replace(&mut self.frozen, freeze) != freeze {
+            let how = if freeze { "-f" } else { "-u" };
+            assert!(run("fsfreeze", &[how, self.mount.path().to_str().unwrap()]));
+        }
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.freeze(false);
+        run("umount", &["-l", self.mount.path().to_str().unwrap()]);
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> bool {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let mut command = std::process::Command::new(program);
+    command.args(args).env("PATH", path).output().is_ok_and(|output| output.status.success())
+}
+
+const LIMIT: Duration = Duration::from_millis(320);
+const TIMED_OUT: Result<(), Errno> = Err(Errno::GIVEN_UP);
+const WRITE: LegOp = LegOp::Write { fua: false };
+
+/// A ring with a time-out; leg 0 is an ordinary file, leg 1 one on a file system that can be frozen.
+fn freezing_bed(kind: EngineKind) -> Option<(Bed, Freezer)> {
+    let freezer = Freezer::new()?;
+    let mut bed = bed(kind, &[Some(SIZE), None])?;
+    let leg = leg_file(freezer.mount.path(), "leg", SIZE);
+    bed.ring.replace_leg(Leg::new(1), Some(leg)).unwrap();
+    bed.ring.patience = Some(Patience::new(LIMIT));
+    Some((bed, freezer))
+}
+
+/// Waits until everything that was given up has ended.
+fn let_late_ones_end(ring: &mut Ring) {
+    let mut out = Vec::new();
+    while ring.hung > 0 {
+        ring.wait(&mut out, Some(Duration::from_millis(20))).unwrap();
+    }
+    assert!(out.is_empty(), "what is late is not told: {out:?}");
+}
+
+#[test]
+fn a_leg_that_hangs_is_given_up_and_its_buffer_is_left_alone() {
+    for kind in ENGINES {
+        let Some((mut bed, mut freezer)) = freezing_bed(kind) else { continue };
+        freezer.freeze(true);
+        let mut buffer = bed.pool.take(2 * BLOCK as usize);
+        buffer.fill(0x11);
+        bed.ring.attach(0, buffer);
+        let began = Instant::now();
+        (0..2).for_each(|leg| bed.ring.submit(&io(leg, 0, leg as usize, WRITE, 0, 2 * BLOCK)));
+        let done = bed.finish();
+        assert_eq!((done.len(), done[0].result), (2, Ok(())), "{kind:?}");
+        assert_eq!((done[1].leg, done[1].result), (Leg::new(1), TIMED_OUT), "{kind:?}");
+        assert!(began.elapsed() >= LIMIT && bed.ring.hung == 1 && bed.ring.parked.len() == 1, "{kind:?}");
+        // The tag has all its bytes still, in memory of its own: what becomes of them is nobody's business.
+        assert_eq!(*bed.ring.buffer(0), [0x11; 2 * BLOCK as usize], "{kind:?}");
+        bed.ring.buffer_mut(0).fill(0x22);
+        drop(bed.ring.detach(0));
+        let file = bed.ring.legs[Leg::new(1)].file.clone().unwrap();
+        assert_eq!(file.hung(), 1, "{kind:?}");
+
+        // While it hangs the leg is given nothing, and the other one goes on.
+        let began = Instant::now();
+        bed.ring.attach(0, bed.pool.take(BLOCK as usize));
+        bed.ring.buffer_mut(0).fill(0x33);
+        for (leg, op, result) in [
+            (1, WRITE, TIMED_OUT),
+            (1, LegOp::Read, TIMED_OUT),
+            (1, LegOp::Flush, TIMED_OUT),
+            (0, WRITE, Ok(())),
+            (0, LegOp::Flush, Ok(())),
+        ] {
+            assert_eq!(bed.one(leg, op, 0, BLOCK), result, "{kind:?} {op:?}");
+        }
+        assert!(began.elapsed() < LIMIT, "{kind:?}: refused at once");
+
+        freezer.freeze(false);
+        let_late_ones_end(&mut bed.ring);
+        assert!(file.hung() == 0 && bed.ring.parked.is_empty() && bed.ring.inflight() == 0, "{kind:?}");
+        let late = std::fs::read(file.path()).unwrap();
+        assert!(late[..2 * BLOCK as usize].iter().all(|&byte| byte == 0x11), "{kind:?}: written as it was");
+        assert_eq!(bed.one(1, WRITE, 0, BLOCK), Ok(()), "{kind:?}: and takes writes again");
+        drop(bed.ring);
+        assert_eq!(Arc::strong_count(&bed.pool), 1, "{kind:?}: nothing leaked");
+    }
+}
+
+#[test]
+fn every_kind_of_change_is_given_up() {
+    for kind in ENGINES {
+        let Some((mut bed, mut freezer)) = freezing_bed(kind) else { continue };
+        for op in [LegOp::Zero { fua: true }, LegOp::Write { fua: true }] {
+            freezer.freeze(true);
+            bed.ring.attach(0, bed.pool.take(BLOCK as usize));
+            assert_eq!(bed.one(1, op, 0, BLOCK), TIMED_OUT, "{kind:?} {op:?}");
+            freezer.freeze(false);
+            let_late_ones_end(&mut bed.ring);
+            assert_eq!(bed.one(1, op, 0, BLOCK), Ok(()), "{kind:?} {op:?}");
+            bed.ring.detach(0);
+        }
+    }
+}
+
+/// Reads do not hang on a frozen file system, so these are given up by hand while they are under way.
+#[test]
+fn a_read_that_is_given_up_and_its_neighbours_land_where_they_belong() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE), Some(SIZE)]) else { continue };
+        bed.ring.patience = Some(Patience::new(Duration::from_secs(1000)));
+        for (name, byte) in [("leg0", 0xaa), ("leg1", 0xbb)] {
+            std::fs::write(bed.dir.path().join(name), vec![byte; SIZE as usize]).unwrap();
+        }
+        // Three blocks of one buffer: one that was read, one that is being read well, one that is given up.
+        bed.ring.attach(0, bed.pool.take(3 * BLOCK as usize));
+        let at = |leg, block: u64| LegIo {
+            buf_offset: (block * BLOCK) as u32,
+            ..io(block as u32, 0, leg, LegOp::Read, 0, BLOCK)
+        };
+        bed.ring.submit(&at(0, 0));
+        assert_eq!(bed.finish().len(), 1);
+        bed.ring.submit(&at(0, 1));
+        bed.ring.submit(&at(1, 2));
+        let late = bed.ring.slots.iter().position(|slot| slot.step.io.leg == Leg::new(1)).unwrap();
+        assert_eq!(bed.ring.give_up(late).result, TIMED_OUT);
+        assert!(bed.ring.inflight() == 1 && bed.ring.parked[0].using == 2);
+        // Done again on the other leg, as the mirror does.
+        bed.ring.submit(&at(0, 2));
+        let done = bed.finish();
+        assert!(done.len() == 2 && done.iter().all(|done| done.result.is_ok()), "{kind:?} {done:?}");
+        let_late_ones_end(&mut bed.ring);
+        assert!(bed.ring.buffer(0).iter().all(|&byte| byte == 0xaa), "{kind:?}");
+        drop(bed.ring.detach(0));
+        assert!(bed.ring.parked.is_empty(), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_ring_sleeps_while_nothing_is_under_way() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE)]) else { continue };
+        bed.ring.patience = Some(Patience::new(LIMIT));
+        assert_eq!(bed.ring.sleep_at_most(None), None);
+        bed.ring.attach(0, bed.pool.take(BLOCK as usize));
+        bed.ring.submit(&io(0, 0, 0, WRITE, 0, BLOCK));
+        assert!(bed.ring.sleep_at_most(None).is_some_and(|tick| tick <= LIMIT));
+        bed.finish();
+        assert_eq!(bed.ring.sleep_at_most(None), None);
+    }
+}
+
+#[test]
+fn a_ring_ends_though_a_leg_hangs() {
+    for kind in ENGINES {
+        let Some((mut bed, mut freezer)) = freezing_bed(kind) else { continue };
+        freezer.freeze(true);
+        bed.ring.attach(0, bed.pool.take(BLOCK as usize));
+        assert_eq!(bed.one(1, WRITE, 0, BLOCK), TIMED_OUT, "{kind:?}");
+        let file = bed.ring.legs[Leg::new(1)].file.clone().unwrap();
+        let began = Instant::now();
+        drop(bed.ring);
+        assert!(began.elapsed() < DRAIN + Duration::from_secs(10), "{kind:?}");
+        assert!(file.hung() == 1 && Arc::strong_count(&bed.pool) > 1, "{kind:?}: kept for the kernel");
+    }
 }

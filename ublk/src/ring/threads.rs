@@ -1,9 +1,9 @@
 //! The thread-pool engine, for systems that forbid io_uring.
 //!
-//! Owns a queue of calls and the workers that make them. Guarantees the semantics of the io_uring
-//! engine: results are byte counts or negated errnos, nothing is retried here. The queue and the
-//! list of results are behind locks held for a push or pop; `issue`, `reap` and `block` run on the
-//! ring's thread, `work` on the workers.
+//! Owns a queue of calls for each leg and the workers that make them: a leg that hangs has no others wait.
+//! Guarantees the semantics of the io_uring engine: results are byte counts or negated errnos, nothing is
+//! retried here. The queues and the list of results are behind locks held for a push or pop; `issue`, `reap`
+//! and `block` run on the ring's thread, `work` on the workers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mirrord_raid::Leg;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::step::Call;
@@ -20,7 +21,8 @@ use crate::leg_file::LegFile;
 use crate::wake::Wake;
 use crate::{Spawn, Task};
 
-/// Most workers of one ring. A queue depth of 8 keeps two SSDs busy; this engine is a fallback.
+/// Most workers of one ring, unless it has more legs. A queue depth of 8 keeps two SSDs busy; this engine is a
+/// fallback.
 const WORKERS: u32 = 8;
 
 pub(super) struct Threads {
@@ -31,10 +33,15 @@ pub(super) struct Threads {
 }
 
 struct Shared {
-    jobs: Mutex<Jobs>,
-    more: Condvar,
+    legs: Box<[Desk]>,
     results: Mutex<VecDeque<(u32, i32)>>,
     wake: Wake,
+}
+
+/// What the workers of one leg share.
+struct Desk {
+    jobs: Mutex<Jobs>,
+    more: Condvar,
 }
 
 struct Jobs {
@@ -54,17 +61,27 @@ struct Job {
 unsafe impl Send for Job {}
 
 impl Threads {
-    pub(super) fn new(depth: u32, spawn: &Spawn, name: &str, wake: &Wake) -> io::Result<Threads> {
-        let shared = Arc::new(Shared {
+    pub(super) fn new(
+        depth: u32,
+        legs: usize,
+        spawn: &Spawn,
+        name: &str,
+        wake: &Wake,
+    ) -> io::Result<Threads> {
+        let desk = |_| Desk {
             jobs: Mutex::new(Jobs { queue: VecDeque::with_capacity(depth as usize), closed: false }),
             more: Condvar::new(),
+        };
+        let shared = Arc::new(Shared {
+            legs: (0..legs).map(desk).collect(),
             results: Mutex::new(VecDeque::with_capacity(depth as usize)),
             wake: wake.clone(),
         });
         let mut threads = Threads { shared, workers: Vec::new(), watched: None, readable: false };
-        for i in 0..depth.clamp(1, WORKERS) {
+        let each = depth.min(WORKERS) as usize / legs.max(1);
+        for i in 0..legs * each.max(1) {
             let shared = Arc::clone(&threads.shared);
-            let task: Task = Box::new(move || shared.work());
+            let task: Task = Box::new(move || shared.work(i % legs));
             threads.workers.push(spawn(format!("{name}-io{i}"), task)?);
         }
         Ok(threads)
@@ -72,10 +89,11 @@ impl Threads {
 
     /// Queues a call. `memory` must stay valid, and not be borrowed against it, until the slot's
     /// result was reaped.
-    pub(super) fn issue(&mut self, slot: u32, file: &Arc<LegFile>, call: Call, memory: Memory) {
+    pub(super) fn issue(&mut self, slot: u32, leg: Leg, file: &Arc<LegFile>, call: Call, memory: Memory) {
         let job = Job { slot, call, ptr: memory.ptr, file: Arc::clone(file) };
-        self.shared.jobs().queue.push_back(job);
-        self.shared.more.notify_one();
+        let desk = &self.shared.legs[leg.index()];
+        desk.jobs().queue.push_back(job);
+        desk.more.notify_one();
     }
 
     pub(super) fn reap(&mut self) -> Option<(u32, i32)> {
@@ -123,8 +141,10 @@ impl Threads {
 
     /// Lets the workers end after what is queued.
     fn close(&self) {
-        self.shared.jobs().closed = true;
-        self.shared.more.notify_all();
+        for desk in &self.shared.legs {
+            desk.jobs().closed = true;
+            desk.more.notify_all();
+        }
     }
 
     /// Leaves workers that hang in a call to themselves.
@@ -145,23 +165,26 @@ impl Drop for Threads {
     }
 }
 
-impl Shared {
+impl Desk {
     fn jobs(&self) -> MutexGuard<'_, Jobs> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
+impl Shared {
     fn results(&self) -> MutexGuard<'_, VecDeque<(u32, i32)>> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self) {
+    fn work(&self, leg: usize) {
+        let desk = &self.legs[leg];
         loop {
-            let mut jobs = self.jobs();
+            let mut jobs = desk.jobs();
             let job = loop {
                 match jobs.queue.pop_front() {
                     Some(job) => break job,
                     None if jobs.closed => return,
-                    None => jobs = self.more.wait(jobs).unwrap_or_else(PoisonError::into_inner),
+                    None => jobs = desk.more.wait(jobs).unwrap_or_else(PoisonError::into_inner),
                 }
             };
             drop(jobs);

@@ -105,6 +105,14 @@ impl Uring {
         Ok(uring)
     }
 
+    /// Lets so many calls block at a time. The kernel has no more than four threads per processor for calls that
+    /// block, and those of a leg that hangs would soon have all of them: the other legs would seem to hang, too.
+    pub(super) fn let_legs_block(&self, depth: u32) {
+        if let Err(error) = self.ring.submitter().register_iowq_max_workers(&mut [depth.max(64), 0]) {
+            tracing::info!(%error, "a leg that hangs may hold up the others");
+        }
+    }
+
     /// Puts `file` in the table for `leg`. The kernel looks a file up when it takes the call: all
     /// calls for the old file must have been flushed.
     pub(super) fn set_leg(&mut self, leg: Leg, file: Option<&LegFile>) -> io::Result<()> {

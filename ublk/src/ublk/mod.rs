@@ -385,7 +385,7 @@ impl UblkDevice {
         }
         drop((device, session));
         let threads = self.threads(&starting)?;
-        let privileged = !self.info.flags.has(Features::UNPRIVILEGED);
+        let privileged = self.is_privileged();
         let path = block_path(self.info.id);
         control.start(threads, privileged).map_err(|error| match error {
             ControlError::Silent { .. } if self.taken_over => {
