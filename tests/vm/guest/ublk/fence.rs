@@ -36,6 +36,7 @@ pub(crate) fn late_writes_come_before_the_next_daemon() {
     let start = rig.run(&["start", "v"]);
     let (took, found) = (written.elapsed(), on_legs(rig));
     println!("started after {took:?}: {}", String::from_utf8_lossy(&start.stderr).trim());
+    println!("{}", std::fs::read_to_string(rig.path("run/v.log")).unwrap());
     assert!(start.status.success());
     // What the next daemon sends is as late: this A is that of the dead one.
     assert_eq!(found.map(char::from), ['A'; 2], "a daemon works beside the writes of the dead one");
@@ -53,7 +54,8 @@ pub(crate) fn late_writes_come_before_the_next_daemon() {
 fn late_leg(rig: &Rig, name: &str) -> String {
     let disk = loop_leg(rig, name, SIZE + 8 * MIB);
     let (all, data) = (sectors(&disk), SIZE / 512);
-    let late = format!("0 {data} delay {disk} 0 0 {disk} 0 {}", LATE.as_millis());
+    // Reads and flushes are not late: where, offset and milliseconds for each of read, write and flush.
+    let late = format!("0 {data} delay {disk} 0 0 {disk} 0 {} {disk} 0 0", LATE.as_millis());
     let rest = format!("{data} {} linear {disk} {data}", all - data);
     dm(rig, &format!("late-{name}"), &format!("{late}\n{rest}"))
 }
