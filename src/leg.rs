@@ -229,16 +229,20 @@ impl OpenLeg {
     /// # Errors
     /// See [`LegError`].
     pub fn open_waiting(path: &Path, patience: Patience) -> Result<OpenLeg, LegError> {
-        let begin = Instant::now();
         let mut told = false;
+        // A device is let go of in steps: who has it changes, and with that what is to be waited for.
+        let mut last: Option<(Holder, Instant)> = None;
         loop {
             let result = OpenLeg::try_open(path);
             let Err(LegError::InUse { holder, .. }) = &result else { return result };
-            let waited = begin.elapsed();
-            if waited >= patience.with(holder) {
+            let since = match &last {
+                Some((same, since)) if same == holder => *since,
+                _ => last.insert((holder.clone(), Instant::now())).1,
+            };
+            if since.elapsed() >= patience.with(holder) {
                 return result;
             }
-            if let (false, true, Some(tell)) = (told, waited >= LOCK_PATIENCE, patience.tell) {
+            if let (false, true, Some(tell)) = (told, since.elapsed() >= LOCK_PATIENCE, patience.tell) {
                 tell(&format!("leg {}: waiting for {holder}", path.display()));
                 told = true;
             }

@@ -293,12 +293,16 @@ impl Control {
         })
     }
 
-    /// Deletes the device, stopped before, once everything of it is closed.
+    /// Deletes the device, stopped before. Users that do not close it, as a file system that stays mounted,
+    /// hold up only drivers before Linux 6.9.
     pub(super) fn delete(&self) -> Result<(), ControlError> {
         self.call("delete the device", PATIENCE, |held| {
             held.device = None;
             let control = held.control.take().ok_or(Errno(libc::ENODEV))?;
-            let deleted = control.del_dev().map_err(errno).and_then(done);
+            let deleted = match control.del_dev_async().map_err(errno).and_then(done) {
+                Err(Errno(libc::EOPNOTSUPP)) => control.del_dev().map_err(errno).and_then(done),
+                deleted => deleted,
+            };
             control.disown();
             deleted
         })

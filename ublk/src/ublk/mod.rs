@@ -484,7 +484,12 @@ fn made_of(name: &str, devices: &mut Vec<(u32, u32)>) {
 /// Has the kernel notice soon when this daemon dies with all tags in hand.
 fn look_after_daemon(id: u32) {
     let path = format!("/sys/block/ublkb{id}/queue/io_timeout");
-    if let Err(error) = fs::write(&path, IO_TIMEOUT_MS.to_string()) {
+    let wanted = IO_TIMEOUT_MS.to_string();
+    // Setting it waits until no request is under way: not for nothing, on a device that was taken over.
+    if fs::read_to_string(&path).is_ok_and(|now| now.trim() == wanted) {
+        return;
+    }
+    if let Err(error) = fs::write(&path, wanted) {
         tracing::warn!(path, %error, "after a crash under full load users wait for up to 30 s");
     }
 }

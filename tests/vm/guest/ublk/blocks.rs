@@ -3,22 +3,22 @@
 use std::fs;
 
 use super::{MIB, Volume, block_device, pause};
-use crate::devices::{is_block, write_and_verify};
+use crate::devices::{is_block, load, write_and_verify};
 use crate::rig::{Rig, sh, try_sh, until};
 
 const SIZE: u64 = 48 * MIB;
 
 pub(crate) fn the_largest_block_wins() {
     let rig = Rig::new();
-    let legs = [loop_leg(&rig, "small", 512), loop_leg(&rig, "large", 4096), loop_leg(&rig, "other", 4096)];
-    let [small, large, other] = &legs;
-    serve(&[small, large], 4096);
-    serve(&[large, other], 4096);
-    serve(&[small, "file"], 512);
-    serve(&[large, "file2"], 4096);
+    let [small, small2] = ["s", "s2"].map(|name| loop_leg(&rig, name, 512));
+    let [large, large2] = ["l", "l2"].map(|name| loop_leg(&rig, name, 4096));
+    serve(&[&small, &small2], 512);
+    serve(&[&small, &large], 4096);
+    serve(&[&large, &large2], 4096);
+    serve(&[&small, "file"], 4096);
     let disks = scsi_disks(4096);
     serve(&[&disks[0], &disks[1]], 4096);
-    serve(&[&disks[0], small], 4096);
+    serve(&[&disks[0], &small], 4096);
     sh("rmmod", &["scsi_debug"]);
     let disks = scsi_disks(512);
     serve(&[&disks[0], &disks[1]], 512);
@@ -54,13 +54,14 @@ fn loop_leg(rig: &Rig, name: &str, block: u32) -> String {
 
 /// Two disks of the kernel's own invention.
 fn scsi_disks(block: u32) -> Vec<String> {
+    load(&["sd_mod"]);
     sh(
         "modprobe",
         &[
             "scsi_debug",
             &format!("sector_size={block}"),
             "dev_size_mb=56",
-            "num_tgts=2",
+            "num_tgts=1",
             "lbpws=1",
             "per_host_store=1",
             "add_host=2",

@@ -122,7 +122,15 @@ pub(crate) fn kill_daemons() {
 /// Arguments of fio: random writes of 4 KiB, 32 at a time, past the page cache, all of it read back and checked.
 /// Each job has `size` bytes of its own.
 pub(crate) fn verified(file: &str, jobs: u64, size: u64, more: &[&str]) -> Vec<String> {
-    let what = ["--name=v", "--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=32"];
+    let what = [
+        "--name=v",
+        "--eta=never",
+        "--rw=randwrite",
+        "--bs=4k",
+        "--direct=1",
+        "--ioengine=libaio",
+        "--iodepth=32",
+    ];
     let check = ["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=256", "--verify_state_save=0"];
     let how = ["--thread", "--randrepeat=0", "--group_reporting"];
     let mut args: Vec<String> =

@@ -44,6 +44,7 @@ fn write_what_changes(rig: &Rig, device: &str, time: Duration) {
         "fio",
         &[
             "--name=v",
+            "--eta=never",
             "--rw=randwrite",
             "--bs=64k",
             "--direct=1",
@@ -85,6 +86,7 @@ pub(crate) fn writes_overlap_across_queues() {
             "fio",
             &[
                 "--name=v",
+                "--eta=never",
                 "--rw=randwrite",
                 "--bsrange=4k-64k",
                 "--direct=1",
