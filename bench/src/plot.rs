@@ -15,7 +15,7 @@ pub(crate) struct Plot {
     pub(crate) groups: Vec<([String; 2], Vec<f64>)>,
 }
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 920.0;
 const HEIGHT: f64 = 340.0;
 /// Edges of the area with the bars.
 const LEFT: f64 = 34.0;
@@ -23,27 +23,25 @@ const TOP: f64 = 62.0;
 const BOTTOM: f64 = HEIGHT - 44.0;
 /// Of a group's width, what is between it and the next.
 const GAP: f64 = 0.18;
-/// Values between lines.
-const STEP: f64 = 0.5;
 
-/// Colours of text, lines and up to six series, on light pages and on dark ones.
-const LIGHT: [&str; 8] = ["#333", "#ccc", "#b4b8be", "#868c95", "#1f5fa8", "#7fb0e0", "#5a8f5a", "#a9cfa9"];
-const DARK: [&str; 8] = ["#ddd", "#444", "#5c626b", "#8b919a", "#6aa9ec", "#35618f", "#7dba7d", "#41694a"];
-const CLASSES: [&str; 8] = ["text", "line", "s0", "s1", "s2", "s3", "s4", "s5"];
+/// Colours of text, lines and up to four series, on light pages and on dark ones.
+const LIGHT: [&str; 6] = ["#333", "#ccc", "#b4b8be", "#868c95", "#1f5fa8", "#7fb0e0"];
+const DARK: [&str; 6] = ["#ddd", "#444", "#5c626b", "#8b919a", "#6aa9ec", "#35618f"];
+const CLASSES: [&str; 6] = ["text", "line", "s0", "s1", "s2", "s3"];
 
 impl Plot {
     /// The picture.
     pub(crate) fn svg(&self) -> String {
         let values = self.groups.iter().flat_map(|(_, values)| values);
         let most = values.copied().fold(1.0, f64::max);
-        let top = (most / STEP).ceil() * STEP;
+        let top = most.ceil();
         let y = |value: f64| BOTTOM - value / top * (BOTTOM - TOP);
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" \
              height=\"{HEIGHT}\" font-family=\"sans-serif\" font-size=\"11\" role=\"img\">\n<title>{}</title>\n",
             escaped(&self.title)
         );
-        let rules = |colours: [&str; 8]| {
+        let rules = |colours: [&str; 6]| {
             let rule = |(class, colour): (&str, &str)| match class {
                 "line" => format!(".line{{stroke:{colour}}}"),
                 _ => format!(".{class}{{fill:{colour}}}"),
@@ -64,15 +62,15 @@ impl Plot {
         };
         svg.push_str(&text(LEFT, 18.0, "start", &self.title).replace("<text", "<text font-size=\"13\""));
         self.legend(&mut svg, &text);
-        for step in 0..=(top / STEP).round() as u32 {
-            let value = f64::from(step) * STEP;
-            let class = if step == (1.0 / STEP) as u32 { "line one" } else { "line" };
+        for step in 0..=top as u32 {
+            let value = f64::from(step);
+            let class = if step == 1 { "line one" } else { "line" };
             let at = y(value);
             let _ = writeln!(
                 svg,
                 "<line class=\"{class}\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>"
             );
-            svg.push_str(&text(LEFT - 5.0, at + 4.0, "end", &format!("{value:.1}")));
+            svg.push_str(&text(LEFT - 5.0, at + 4.0, "end", &value.to_string()));
         }
         let group = (WIDTH - LEFT) / self.groups.len() as f64;
         let bar = group * (1.0 - GAP) / self.series.len() as f64;
@@ -126,6 +124,6 @@ mod tests {
         let svg = plot.svg();
         assert_eq!(svg.matches("<rect class=\"s0\"").count(), 3, "two bars and one in the legend");
         assert!(svg.contains("&lt;two&gt;") && svg.contains(">3.20<") && svg.contains("T &amp; t"));
-        assert_eq!(svg.matches("<line ").count(), 8, "from 0 to 3.5");
+        assert_eq!(svg.matches("<line ").count(), 5, "from 0 to 4");
     }
 }
