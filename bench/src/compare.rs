@@ -64,6 +64,11 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
+    /// Of the samples of each contender, round by round.
+    pub(crate) fn new(samples: Vec<Vec<Sample>>) -> Cell {
+        Cell { samples }
+    }
+
     /// Values of a contender, round by round.
     pub(crate) fn values(&self, contender: usize, value: impl Fn(&Sample) -> f64) -> Vec<f64> {
         self.samples[contender].iter().map(value).collect()

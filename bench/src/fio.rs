@@ -107,7 +107,11 @@ impl Fio {
     }
 }
 
-fn sample(text: &str, workload: &Workload) -> Result<Sample> {
+/// What fio's report of `workload` says.
+///
+/// # Errors
+/// When it is no report, or one of a request that failed.
+pub(crate) fn sample(text: &str, workload: &Workload) -> Result<Sample> {
     let report: Report = serde_json::from_str(text).context("cannot read fio's report")?;
     ensure!(!report.jobs.is_empty(), "fio ran no job");
     let count = report.jobs.len() as f64;

@@ -8,11 +8,13 @@
 
 mod compare;
 mod daemon;
+mod document;
 mod fio;
 mod host;
 mod legs;
 mod load;
 mod peer;
+mod plot;
 mod process;
 mod program;
 mod random;
@@ -22,19 +24,19 @@ mod rows;
 mod stats;
 mod workload;
 
-use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use compare::Plan;
+use document::Document;
 use remains::{Guard, Remains};
 use report::Section;
-use rows::Setting;
+use rows::{Setting, VmSetting};
 
-/// Measures mirrord beside fio, qemu-storage-daemon and plain copies.
+/// Measures mirrord beside fio, qemu-storage-daemon, plain copies and the kernel's mirrors.
 #[derive(Parser, Debug)]
 #[command(name = "mirrord-bench", version)]
 struct Options {
@@ -56,10 +58,13 @@ struct Options {
     /// One short round on small volumes: shows that everything works, not how fast.
     #[arg(long)]
     quick: bool,
-    /// The program to measure. Default: the one beside this program.
+    /// The program to measure, linked statically for the group vm. Default: the one beside this program.
     #[arg(long, value_name = "PATH")]
     mirrord: Option<PathBuf>,
-    /// Write the tables to this file as Markdown.
+    /// The kernel for the group vm, as tests/vm/run takes it.
+    #[arg(long, value_name = "X.Y", default_value = "7.2")]
+    vm_kernel: String,
+    /// Write the tables to this file as Markdown. With --only, what other groups have there stays.
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
 }
@@ -81,6 +86,8 @@ enum Group {
     Idle,
     /// The engine's parts, without IO.
     Micro,
+    /// ublk beside the kernel's mirrors, in a virtual machine.
+    Vm,
 }
 
 impl Group {
@@ -93,6 +100,7 @@ impl Group {
             Group::Resync => rows::resync::run(setting),
             Group::Idle => rows::idle::run(setting),
             Group::Micro => rows::micro::run(setting),
+            Group::Vm => rows::vm::run(setting),
         }
     }
 }
@@ -133,14 +141,16 @@ fn run(options: Options) -> Result<()> {
         },
         size: if quick { 128 << 20 } else { options.size_mib << 20 },
         idle_seconds: if quick { 3 } else { 20 },
+        vm: VmSetting { kernel: options.vm_kernel.clone(), mirrord: options.mirrord.clone(), quick },
     };
     let facts = host::facts(&setting.directory);
-    let busy = host::load() > BUSY;
+    let every = || Group::value_variants().to_vec();
+    let groups = if options.only.is_empty() { every() } else { options.only.clone() };
+    // Other work does not change what is counted in the virtual machine.
+    let busy = host::load() > BUSY && groups.iter().any(|group| *group != Group::Vm);
     if busy {
         eprintln!("mirrord-bench: the machine is busy with other work: the figures will be rough");
     }
-    let every = || Group::value_variants().to_vec();
-    let groups = if options.only.is_empty() { every() } else { options.only.clone() };
     let mut sections = Vec::new();
     let mut failed = 0;
     for group in groups {
@@ -149,54 +159,22 @@ fn run(options: Options) -> Result<()> {
         let section = group.run(&setting).unwrap_or_else(|error| {
             failed += 1;
             let notes = vec![format!("Not measured: {error:#}")];
-            Section { title: name, notes, ..Section::default() }
+            Section { title: name.clone(), notes, ..Section::default() }
         });
         ensure!(!remains::interrupted(), "interrupted");
         print!("{}", section.text());
-        sections.push(section);
+        sections.push((name, section));
     }
-    let missed = sections.iter().flat_map(|section| &section.rows);
+    let missed = sections.iter().flat_map(|(_, section)| &section.rows);
     let judged: Vec<&str> = missed.filter_map(report::Row::verdict).collect();
     let met = judged.iter().filter(|verdict| **verdict == "met").count();
     println!("\n{met} of {} targets met", judged.len());
     if let Some(path) = &options.write {
         ensure!(!quick, "--quick measures nothing worth writing down: leave out --quick or --write");
-        let text = markdown(&setting, &facts, busy, &sections);
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        let Setting { directory, plan, .. } = &setting;
+        let document = Document { directory, plan: *plan, facts: &facts, busy, sections: &sections };
+        document.write(path, !options.only.is_empty())?;
     }
     ensure!(failed == 0, "{failed} groups could not be measured");
     Ok(())
-}
-
-/// BENCHMARKS.md.
-fn markdown(setting: &Setting, facts: &[(&str, String)], busy: bool, sections: &[Section]) -> String {
-    let plan = setting.plan;
-    let mut text = format!(
-        "# Benchmarks\n\nWritten by `make bench ARGS=\"--write BENCHMARKS.md\"`. Each rate is the median of {} rounds of {} seconds after a \
-         warm-up of {} s; in each round every contender had its turn. A ratio is the median of the ratios within \
-         a round, with the least and the greatest. What counts is the ratio: the figures belong to this machine.\n\n",
-        plan.rounds, plan.seconds, plan.warm_up
-    );
-    for (name, value) in facts {
-        let _ = writeln!(text, "- {name}: {value}");
-    }
-    if busy {
-        text.push_str(
-            "\nThe machine was busy with other work when the run began: take the figures for rough.\n",
-        );
-    }
-    sections.iter().for_each(|section| text.push_str(&section.markdown()));
-    text.push_str("\n## Commands\n\nAs they were run, `$DIR` being the directory of the bench.\n\n```text\n");
-    for line in program::command_lines(&setting.directory) {
-        let _ = writeln!(text, "{}", relative(&line));
-    }
-    text.push_str("```\n");
-    text
-}
-
-/// Programs by their names, not by where they were built.
-fn relative(line: &str) -> String {
-    let (program, rest) = line.split_once(' ').unwrap_or((line, ""));
-    let name = Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy());
-    format!("{name} {rest}")
 }

@@ -1,9 +1,14 @@
 //! Programs that the bench starts: they end with it, and how they were started is on record.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -87,4 +92,43 @@ pub(crate) fn run(command: &mut Command) -> Result<Output> {
         bail!("{text}\nfailed with {}: {}", output.status, last.join("\n"));
     }
     Ok(output)
+}
+
+/// Runs `command` to its end, in a process group of its own, and hands over each line that it prints. It is
+/// ended when it prints nothing for as long as `patience`. How it was started is not put on record.
+///
+/// # Errors
+/// When it cannot be started or is silent for too long.
+pub(crate) fn lines(
+    command: &mut Command,
+    patience: Duration,
+    mut take: impl FnMut(String),
+) -> Result<ExitStatus> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    let guard = Guard::new(Remains::Group(child.id()))?;
+    let output = BufReader::new(child.stdout.take().context("no pipe")?);
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        // A console may print any byte.
+        let texts = output.split(b'\n').map_while(Result::ok);
+        texts
+            .map(|line| String::from_utf8_lossy(&line).trim_end().to_owned())
+            .try_for_each(|line| sender.send(line))
+    });
+    loop {
+        match lines.recv_timeout(patience) {
+            Ok(line) => take(line),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                drop(guard);
+                let _ = child.wait();
+                bail!("{name} printed nothing for {} s", patience.as_secs());
+            }
+        }
+    }
+    let status = child.wait();
+    guard.gone();
+    Ok(status?)
 }

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -33,6 +33,8 @@ pub(crate) enum Remains {
     Mount(PathBuf),
     /// A program that the bench started and that ends on SIGTERM.
     Program(u32),
+    /// A program that the bench started in a process group of its own, with all that it started there.
+    Group(u32),
     /// A daemon that may have been started.
     Daemon {
         /// Ends it; fails if it is not there.
@@ -173,7 +175,8 @@ impl Remains {
                 let mut unmount = Command::new("fusermount3");
                 quietly(unmount.args(["-u", "-z", "-q"]).arg(path));
             }
-            Remains::Program(id) => end_program(id),
+            Remains::Program(id) => end_child(id, kill_process),
+            Remains::Group(id) => end_child(id, kill_process_group),
             Remains::Daemon { mut stop, id } => {
                 quietly(&mut stop);
                 id.into_iter().for_each(kill_daemon);
@@ -215,11 +218,11 @@ fn has_ended_within(pid: Pid, id: u32, patience: Duration) -> bool {
 }
 
 /// Ends a child: asked first, killed later. Nobody else reaps it meanwhile, so the id stays its own.
-fn end_program(id: u32) {
+fn end_child(id: u32, kill: fn(Pid, Signal) -> rustix::io::Result<()>) {
     let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) else { return };
-    let _ = kill_process(pid, Signal::TERM);
+    let _ = kill(pid, Signal::TERM);
     if !has_ended_within(pid, id, END) {
-        let _ = kill_process(pid, Signal::KILL);
+        let _ = kill(pid, Signal::KILL);
     }
 }
 

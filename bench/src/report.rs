@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::plot::Plot;
 use crate::stats::Spread;
 
 /// What a row is to reach.
@@ -39,8 +40,23 @@ pub(crate) struct Section {
     pub(crate) how: Vec<String>,
     /// The table.
     pub(crate) rows: Vec<Row>,
+    /// A picture of it.
+    pub(crate) plot: Option<Plot>,
+    /// A second table, of bare figures.
+    pub(crate) figures: Option<Figures>,
     /// What else was seen, or could not be measured and why: a list.
     pub(crate) notes: Vec<String>,
+    /// `how` says when and on what it was measured.
+    pub(crate) dated: bool,
+}
+
+/// A table of figures that nobody judges.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Figures {
+    /// The first line.
+    pub(crate) head: Vec<String>,
+    /// The others, as many cells in each.
+    pub(crate) rows: Vec<Vec<String>>,
 }
 
 const HEAD: [&str; 6] = ["what", "mirrord", "beside", "ratio or value", "target", "verdict"];
@@ -89,21 +105,29 @@ pub(crate) fn grouped(value: f64) -> String {
     if value < 0.0 { format!("-{text}") } else { text }
 }
 
+/// Rows of as many cells each, in columns.
+fn aligned(rows: Vec<Vec<String>>) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ").replace("**", "");
+        let _ = writeln!(text, "  {}", line.trim_end());
+    }
+    text
+}
+
 impl Section {
     /// For a terminal.
     pub(crate) fn text(&self) -> String {
-        let rows: Vec<[String; 6]> = self.rows.iter().map(Row::cells).collect();
-        let head = HEAD.map(str::to_owned);
-        let all = std::iter::once(&head).chain(&rows);
-        let width = |column: usize| {
-            all.clone().map(|row: &[String; 6]| row[column].chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
         let mut text = format!("\n{}\n", self.title);
-        for row in all.clone().take(if rows.is_empty() { 0 } else { usize::MAX }) {
-            let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
-            let line = cells.collect::<Vec<_>>().join("  ").replace("**", "");
-            let _ = writeln!(text, "  {}", line.trim_end());
+        if !self.rows.is_empty() {
+            let rows = self.rows.iter().map(|row| row.cells().to_vec());
+            text.push_str(&aligned(std::iter::once(HEAD.map(str::to_owned).to_vec()).chain(rows).collect()));
+        }
+        if let Some(Figures { head, rows }) = &self.figures {
+            text.push_str(&aligned(std::iter::once(head.clone()).chain(rows.clone()).collect()));
         }
         for note in &self.notes {
             let _ = writeln!(text, "  - {note}");
@@ -111,16 +135,25 @@ impl Section {
         text
     }
 
-    /// For BENCHMARKS.md.
-    pub(crate) fn markdown(&self) -> String {
+    /// For BENCHMARKS.md; `dated` is one more paragraph, or nothing.
+    pub(crate) fn markdown(&self, dated: &str) -> String {
         let mut text = format!("\n## {}\n", self.title);
-        for how in &self.how {
+        for how in self.how.iter().map(String::as_str).chain([dated]).filter(|how| !how.is_empty()) {
             let _ = writeln!(text, "\n{how}");
         }
         if !self.rows.is_empty() {
             let _ = write!(text, "\n| {} |\n|---|---|---|---|---|---|\n", HEAD.join(" | "));
             for row in &self.rows {
                 let _ = writeln!(text, "| {} |", row.cells().join(" | "));
+            }
+        }
+        if let Some(plot) = &self.plot {
+            let _ = writeln!(text, "\n![{}]({})", plot.title, plot.file);
+        }
+        if let Some(Figures { head, rows }) = &self.figures {
+            let _ = write!(text, "\n| {} |\n{}|\n", head.join(" | "), "|---".repeat(head.len()));
+            for row in rows {
+                let _ = writeln!(text, "| {} |", row.join(" | "));
             }
         }
         if !self.notes.is_empty() {
@@ -156,7 +189,9 @@ mod tests {
         let rows = vec![row(Target::AtLeast(0.9), 0.95)];
         let section = Section { title: "T".into(), rows, notes: vec!["n".into()], ..Section::default() };
         assert!(
-            section.markdown().contains("| w | 1 /s | 2 /s fio | 0.95 (0.85 to 1.05) | at least 0.9 | met |")
+            section
+                .markdown("")
+                .contains("| w | 1 /s | 2 /s fio | 0.95 (0.85 to 1.05) | at least 0.9 | met |")
         );
         assert!(section.text().contains("  - n\n"));
         assert_eq!(grouped(1234567.0), "1 234 567");

@@ -9,6 +9,8 @@ pub(crate) enum Access {
     RandomRead,
     /// Writes one after the other.
     SequentialWrite,
+    /// Reads one after the other.
+    SequentialRead,
 }
 
 /// One cell.
@@ -42,9 +44,15 @@ impl Workload {
         Workload { depth: self.depth.max(32), ..*self }
     }
 
+    /// 4 KiB random reads, one at a time.
+    pub(crate) const SINGLE_READ: Workload = Workload { depth: 1, ..Workload::RANDOM_READ };
+    /// 128 KiB sequential reads, 8 in flight.
+    pub(crate) const SEQUENTIAL_READ: Workload =
+        Workload { access: Access::SequentialRead, ..Workload::SEQUENTIAL_WRITE };
+
     /// Whether it writes.
     pub(crate) fn writes(&self) -> bool {
-        self.access != Access::RandomRead
+        matches!(self.access, Access::RandomWrite | Access::SequentialWrite)
     }
 
     /// As fio's `rw=` calls it.
@@ -53,6 +61,7 @@ impl Workload {
             Access::RandomWrite => "randwrite",
             Access::RandomRead => "randread",
             Access::SequentialWrite => "write",
+            Access::SequentialRead => "read",
         }
     }
 }
@@ -63,6 +72,7 @@ impl std::fmt::Display for Workload {
             Access::RandomWrite => "random write",
             Access::RandomRead => "random read",
             Access::SequentialWrite => "sequential write",
+            Access::SequentialRead => "sequential read",
         };
         write!(f, "{} KiB {what}, qd {}", self.block >> 10, self.depth)
     }

@@ -67,5 +67,5 @@ pub(crate) fn run(setting: &Setting) -> Result<Section> {
          between legs, not how fast two real disks are: there is one disk here, and devices in memory would share \
          the processors."
     );
-    Ok(Section { title: "Two devices".to_owned(), how: vec![how], rows: vec![row], notes: vec![] })
+    Ok(Section { title: "Two devices".to_owned(), how: vec![how], rows: vec![row], ..Section::default() })
 }

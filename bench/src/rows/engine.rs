@@ -40,5 +40,10 @@ pub(crate) fn run(setting: &Setting) -> Result<Section> {
          before. Processor time of the engine includes the load generator's.",
         size >> 20
     );
-    Ok(Section { title: "Engine on two files, no front end".to_owned(), how: vec![how], rows, notes: vec![] })
+    Ok(Section {
+        title: "Engine on two files, no front end".to_owned(),
+        how: vec![how],
+        rows,
+        ..Section::default()
+    })
 }

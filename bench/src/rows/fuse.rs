@@ -109,7 +109,7 @@ pub(crate) fn run(setting: &Setting) -> Result<Section> {
         "fio's engine, the faster one for mirrord, the files and qemu-storage-daemon: {}.",
         engines.join("; ")
     )];
-    Ok(Section { title: "FUSE".to_owned(), how: vec![how], rows, notes })
+    Ok(Section { title: "FUSE".to_owned(), how: vec![how], rows, notes, ..Section::default() })
 }
 
 /// The peer with whichever of its settings is faster.

@@ -52,7 +52,7 @@ pub(crate) fn run(setting: &Setting) -> Result<Section> {
         MOST >> 20,
         BUFFERS >> 20
     );
-    Ok(Section { title: "Idle volumes".to_owned(), how: vec![how], rows, notes })
+    Ok(Section { title: "Idle volumes".to_owned(), how: vec![how], rows, notes, ..Section::default() })
 }
 
 /// A directory on a file system in memory.

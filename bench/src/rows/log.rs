@@ -58,7 +58,7 @@ pub(crate) fn run(setting: &Setting) -> Result<Section> {
             SMALL_REGION >> 10
         ),
     ];
-    Ok(Section { title: "The log".to_owned(), how, rows, notes: vec![] })
+    Ok(Section { title: "The log".to_owned(), how, rows, ..Section::default() })
 }
 
 /// First writes to clean regions beside writes to warm ones.

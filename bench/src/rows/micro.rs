@@ -57,7 +57,12 @@ pub(crate) fn run(setting: &Setting) -> Result<Section> {
     ];
     let how =
         "One thread, nothing else in the way, no IO and no other thread: what the parts cost by themselves.";
-    Ok(Section { title: "Parts of the engine".to_owned(), how: vec![how.to_owned()], rows, notes: vec![] })
+    Ok(Section {
+        title: "Parts of the engine".to_owned(),
+        how: vec![how.to_owned()],
+        rows,
+        ..Section::default()
+    })
 }
 
 fn row(what: &str, rounds: u32, mut work: impl FnMut()) -> Row {

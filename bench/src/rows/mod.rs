@@ -7,6 +7,7 @@ pub(crate) mod idle;
 pub(crate) mod log;
 pub(crate) mod micro;
 pub(crate) mod resync;
+pub(crate) mod vm;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,6 +38,19 @@ pub(crate) struct Setting {
     pub(crate) size: u64,
     /// Seconds over which an idle volume is watched.
     pub(crate) idle_seconds: u32,
+    /// Of the group that runs in a virtual machine.
+    pub(crate) vm: VmSetting,
+}
+
+/// What the group that runs in a virtual machine is measured with.
+#[derive(Debug)]
+pub(crate) struct VmSetting {
+    /// The kernel: `X.Y`.
+    pub(crate) kernel: String,
+    /// The program, linked statically; built if it is not named.
+    pub(crate) mirrord: Option<PathBuf>,
+    /// A glance only.
+    pub(crate) quick: bool,
 }
 
 impl Setting {

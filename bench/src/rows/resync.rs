@@ -55,7 +55,7 @@ pub(crate) fn run(setting: &Setting) -> Result<Section> {
              flight, while the same volume is resynced under the default throttle, and when it is in sync."
         ),
     ];
-    Ok(Section { title: "Resync".to_owned(), how, rows, notes })
+    Ok(Section { title: "Resync".to_owned(), how, rows, notes, ..Section::default() })
 }
 
 /// Resync against copies.
