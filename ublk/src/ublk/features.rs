@@ -53,13 +53,6 @@ impl Features {
     }
 }
 
-impl super::UblkDevice {
-    /// Whether it is root's: if not, the kernel kills a daemon that has a request for 30 s.
-    pub fn is_privileged(&self) -> bool {
-        !self.info.flags.has(Features::UNPRIVILEGED)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
