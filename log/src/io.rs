@@ -14,6 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::mem;
+use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{Advice, fadvise};
 use tokio::task::JoinHandle;
 use tokio_uring::buf::BoundedBuf;
 
@@ -156,6 +158,17 @@ impl MetaIo {
     }
 
     fn run(&mut self, jobs: Vec<Job<'_>>) -> Vec<io::Result<()>> {
+        let written: Vec<_> = jobs.iter().map(|(target, runs)| (*target, Arc::clone(runs))).collect();
+        let results = self.run_all(jobs);
+        for ((target, runs), result) in written.iter().zip(&results) {
+            if result.is_ok() {
+                drop_cached(target, runs);
+            }
+        }
+        results
+    }
+
+    fn run_all(&mut self, jobs: Vec<Job<'_>>) -> Vec<io::Result<()>> {
         match (&self.ring, self.limit) {
             (Some(ring), limit) => ring.block_on(ring_run_all(jobs, limit, &mut self.late)),
             (None, Some(limit)) => threads_run_all(jobs, limit, &mut self.late),
@@ -176,6 +189,14 @@ impl Drop for MetaIo {
             mem::forget(self.ring.take());
         }
     }
+}
+
+/// Has the system forget the pages that were written: nobody reads them, and as long as a file has pages in
+/// memory each direct write elsewhere in it looks for some of its own.
+fn drop_cached(target: &Target<'_>, runs: &[PageWrite]) {
+    let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return };
+    let len = last.offset + last.bytes.len() as u64 - first.offset;
+    let _ = fadvise(target.file, target.base + first.offset, NonZeroU64::new(len), Advice::DontNeed);
 }
 
 /// The writes in order of offset, adjacent ones as one.

@@ -41,6 +41,10 @@ fn state(byte: u64) -> LegState {
     }
 }
 
+fn is_in_use(byte: u64) -> bool {
+    matches!(state(byte), LegState::InSync | LegState::Syncing)
+}
+
 /// All legs' states as of one moment.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LegStates {
@@ -51,6 +55,14 @@ pub struct LegStates {
 impl LegStates {
     fn legs(self) -> impl Iterator<Item = (Leg, u64)> {
         (0..self.count as usize).map(move |i| (Leg::new(i), (self.word >> (8 * i)) & 0xff))
+    }
+
+    fn those(self, wanted: impl Fn(u64) -> bool) -> LegSet {
+        let mut set = LegSet::EMPTY;
+        for (leg, _) in self.legs().filter(|&(_, b)| wanted(b)) {
+            set.insert(leg);
+        }
+        set
     }
 
     /// The state of one leg.
@@ -65,23 +77,22 @@ impl LegStates {
 
     /// Legs that are in sync.
     pub fn in_sync(self) -> LegSet {
-        self.legs().filter(|&(_, b)| state(b) == LegState::InSync).map(|(leg, _)| leg).collect()
+        self.those(|b| state(b) == LegState::InSync)
     }
 
     /// Legs that are syncing.
     pub fn syncing(self) -> LegSet {
-        self.legs().filter(|&(_, b)| state(b) == LegState::Syncing).map(|(leg, _)| leg).collect()
+        self.those(|b| state(b) == LegState::Syncing)
     }
 
     /// Legs that every write goes to: in sync or syncing.
     pub fn in_use(self) -> LegSet {
-        self.in_sync().union(self.syncing())
+        self.those(is_in_use)
     }
 
     /// Legs that are out and durably recorded so.
     pub fn out_and_recorded(self) -> LegSet {
-        let out = |b: u64| !matches!(state(b), LegState::InSync | LegState::Syncing);
-        self.legs().filter(|&(_, b)| b & RECORDED != 0 && out(b)).map(|(leg, _)| leg).collect()
+        self.those(|b| b & RECORDED != 0 && !is_in_use(b))
     }
 
     /// Whether the superblocks say the same of this leg.

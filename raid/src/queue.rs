@@ -22,7 +22,7 @@ use std::sync::Arc;
 use crate::mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::{Hold, Owner};
 use crate::region::Begin;
-use crate::types::{Errno, Leg, LegIo, LegOp, LegSet, LegState, MAX_LEGS, QueueId};
+use crate::types::{Errno, Leg, LegIo, LegOp, LegSet, MAX_LEGS, QueueId};
 use crate::{Region, legs::LegStates};
 
 /// Parts of one request under way at once. Bounds the memory of a discard over the whole volume; many
@@ -571,8 +571,11 @@ impl MirrorQueue {
 /// recorded so, or it came back as syncing after the part was sent (then it is stale here).
 fn missed_legs_are_settled(part: &Part, states: LegStates) -> bool {
     let missed = states.all().minus(part.ok);
-    let came_back: LegSet =
-        missed.minus(part.targets).iter().filter(|&leg| states.of(leg) == LegState::Syncing).collect();
+    if part.errors.iter().any(Option::is_some) {
+        return false;
+    } else if missed.is_empty() {
+        return true;
+    }
+    let came_back = missed.minus(part.targets).intersect(states.syncing());
     missed.minus(states.out_and_recorded()).minus(came_back).is_empty()
-        && part.errors.iter().all(Option::is_none)
 }

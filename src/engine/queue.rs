@@ -11,9 +11,7 @@ use mirrord_ublk::{LegDone, LegFile, Op, Pulled, Request, Ring, RingConfig, Sour
 
 use super::shared::Shared;
 
-/// Completions handled, and requests pulled, before leg IO goes out. With batches of all that is there the
-/// legs run dry while the thread works and the thread sleeps while they do: measured at depth 32, a third
-/// of the throughput. With single ones system calls eat the gain.
+/// [`Source::batch`] while there is no source.
 const BATCH: usize = 4;
 
 /// Runs queue `id` until the volume stops. `ready` is told which engine the ring has, or why there is none.
@@ -39,6 +37,7 @@ pub(super) fn run(
         free: (0..tags).rev().collect(),
         backlog: VecDeque::new(),
         source: None,
+        batch: BATCH,
         more: false,
         actions: Vec::new(),
     };
@@ -57,6 +56,8 @@ struct Queue {
     backlog: VecDeque<Request>,
     /// Where to pull further requests from.
     source: Option<Box<dyn Source>>,
+    /// See [`Source::batch`].
+    batch: usize,
     /// There may be some.
     more: bool,
     actions: Vec<Action>,
@@ -76,7 +77,7 @@ impl Queue {
                 }
             };
             self.more |= readable;
-            for LegDone { io, leg, result } in done.drain(..done.len().min(BATCH)) {
+            for LegDone { io, leg, result } in done.drain(..done.len().min(self.batch)) {
                 self.machine.handle(Event::LegDone { io, leg, result }, &mut self.actions);
                 self.act();
             }
@@ -118,6 +119,7 @@ impl Queue {
         let Some(mut source) = source else { return };
         match source.start(&mut self.ring) {
             Ok(()) => {
+                self.batch = source.batch();
                 self.source = Some(source);
                 self.more = true;
             }
@@ -133,7 +135,7 @@ impl Queue {
         }
         let Some(source) = &mut self.source else { return };
         let before = self.backlog.len();
-        let pulled = source.pull(&mut self.ring, BATCH.min(self.free.len()), &mut self.backlog);
+        let pulled = source.pull(&mut self.ring, self.batch.min(self.free.len()), &mut self.backlog);
         self.shared.in_flight.fetch_add((self.backlog.len() - before) as u64, Ordering::SeqCst);
         self.more = pulled == Pulled::More;
         if pulled == Pulled::Ended {

@@ -112,6 +112,7 @@ impl Shared {
     }
 
     /// Carries out an action that is for another thread; gives others back.
+    #[inline]
     pub(super) fn pass_on(&self, action: Action) -> Option<Action> {
         match action {
             Action::WakeWorker => self.mailbox.wake(),

@@ -88,7 +88,7 @@ impl BufferPool {
         {
             // SAFETY: `index` is below the count of small buffers, so the offset is inside the mapping.
             let ptr = unsafe { self.small.ptr.add(index as usize * self.small_len) };
-            return Buffer { ptr, len, home: Home::Small(index), pool: Arc::clone(self) };
+            return Buffer { ptr, len, home: Home::Small(index), head: 0, pool: Arc::clone(self) };
         }
         let kept = (len <= self.large_len).then(|| self.kept().pop()).flatten();
         let mapping = kept.unwrap_or_else(|| {
@@ -97,7 +97,7 @@ impl BufferPool {
                 handle_alloc_error(Layout::from_size_align(size, ALIGN).unwrap_or(Layout::new::<u64>()))
             })
         });
-        Buffer { ptr: mapping.ptr, len, home: Home::Large(Some(mapping)), pool: Arc::clone(self) }
+        Buffer { ptr: mapping.ptr, len, home: Home::Large(Some(mapping)), head: 0, pool: Arc::clone(self) }
     }
 
     /// Bytes of a small buffer.
@@ -167,6 +167,8 @@ pub struct Buffer {
     ptr: NonNull<u8>,
     len: usize,
     home: Home,
+    /// What a ring has registered its beginning as; 0: none has.
+    head: u16,
     pool: Arc<BufferPool>,
 }
 
@@ -226,6 +228,16 @@ impl Buffer {
     /// Whether it came from `pool`.
     pub(crate) fn is_of(&self, pool: &Arc<BufferPool>) -> bool {
         Arc::ptr_eq(&self.pool, pool)
+    }
+
+    /// What the one ring that it is used with has registered its beginning as, if it has.
+    pub(crate) fn head(&self) -> Option<u16> {
+        (self.head > 0).then_some(self.head)
+    }
+
+    /// A ring has registered its beginning as number `head`, which is not 0.
+    pub(crate) fn set_head(&mut self, head: u16) {
+        self.head = head;
     }
 }
 

@@ -125,6 +125,10 @@ pub trait Source: Send {
     /// When the ring cannot; the source is then dropped.
     fn start(&mut self, ring: &mut Ring) -> io::Result<()>;
 
+    /// How many requests are best pulled, and completions handled, before leg IO goes out: the fewer, the less
+    /// time the legs have nothing to do; the more, the fewer system calls a request takes.
+    fn batch(&self) -> usize;
+
     /// Takes in at most `most` requests without blocking, and appends to `out` what they ask of the engine:
     /// nothing where the front end answers itself, up to three where a request has edges. Called whenever
     /// the ring was readable and whenever a request was answered.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use mirrord_raid::SECTOR;
-use rustix::fs::{AtFlags, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
+use rustix::fs::{Advice, AtFlags, StatxFlags, fadvise, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
 
 /// An open leg.
 #[derive(Debug)]
@@ -110,6 +110,14 @@ impl LegFile {
     /// What IO is best a multiple of, in bytes: the sector of the device, or the page that a file is made of.
     pub fn physical_block(&self) -> u32 {
         self.physical_block
+    }
+
+    /// Has the system forget what it read of the leg for others: as long as it has pages of it in memory each
+    /// direct write looks for those that it makes old.
+    pub(crate) fn drop_cached(&self) {
+        if self.direct {
+            let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        }
     }
 
     /// The open file, for what is not data IO (sizes, locks).

@@ -26,6 +26,10 @@ struct Entry {
     value: u64,
 }
 
+/// A leg's open files: one for data, which all rings share, and one for metadata.
+pub(crate) const DATA_FILE: usize = 0;
+pub(crate) const META_FILE: usize = 1;
+
 pub(crate) struct Disk {
     stable: Vec<u64>,
     cached: Vec<u64>,
@@ -40,11 +44,11 @@ pub(crate) struct Disk {
     pass: u64,
     /// Failed flushes so far; each open file is told of each once.
     failed_flushes: u32,
-    told: Vec<u32>,
+    told: [u32; 2],
 }
 
 impl Disk {
-    pub(crate) fn new(sectors: usize, files: usize) -> Disk {
+    pub(crate) fn new(sectors: usize) -> Disk {
         Disk {
             stable: vec![ZERO; sectors],
             cached: vec![ZERO; sectors],
@@ -55,7 +59,7 @@ impl Disk {
             settled: vec![0; sectors],
             pass: 0,
             failed_flushes: 0,
-            told: vec![0; files],
+            told: [0; 2],
         }
     }
 
@@ -213,7 +217,7 @@ impl Disk {
 
 #[test]
 fn a_flush_makes_stable_what_completed_before_it() {
-    let mut disk = Disk::new(2, 1);
+    let mut disk = Disk::new(2);
     let (early, late) = (disk.begin(), disk.begin());
     disk.land(early, 0, 7);
     disk.complete(early, 10);
@@ -226,7 +230,7 @@ fn a_flush_makes_stable_what_completed_before_it() {
 
 #[test]
 fn a_bad_sector_is_bad_until_a_write_to_it_is_stable() {
-    let mut disk = Disk::new(1, 1);
+    let mut disk = Disk::new(1);
     let mut rng = Rng::new(1);
     assert!(disk.go_bad(0));
     for flushed in [false, true] {
@@ -246,7 +250,7 @@ fn a_bad_sector_is_bad_until_a_write_to_it_is_stable() {
 
 #[test]
 fn what_a_failed_flush_lost_no_later_one_writes() {
-    let mut disk = Disk::new(1, 2);
+    let mut disk = Disk::new(1);
     let write = disk.begin();
     disk.land(write, 0, 7);
     disk.complete(write, 10);

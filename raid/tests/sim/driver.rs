@@ -128,7 +128,7 @@ impl Sim {
     }
 
     /// As the real ring: why an IO does not get to its leg, if it does not.
-    fn refusal(&mut self, io: &LegIo) -> Option<Errno> {
+    pub(crate) fn refusal(&mut self, io: &LegIo) -> Option<Errno> {
         if self.hangs(io.leg, io.op == LegOp::Read) {
             self.saw.saw(Saw::Refused);
             return Some(Errno::GIVEN_UP);

@@ -6,6 +6,7 @@ use mirrord_raid::{Errno, Leg, LegOp};
 use crate::config::SECTOR;
 use crate::coverage::Saw;
 use crate::daemon::{LegJob, MetaLeg, Pending};
+use crate::disk::{DATA_FILE, META_FILE};
 use crate::faults::Kind;
 use crate::sim::{Sim, trace};
 
@@ -96,7 +97,7 @@ impl Sim {
             return false;
         }
         let result = if kind == Kind::Flush {
-            self.flush_leg(leg, usize::from(job.queue), job.submitted)
+            self.flush_leg(leg, DATA_FILE, job.submitted)
         } else {
             let struck = self.faults.strike(&mut self.rng, &self.config, leg, kind);
             if struck.is_ok() {
@@ -104,7 +105,7 @@ impl Sim {
             }
             let now = self.moment();
             let disk = &mut self.disks[leg.index()];
-            let told = is_durable(job.io.op) && disk.tell(usize::from(job.queue));
+            let told = is_durable(job.io.op) && disk.tell(DATA_FILE);
             if is_durable(job.io.op) && struck.is_ok() && !told {
                 disk.complete_durably(job.ticket, now);
             } else {
@@ -145,7 +146,7 @@ impl Sim {
     fn step_late_meta(&mut self, leg: Leg, meta: &mut MetaLeg) -> bool {
         if let Some(submitted) = meta.flush {
             // Whatever comes of it nobody hears.
-            let _ = self.flush_leg(leg, self.worker_file(), submitted);
+            let _ = self.flush_leg(leg, META_FILE, submitted);
             return true;
         }
         let most = meta.writes.len() as u64;

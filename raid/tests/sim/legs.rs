@@ -5,8 +5,9 @@ use mirrord_raid::{BackgroundEvent, Errno, Event, LegOp};
 use crate::config::SECTOR;
 use crate::coverage::Saw;
 use crate::daemon::{LegJob, Pending, REPAIR_SLOT};
-use crate::disk::ZERO;
+use crate::disk::{DATA_FILE, ZERO};
 use crate::faults::Kind;
+use crate::late::is_durable;
 use crate::sim::{Sim, trace};
 
 impl Sim {
@@ -23,7 +24,11 @@ impl Sim {
             return;
         }
         self.d().pending.swap_remove(at);
-        let result = self.end_leg(&mut job);
+        let mut result = self.end_leg(&mut job);
+        if result.is_ok() && is_durable(job.io.op) {
+            // As the real ring: what is late may have been told of a loss in its place.
+            result = self.refusal(&job.io).map_or(Ok(()), Err);
+        }
         trace!(
             self,
             "{:?}: {:?} {}+{} {result:?}",
@@ -51,7 +56,7 @@ impl Sim {
     fn end_leg(&mut self, job: &mut LegJob) -> Result<(), Errno> {
         let (leg, disk) = (job.io.leg, job.io.leg.index());
         let (kind, fua) = match job.io.op {
-            LegOp::Flush => return self.flush_leg(leg, usize::from(job.queue), job.submitted),
+            LegOp::Flush => return self.flush_leg(leg, DATA_FILE, job.submitted),
             LegOp::Read => (Kind::Read, false),
             LegOp::Write { fua } | LegOp::Zero { fua } => (Kind::Write, fua),
         };
@@ -67,7 +72,7 @@ impl Sim {
             self.disks[disk].complete(job.ticket, now);
             return struck;
         }
-        if self.disks[disk].tell(usize::from(job.queue)) {
+        if self.disks[disk].tell(DATA_FILE) {
             // A durable write is a write and a sync, and the sync learns of an error of the leg.
             self.disks[disk].complete(job.ticket, now);
             return Err(Errno::EIO);
@@ -132,8 +137,7 @@ impl Sim {
                 client.unreadable.insert(leg);
             }
         }
-        let durable =
-            matches!(job.io.op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true });
+        let durable = is_durable(job.io.op);
         let lasting =
             |errno: Errno| !errno.is_given_up() && (job.io.op == LegOp::Flush || !errno.is_no_space());
         if durable && result.is_err_and(lasting) {

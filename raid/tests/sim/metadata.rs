@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::blocks::{self, PAGE_SECTORS};
 use crate::coverage::Saw;
 use crate::daemon::{Meta, MetaKind, MetaLeg, Pending, Phase};
+use crate::disk::META_FILE;
 use crate::faults::Kind;
 use crate::sim::{Sim, trace};
 
@@ -165,7 +166,7 @@ impl Sim {
         let result = if to.refused {
             Some(Err(Errno::GIVEN_UP))
         } else if let Some(submitted) = to.flush {
-            Some(self.flush_leg(leg, self.worker_file(), submitted))
+            Some(self.flush_leg(leg, META_FILE, submitted))
         } else if !to.writes.is_empty() && self.rng.chance(1, 4) {
             let some = self.rng.between(1, to.writes.len() as u64);
             self.land_meta(leg, to, some);

@@ -74,11 +74,11 @@ impl Sim {
     pub(crate) fn new(seed: u64, tracing: bool) -> Sim {
         let mut rng = Rng::new(seed);
         let config = Config::draw(&mut rng);
-        let (sectors, files) = (config.sectors, usize::from(config.queues) + 2);
+        let sectors = config.sectors;
         let volume = Uuid::from_u64_pair(1, seed);
         let mut sim = Sim {
             geometry: Geometry::new(config.size(), config.region_size()).expect("sizes are drawn well"),
-            disks: (0..config.legs).map(|_| Disk::new(sectors + META_SECTORS, files)).collect(),
+            disks: (0..config.legs).map(|_| Disk::new(sectors + META_SECTORS)).collect(),
             blocks: Blocks::new(volume),
             history: History::new(sectors, ZERO),
             faults: Faults::default(),
@@ -121,11 +121,6 @@ impl Sim {
     pub(crate) fn moment(&mut self) -> u64 {
         self.now += 1;
         self.now
-    }
-
-    /// Number of the open file of a queue, or of the background worker.
-    pub(crate) fn worker_file(&self) -> usize {
-        usize::from(self.config.queues) + 1
     }
 
     /// Reads again what the leg's log says for certain: the bits in every copy that a crash could leave.

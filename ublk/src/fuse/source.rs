@@ -46,6 +46,12 @@ impl Source for FuseSource {
         Ok(())
     }
 
+    /// With batches of all that is there the legs run dry while the thread works and the thread sleeps while they
+    /// do: measured at depth 32, a third of the throughput. With single ones system calls eat the gain.
+    fn batch(&self) -> usize {
+        4
+    }
+
     fn pull(&mut self, _: &mut Ring, most: usize, out: &mut VecDeque<Request>) -> Pulled {
         for _ in 0..most {
             let len = match self.landing.receive(&self.device) {

@@ -33,7 +33,7 @@ use crate::wake::Wake;
 use patience::{Fate, Parked, Patience, uses_buffer};
 use step::{Call, Step};
 use threads::{Threads, perform};
-use uring::{Memory, Uring};
+use uring::{Memory, SMALL, Uring};
 
 /// How long a dropped ring waits for IO in flight before it leaks its buffers.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -186,7 +186,7 @@ impl Ring {
             Threads::new(config.depth, legs.len(), &config.spawn, &config.name, wake).map(Engine::Threads)
         };
         let uring = |wake: &Wake| -> io::Result<Engine> {
-            let uring = Uring::new(config.depth, &config.pool, wake)?;
+            let uring = Uring::new(config.depth, config.tags, &config.pool, wake)?;
             if config.leg_timeout.is_some() {
                 uring.let_legs_block(config.depth);
             }
@@ -320,6 +320,20 @@ impl Ring {
         self.issue(index);
     }
 
+    /// Has the kernel know a large buffer's beginning, as much as a small one has, from now on. It is to be used
+    /// with this ring only. Without lockable memory for it, it works all the same.
+    pub(crate) fn register(&mut self, buffer: &mut Buffer) {
+        let len = self.pool.small_len();
+        if let Engine::Uring(uring) = &mut self.engine
+            && buffer.room() >= len
+        {
+            // SAFETY: `len` bytes from there are the buffer's, which has the number as long as it lives.
+            if let Some(number) = unsafe { uring.register(buffer.as_raw(), len) } {
+                buffer.set_head(number);
+            }
+        }
+    }
+
     /// Watches `fd` from now on, in place of an earlier one: `wait` returns when it becomes readable. The
     /// ring keeps the descriptor open until it watches another or none.
     pub fn watch(&mut self, fd: Option<OwnedFd>) {
@@ -424,6 +438,9 @@ impl Ring {
             self.collect(&mut ready);
             self.ready = ready;
         }
+        if let Some(file) = &file {
+            file.drop_cached();
+        }
         let slot = &mut self.legs[leg];
         slot.file = file;
         slot.generation = slot.generation.wrapping_add(1);
@@ -487,6 +504,8 @@ impl Ring {
             }
             None => Err(Errno(libc::ENODEV)),
         };
+        let result = result.and_then(|()| self.believe(&io));
+        let slot = &mut self.slots[index as usize];
         slot.fate = Fate::Free;
         if uses_buffer(io.op) {
             if slot.parked != 0 {
@@ -503,16 +522,18 @@ impl Ring {
         let step = &slot.step;
         let (leg, call) = (step.io.leg, step.call());
         let memory = match call {
-            Call::Read { buf_offset, .. } | Call::Write { buf_offset, .. } => {
+            Call::Read { buf_offset, len, .. } | Call::Write { buf_offset, len, .. } => {
                 let own = self.tags[step.io.tag as usize].buffer.as_ref();
                 let buffer = if slot.parked == 0 { own } else { self.parked_buffer(slot) };
                 let buffer = buffer.expect("a buffer in use stays attached");
                 // The offset lies inside the buffer: `submit` checked the whole range.
                 let ptr = buffer.as_raw().wrapping_add(buf_offset as usize);
-                Memory { ptr, registered: buffer.is_small() && buffer.is_of(&self.pool) }
+                let small = (buffer.is_small() && buffer.is_of(&self.pool)).then_some(SMALL);
+                let in_head = buf_offset as usize + len as usize <= self.pool.small_len();
+                Memory { ptr, registered: small.or(buffer.head().filter(|_| in_head)) }
             }
-            Call::WriteZeroes { .. } => Memory { ptr: self.pool.zeroes().cast_mut(), registered: false },
-            _ => Memory { ptr: std::ptr::null_mut(), registered: false },
+            Call::WriteZeroes { .. } => Memory { ptr: self.pool.zeroes().cast_mut(), registered: None },
+            _ => Memory { ptr: std::ptr::null_mut(), registered: None },
         };
         match &mut self.engine {
             Engine::Uring(_) if self.legs[leg].is_instant(call) => {

@@ -110,6 +110,12 @@ impl Ring {
         (is_durable(io.op) && file.is_forgetful()).then_some(Errno::EIO)
     }
 
+    /// Whether an IO that went well has: not if it was to make things durable and would be refused now. What was
+    /// given up may have been told in its place that data was lost.
+    pub(super) fn believe(&self, io: &LegIo) -> Result<(), Errno> {
+        if is_durable(io.op) { self.refusal(io).map_or(Ok(()), Err) } else { Ok(()) }
+    }
+
     /// Gives up what is too old. To be called when every completion that is there was taken in.
     pub(super) fn give_up_old(&mut self, out: &mut Vec<LegDone>) {
         let busy = self.inflight() > 0;

@@ -44,7 +44,10 @@ pub(super) struct Uring {
     wake_value: *mut u64,
     wake_fd: RawFd,
     wake_armed: bool,
-    fixed_buffers: bool,
+    /// The pool's small buffers are registered, as number 0.
+    small_buffers: bool,
+    /// The next number of a registered buffer.
+    next_buffer: u16,
     watch: Watch,
     /// Device commands that ended: id and result.
     commands: Vec<(u16, i32)>,
@@ -62,17 +65,20 @@ struct Watch {
     readable: bool,
 }
 
-/// Memory of a call: address, and whether it lies in the registered region.
+/// Memory of a call: address, and the number of the registered buffer that it lies in.
 #[derive(Clone, Copy)]
 pub(super) struct Memory {
     pub(super) ptr: *mut u8,
-    pub(super) registered: bool,
+    pub(super) registered: Option<u16>,
 }
+
+/// The number of the pool's small buffers, all as one.
+pub(super) const SMALL: u16 = 0;
 
 impl Uring {
     /// # Errors
     /// What `io_uring_setup` says, `ENOSYS` for a kernel without what is needed here.
-    pub(super) fn new(depth: u32, pool: &Arc<BufferPool>, wake: &Wake) -> io::Result<Uring> {
+    pub(super) fn new(depth: u32, tags: u32, pool: &Arc<BufferPool>, wake: &Wake) -> io::Result<Uring> {
         let entries = (depth + 1).next_power_of_two().clamp(8, MAX_ENTRIES);
         let ring = build(entries)?;
         let params = ring.params();
@@ -83,13 +89,8 @@ impl Uring {
         submitter
             .register_files_sparse(MAX_LEGS as u32)
             .or_else(|_| submitter.register_files(&[-1; MAX_LEGS]))?;
-        let (base, len) = pool.small_region();
-        let region = libc::iovec { iov_base: base.cast(), iov_len: len };
-        // SAFETY: the region is mapped as long as the pool lives, and the `Ring` that owns this
-        // engine holds the pool (and leaks it if it must go with IO in flight).
-        let fixed_buffers = unsafe { submitter.register_buffers(&[region]) }.is_ok();
-        if !fixed_buffers {
-            tracing::debug!(bytes = len, "io_uring without registered buffers: too little lockable memory");
+        if let Err(error) = submitter.register_buffers_sparse(tags.min(u16::MAX.into()) + 1) {
+            tracing::debug!(%error, "io_uring without registered buffers");
         }
         let mut uring = Uring {
             ring,
@@ -97,10 +98,15 @@ impl Uring {
             wake_value: Box::leak(Box::new(0u64)),
             wake_fd: wake.raw_fd(),
             wake_armed: false,
-            fixed_buffers,
+            small_buffers: false,
+            next_buffer: SMALL,
             watch: Watch::default(),
             commands: Vec::new(),
         };
+        let (base, len) = pool.small_region();
+        // SAFETY: the region is mapped as long as the pool lives, and the `Ring` that owns this
+        // engine holds the pool (and leaks it if it must go with IO in flight).
+        uring.small_buffers = unsafe { uring.register(base, len) }.is_some();
         uring.arm_wake();
         Ok(uring)
     }
@@ -110,6 +116,27 @@ impl Uring {
     pub(super) fn let_legs_block(&self, depth: u32) {
         if let Err(error) = self.ring.submitter().register_iowq_max_workers(&mut [depth.max(64), 0]) {
             tracing::info!(%error, "a leg that hangs may hold up the others");
+        }
+    }
+
+    /// Registers memory: the kernel then need not look for its pages at each call. The number to use it by;
+    /// `None`: calls on it work as they are.
+    ///
+    /// # Safety
+    /// The memory must stay mapped as long as calls by that number are made.
+    pub(super) unsafe fn register(&mut self, ptr: *mut u8, len: usize) -> Option<u16> {
+        let number = self.next_buffer;
+        let region = libc::iovec { iov_base: ptr.cast(), iov_len: len };
+        // SAFETY: the kernel keeps the pages themselves; that they stay mapped there is the caller's promise.
+        match unsafe { self.ring.submitter().register_buffers_update(number.into(), &[region], None) } {
+            Ok(()) => {
+                self.next_buffer = number.checked_add(1)?;
+                Some(number)
+            }
+            Err(error) => {
+                tracing::debug!(%error, bytes = len, "a buffer is not registered");
+                None
+            }
         }
     }
 
@@ -130,17 +157,20 @@ impl Uring {
     fn entry(&self, fd: Fixed, call: Call, Memory { ptr, registered }: Memory) -> squeue::Entry {
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-        let fixed = registered && self.fixed_buffers;
+        let registered = registered.filter(|&number| number != SMALL || self.small_buffers);
         match call {
-            Call::Read { offset, len, .. } if fixed => {
-                opcode::ReadFixed::new(fd, ptr, len, 0).offset(offset).build()
-            }
-            Call::Read { offset, len, .. } => opcode::Read::new(fd, ptr, len).offset(offset).build(),
+            Call::Read { offset, len, .. } => match registered {
+                Some(number) => opcode::ReadFixed::new(fd, ptr, len, number).offset(offset).build(),
+                None => opcode::Read::new(fd, ptr, len).offset(offset).build(),
+            },
             Call::Write { offset, len, dsync, .. } => {
                 let flags = if dsync { libc::RWF_DSYNC } else { 0 };
-                match fixed {
-                    true => opcode::WriteFixed::new(fd, ptr, len, 0).offset(offset).rw_flags(flags).build(),
-                    false => opcode::Write::new(fd, ptr, len).offset(offset).rw_flags(flags).build(),
+                match registered {
+                    Some(number) => {
+                        let write = opcode::WriteFixed::new(fd, ptr, len, number);
+                        write.offset(offset).rw_flags(flags).build()
+                    }
+                    None => opcode::Write::new(fd, ptr, len).offset(offset).rw_flags(flags).build(),
                 }
             }
             Call::WriteZeroes { offset, len } => opcode::Write::new(fd, ptr, len).offset(offset).build(),
@@ -295,12 +325,11 @@ impl Uring {
 
 /// The best set-up this kernel has.
 fn build(entries: u32) -> io::Result<IoUring> {
-    IoUring::builder()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag()
-        .setup_coop_taskrun()
-        .build(entries)
+    let mut best = IoUring::builder();
+    best.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_coop_taskrun();
+    let newest = best.clone().setup_no_sqarray().build(entries);
+    newest
+        .or_else(|_| best.build(entries))
         .or_else(|_| IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().build(entries))
         .or_else(|_| IoUring::new(entries))
 }
