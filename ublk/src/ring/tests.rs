@@ -420,6 +420,65 @@ fn every_kind_of_change_is_given_up() {
     }
 }
 
+/// Where two are under way the system may tell either that data was lost.
+#[test]
+fn a_flush_beside_one_that_was_given_up_is_not_believed() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE), Some(SIZE)]) else { continue };
+        bed.ring.patience = Some(Patience::new(Duration::from_secs(1000)));
+        bed.ring.submit(&io(1, 0, 0, LegOp::Flush, 0, 0));
+        bed.ring.submit(&io(2, 0, 0, LegOp::Flush, 0, 0));
+        bed.ring.submit(&io(3, 0, 1, LegOp::Flush, 0, 0));
+        let late = bed.ring.slots.iter().position(|slot| slot.step.io.io == 1).unwrap();
+        assert_eq!(bed.ring.give_up(late).result, TIMED_OUT);
+        bed.ring.legs[Leg::new(0)].file.as_ref().unwrap().forget();
+        let mut done = bed.finish();
+        done.sort_by_key(|done| done.io);
+        assert!(done.len() == 2 && done[0].result.is_err() && done[1].result.is_ok(), "{kind:?} {done:?}");
+        let_late_ones_end(&mut bed.ring);
+        assert_eq!(bed.one(0, LegOp::Flush, 0, 0), Err(Errno::EIO), "{kind:?}");
+        bed.ring.attach(0, bed.pool.take(BLOCK as usize));
+        assert_eq!(bed.one(0, LegOp::Write { fua: false }, 0, BLOCK), Ok(()), "it promises nothing");
+    }
+}
+
+#[test]
+fn a_registered_buffer_serves_as_a_whole_and_in_parts() {
+    for kind in ENGINES {
+        let Some(mut bed) = bed(kind, &[Some(SIZE)]) else { continue };
+        let small = bed.pool.small_len();
+        let mut buffers = [(), ()].map(|()| bed.pool.take(2 * small));
+        for (tag, mut buffer) in buffers.iter_mut().enumerate() {
+            bed.ring.register(&mut buffer);
+            assert!(kind == EngineKind::Threads || buffer.head() == Some(tag as u16 + 1));
+            for (block, bytes) in buffer.chunks_mut(BLOCK as usize).enumerate() {
+                bytes.fill((tag * 16 + block) as u8 + 1);
+            }
+        }
+        let whole = 2 * small as u64;
+        for (tag, buffer) in buffers.into_iter().enumerate() {
+            bed.ring.attach(tag as u32, buffer);
+            // All of it; then its beginning, its end, and what lies across the border, each to places of their own.
+            for (number, (from, len)) in
+                [(0, whole), (0, BLOCK), (whole - BLOCK, BLOCK), (small as u64 - BLOCK, 2 * BLOCK)]
+                    .into_iter()
+                    .enumerate()
+            {
+                let at = (tag as u64 * 4 + number as u64) * whole;
+                let write = LegIo {
+                    buf_offset: from as u32,
+                    ..io(9, tag as u32, 0, LegOp::Write { fua: false }, at, len)
+                };
+                bed.ring.submit(&write);
+                assert_eq!(bed.finish()[0].result, Ok(()), "{kind:?} {write:?}");
+                let leg = std::fs::read(bed.dir.path().join("leg0")).unwrap();
+                let expected = &bed.ring.buffer(tag as u32)[from as usize..(from + len) as usize];
+                assert!(leg[at as usize..(at + len) as usize] == *expected, "{kind:?} {write:?}");
+            }
+        }
+    }
+}
+
 /// Reads do not hang on a frozen file system, so these are given up by hand while they are under way.
 #[test]
 fn a_read_that_is_given_up_and_its_neighbours_land_where_they_belong() {
