@@ -36,6 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A start waits for the queues, then for whatever the kernel reads of partitions.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
+/// What drivers say to a deletion that does not wait for users: those that cannot, and, if the device is that of
+/// a user without privilege, any (seen on Linux 6.12).
+const CANNOT_LEAVE_USERS: [Errno; 2] = [Errno(libc::EOPNOTSUPP), Errno(libc::EINVAL)];
+
 /// Largest discard or zeroing in one request, in bytes: one that is carried out by writing zeroes is to end
 /// within seconds.
 const MOST_ZEROED: u64 = 256 << 20;
@@ -293,14 +297,16 @@ impl Control {
         })
     }
 
-    /// Deletes the device, stopped before. Users that do not close it, as a file system that stays mounted,
-    /// hold up only drivers before Linux 6.9.
+    /// Deletes the device, stopped before. Users that do not close it, as a file system that stays mounted, hold
+    /// it up only where [`CANNOT_LEAVE_USERS`] says.
     pub(super) fn delete(&self) -> Result<(), ControlError> {
         self.call("delete the device", PATIENCE, |held| {
             held.device = None;
             let control = held.control.take().ok_or(Errno(libc::ENODEV))?;
             let deleted = match control.del_dev_async().map_err(errno).and_then(done) {
-                Err(Errno(libc::EOPNOTSUPP)) => control.del_dev().map_err(errno).and_then(done),
+                Err(said) if CANNOT_LEAVE_USERS.contains(&said) => {
+                    control.del_dev().map_err(errno).and_then(done)
+                }
                 deleted => deleted,
             };
             control.disown();
@@ -308,13 +314,14 @@ impl Control {
         })
     }
 
-    /// Takes device `id`, that no daemon serves, away from its users and deletes it. Users that do not close it
-    /// hold up only drivers before Linux 6.9.
+    /// Takes device `id`, that no daemon serves, away from its users and deletes it, as [`Control::delete`] does.
     pub(super) fn remove(&self, id: u32) -> Result<(), ControlError> {
         self.call("remove a device", START_PATIENCE, move |_| {
             command(sys::UBLK_U_CMD_STOP_DEV, id, 0)?;
             match command(sys::UBLK_U_CMD_DEL_DEV_ASYNC, id, 0) {
-                Err(Errno(libc::EOPNOTSUPP)) => command(sys::UBLK_U_CMD_DEL_DEV, id, 0).map(drop),
+                Err(said) if CANNOT_LEAVE_USERS.contains(&said) => {
+                    command(sys::UBLK_U_CMD_DEL_DEV, id, 0).map(drop)
+                }
                 result => result.map(drop),
             }
         })
