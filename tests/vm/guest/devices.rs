@@ -1,6 +1,6 @@
 //! Block devices for cases, and load for them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -9,6 +9,15 @@ use crate::rig::{Rig, sh, until};
 /// Loads modules; the kernel has them or the case fails.
 pub(crate) fn load(modules: &[&str]) {
     modules.iter().for_each(|module| drop(sh("modprobe", &[module])));
+}
+
+/// Runs the real udev, with mirrord's rule and no other.
+pub(crate) fn run_udev() {
+    let rule = include_str!("../../../packaging/udev/60-mirrord-ublk.rules");
+    fs::create_dir_all("/etc/udev/rules.d").unwrap();
+    fs::write("/etc/udev/rules.d/60-mirrord-ublk.rules", rule).unwrap();
+    sh("systemd-udevd", &["--daemon"]);
+    sh("udevadm", &["trigger", "--settle", "--subsystem-match=misc"]);
 }
 
 /// A loop device with direct IO over a new sparse file of the rig.

@@ -10,28 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::devices::{dm, load, loop_leg, sectors};
+use crate::devices::{dm, load, loop_leg, run_udev, sectors};
 use crate::rig::{Rig, binary, sh, until};
 
 const MIB: u64 = 1 << 20;
 const USER: u32 = 1000;
-
-/// There is no udev in the guest: gives the user what the rule would.
-fn give_devices_away() {
-    fs::set_permissions("/dev/ublk-control", fs::Permissions::from_mode(0o666)).unwrap();
-    thread::spawn(|| {
-        loop {
-            for entry in fs::read_dir("/dev").unwrap().flatten() {
-                if entry.file_name().to_string_lossy().starts_with("ublk")
-                    && entry.file_name() != "ublk-control"
-                {
-                    let _ = chown(entry.path(), Some(USER), Some(USER));
-                }
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-    });
-}
 
 /// Runs a program as the user, in the rig's folder.
 fn run(rig: &Rig, program: &str, args: &[&str]) -> Output {
@@ -75,7 +58,7 @@ pub(crate) fn an_unprivileged_daemon_outlives_a_leg_that_hangs() {
     let slow = dm(&rig, "slow", &format!("0 {} linear {disk} 0", sectors(&disk)));
     rig.at_end(&["dmsetup", "resume", "slow"]);
     chown(Path::new(&slow), Some(USER), Some(USER)).unwrap();
-    give_devices_away();
+    run_udev();
 
     let mirrord = binary();
     let create = ["create", "--legs", "a", &slow, "--size", "48MiB", "--name", "v", "--front", "ublk"];

@@ -15,7 +15,7 @@ programs=(
   bash env cp dd ls stat sync timeout truncate head cmp
   dmsetup mke2fs e2fsck dumpe2fs mdadm mkfs.xfs xfs_repair mkfs.btrfs mkfs.vfat
   losetup blkdiscard blockdev blkid fstrim sfdisk lsblk findmnt mount umount
-  flock setpriv prlimit unshare fallocate mkswap strace fusermount3
+  flock setpriv prlimit unshare fallocate mkswap strace fusermount3 udevadm
 )
 
 pack() { # folder file
@@ -26,7 +26,8 @@ pack() { # folder file
 libraries() { # program
   local tools=$store/tools loader
   loader=$(echo "$tools"/lib*/ld-linux-x86-64.so.2)
-  "$loader" --library-path "$tools/lib/x86_64-linux-gnu:$tools/usr/lib/x86_64-linux-gnu" --list "$1" 2>/dev/null |
+  local paths=$tools/lib/x86_64-linux-gnu:$tools/usr/lib/x86_64-linux-gnu
+  "$loader" --library-path "$paths:$tools/usr/lib/x86_64-linux-gnu/systemd" --list "$1" 2>/dev/null |
     grep -oE "${tools}[^ ]+"
   echo "$loader"
 }
@@ -49,6 +50,7 @@ add_programs() { # root
   for name in 2 3 4; do ln -s mke2fs "$root/usr/bin/mkfs.ext$name"; done
   ln -s e2fsck "$root/usr/bin/fsck.ext4"
   ln -s bash "$root/usr/bin/sh"
+  ln -s udevadm "$root/usr/bin/systemd-udevd"
   chmod 4755 "$root/usr/bin/fusermount3"
   cp "$tools/bin/busybox" "$root/usr/bin/busybox"
   "$tools/bin/busybox" --list | while read -r name; do

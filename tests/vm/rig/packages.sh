@@ -5,7 +5,7 @@
 # The programs that image.sh names come from these, and from what these depend on.
 tools=(
   bash btrfs-progs busybox-static coreutils diffutils dmsetup dosfstools e2fsprogs fdisk fuse3 libaio-dev mdadm
-  mount strace util-linux xfsprogs
+  mount strace udev util-linux xfsprogs
 )
 
 private_apt() { # program argument..

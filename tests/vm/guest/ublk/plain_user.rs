@@ -1,17 +1,13 @@
 //! A user without privilege has a block device, where the administrator installed the udev rule.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use super::{MIB, pause};
-use crate::devices::load;
-use crate::rig::{binary, sh, try_sh, until};
-
+use crate::devices::{load, run_udev};
+use crate::rig::{sh, until};
 const HOME: &str = "/test/user";
 const SIZE: u64 = 48 * MIB;
 
@@ -29,9 +25,7 @@ pub(crate) fn has_a_block_device() {
     ]);
     assert!(said.contains("udev rule"), "{said}");
 
-    let ending = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&ending);
-    let udev = thread::spawn(move || be_udev(&asked));
+    run_udev();
     until("users may ask for devices", || as_user(&["test", "-w", "/dev/ublk-control"]).status.success());
     println!("{}", String::from_utf8_lossy(&as_user(&["mirrord", "doctor"]).stdout));
     ok(&["mirrord", "create", "--legs", "a", "b", "--size", "48MiB", "--name", "v", "--front", "ublk"]);
@@ -63,32 +57,6 @@ pub(crate) fn has_a_block_device() {
     load_by_user(&second);
     ok(&["mirrord", "stop", "v"]);
     sh("cmp", &["-n", &SIZE.to_string(), &format!("{HOME}/a"), &format!("{HOME}/b")]);
-    ending.store(true, Ordering::SeqCst);
-    udev.join().unwrap();
-}
-
-/// Does what packaging/udev/60-mirrord-ublk.rules says: there is no udev in the guest.
-fn be_udev(ending: &AtomicBool) {
-    fs::set_permissions("/dev/ublk-control", fs::Permissions::from_mode(0o666)).unwrap();
-    while !ending.load(Ordering::SeqCst) {
-        pause(20);
-        for entry in fs::read_dir("/dev").unwrap().flatten() {
-            let name = entry.file_name().into_string().unwrap();
-            let is_device =
-                |kind: &str| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with(char::is_numeric));
-            let Ok(node) = entry.metadata() else { continue };
-            if !(is_device("ublkc") || is_device("ublkb")) || node.uid() != 0 {
-                continue;
-            }
-            let owner = try_sh(&binary(), &["udev-owner", &name]);
-            let owner = String::from_utf8(owner.stdout).unwrap();
-            if let Some((user, group)) = owner.trim().split_once(' ') {
-                // It may be gone by now.
-                let _ = chown(entry.path(), user.parse().ok(), group.parse().ok());
-                let _ = fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o600));
-            }
-        }
-    }
 }
 
 const USER: [&str; 5] = ["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--"];
