@@ -373,7 +373,8 @@ impl Background {
         match (job.step, result) {
             (Step::Read, Ok(())) => {
                 let hole = zeroes && io != REPAIR;
-                let op = if hole { LegOp::Zero { fua: false } } else { LegOp::Write { fua: false } };
+                let op =
+                    if hole { LegOp::Zero { fua: false, keep: false } } else { LegOp::Write { fua: false } };
                 // A leg that is out now has missed this window, whatever becomes of it.
                 job.targets = job.targets.intersect(in_use);
                 let Job { targets, unreadable, offset, len, .. } = *job;

@@ -37,7 +37,10 @@ pub enum Op {
     /// Write the request's buffer.
     Write,
     /// Make the range read as zeroes.
-    Zero,
+    Zero {
+        /// See [`LegOp::Zero`].
+        keep: bool,
+    },
     /// Make every completed write durable.
     Flush,
 }
@@ -348,7 +351,7 @@ impl MirrorQueue {
         Counters::add(
             match request.op {
                 Op::Read => &counters.reads,
-                Op::Write | Op::Zero => &counters.writes,
+                Op::Write | Op::Zero { .. } => &counters.writes,
                 Op::Flush => &counters.flushes,
             },
             1,
@@ -415,7 +418,7 @@ impl MirrorQueue {
         self.parts[io as usize].errors = [None; MAX_LEGS];
         let op = match request.op {
             Op::Write => LegOp::Write { fua: request.fua },
-            Op::Zero => LegOp::Zero { fua: request.fua },
+            Op::Zero { keep } => LegOp::Zero { fua: request.fua, keep },
             Op::Read | Op::Flush => unreachable!("only writes get here"),
         };
         let targets = self.mirror.legs.states().in_use();

@@ -290,10 +290,12 @@ pub enum LegOp {
         /// Force unit access.
         fua: bool,
     },
-    /// Make the range read as zeroes, giving space back where possible; durable on completion if `fua`.
+    /// Make the range read as zeroes; durable on completion if `fua`.
     Zero {
         /// Force unit access.
         fua: bool,
+        /// The leg is to keep the space, or have some for it; else it is given back where that is possible.
+        keep: bool,
     },
     /// Make everything completed before durable (fdatasync).
     Flush,

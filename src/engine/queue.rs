@@ -153,7 +153,7 @@ impl Queue {
             op: match request.op {
                 Op::Read => mirrord_raid::Op::Read,
                 Op::Write => mirrord_raid::Op::Write,
-                Op::Zero => mirrord_raid::Op::Zero,
+                Op::Zero { keep } => mirrord_raid::Op::Zero { keep },
                 Op::Flush => mirrord_raid::Op::Flush,
             },
             offset: request.offset,
@@ -190,7 +190,7 @@ impl Queue {
         self.more = true;
         let buffer = match request.op {
             Op::Read | Op::Write => Some(self.ring.detach(tag)),
-            Op::Zero | Op::Flush => None,
+            Op::Zero { .. } | Op::Flush => None,
         };
         request.done.complete(result, buffer);
         self.shared.in_flight.fetch_sub(1, Ordering::SeqCst);

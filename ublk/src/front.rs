@@ -24,8 +24,11 @@ pub enum Op {
     Read,
     /// Write from the buffer.
     Write,
-    /// Make the range read as zeroes, giving space back where possible.
-    Zero,
+    /// Make the range read as zeroes.
+    Zero {
+        /// The space is to stay allocated; else it is given back where that is possible.
+        keep: bool,
+    },
     /// Make every write that was acknowledged durable.
     Flush,
 }

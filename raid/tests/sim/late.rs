@@ -24,7 +24,7 @@ pub(crate) enum What {
 }
 
 pub(crate) fn is_durable(op: LegOp) -> bool {
-    matches!(op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true })
+    matches!(op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true, .. })
 }
 
 impl Sim {

@@ -58,7 +58,7 @@ impl Sim {
         let (kind, fua) = match job.io.op {
             LegOp::Flush => return self.flush_leg(leg, DATA_FILE, job.submitted),
             LegOp::Read => (Kind::Read, false),
-            LegOp::Write { fua } | LegOp::Zero { fua } => (Kind::Write, fua),
+            LegOp::Write { fua } | LegOp::Zero { fua, .. } => (Kind::Write, fua),
         };
         let struck = self.faults.strike(&mut self.rng, &self.config, leg, kind);
         let some = if struck.is_ok() { u32::MAX } else { self.rng.next() as u32 };

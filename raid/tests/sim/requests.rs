@@ -11,6 +11,9 @@ use crate::daemon::Client;
 use crate::disk::ZERO;
 use crate::sim::Sim;
 
+/// Whether space is given back makes no difference to these disks.
+const ZERO_OP: Op = Op::Zero { keep: false };
+
 impl Sim {
     /// A new request on some queue, if there is room for one.
     pub(crate) fn issue(&mut self) {
@@ -20,7 +23,7 @@ impl Sim {
         let op = match self.rng.below(100) {
             0..=39 => Op::Read,
             40..=83 => Op::Write,
-            84..=89 => Op::Zero,
+            84..=89 => ZERO_OP,
             _ => Op::Flush,
         };
         let range = if op == Op::Flush { 0..0 } else { self.range(op) };
@@ -29,14 +32,14 @@ impl Sim {
 
     /// A new request with this free tag on this queue.
     pub(crate) fn send(&mut self, queue: u16, tag: usize, op: Op, range: Range<usize>) {
-        let changed = matches!(op, Op::Write | Op::Zero);
+        let changed = matches!(op, Op::Write | Op::Zero { .. });
         let (fua, patch) = (changed && self.rng.chance(1, 8), op == Op::Write && self.rng.chance(1, 6));
         let mut changes = if changed { range.clone() } else { 0..0 };
         if patch {
             changes.start += self.rng.below(range.len() as u64) as usize;
             changes.end -= self.rng.below(changes.len() as u64) as usize;
         }
-        let stamp = self.stamps | if op == Op::Zero { ZERO } else { 0 };
+        let stamp = self.stamps | if op == ZERO_OP { ZERO } else { 0 };
         if changed {
             self.stamps += self.config.sectors as u64;
         }
@@ -69,14 +72,14 @@ impl Sim {
         self.saw.saw_if(Saw::Patch, patch);
         if !range.is_empty() {
             self.saw.saw_if(Saw::SpanningRequest, range.start / region != (range.end - 1) / region);
-            self.saw.saw_if(Saw::WholeVolumeZero, op == Op::Zero && range.len() == self.config.sectors);
+            self.saw.saw_if(Saw::WholeVolumeZero, op == ZERO_OP && range.len() == self.config.sectors);
         }
     }
 
     /// Where a request goes, in sectors.
     fn range(&mut self, op: Op) -> Range<usize> {
         let sectors = self.config.sectors as u64;
-        if op == Op::Zero && self.rng.chance(1, 20) {
+        if op == ZERO_OP && self.rng.chance(1, 20) {
             return 0..sectors as usize;
         }
         let span = if self.rng.chance(self.config.hot, 100) { sectors.min(HOT as u64) } else { sectors };
@@ -118,7 +121,7 @@ impl Sim {
                 Ok(()) => self.check_read(queue, tag, &client, now),
                 Err(errno) => Sim::check_unreadable(&client, errno),
             },
-            Op::Write | Op::Zero => {
+            Op::Write | Op::Zero { .. } => {
                 for sector in client.changes.clone() {
                     let stamp = client.stamp + sector as u64;
                     let end = self.history.write_ends(sector, stamp, result.is_ok(), client.fua, now);

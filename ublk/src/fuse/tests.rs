@@ -52,7 +52,7 @@ impl Memory {
                         }
                         range.copy_from_slice(buf);
                     }
-                    Op::Zero => range.fill(0),
+                    Op::Zero { .. } => range.fill(0),
                     Op::Flush => {}
                 }
                 request.done.complete(Ok(()), request.buf);
@@ -248,11 +248,16 @@ fn zeroing_leaves_the_bytes_around_it() {
     }
     bed.engine.seen();
     fallocate(&file, punch, 4096, 8192).unwrap();
-    assert_eq!(bed.engine.seen(), [(Op::Zero, false)]);
+    assert_eq!(bed.engine.seen(), [(Op::Zero { keep: false }, false)]);
+    fallocate(&file, zero, 4096, 8192).unwrap();
+    assert_eq!(bed.engine.seen(), [(Op::Zero { keep: true }, false)]);
     fallocate(&file, punch, 4095, 8194).unwrap();
-    assert_eq!(bed.engine.seen(), [(Op::Write, false), (Op::Zero, false), (Op::Write, false)]);
+    assert_eq!(
+        bed.engine.seen(),
+        [(Op::Write, false), (Op::Zero { keep: false }, false), (Op::Write, false)]
+    );
     fallocate(&file, punch, SIZE - 4096, 1 << 30).unwrap();
-    assert_eq!(bed.engine.seen(), [(Op::Zero, false)], "clamped to the volume");
+    assert_eq!(bed.engine.seen(), [(Op::Zero { keep: false }, false)], "clamped to the volume");
     fallocate(&file, FallocateFlags::empty(), 0, SIZE).unwrap();
     assert!(bed.engine.seen().is_empty());
     assert_eq!(
@@ -445,7 +450,7 @@ fn a_loop_device_works_on_top() {
                 bed.open().read_exact_at(&mut data, 4096).unwrap();
                 assert!(data[4096..8192] == [0; 4096]);
                 assert!(data[..4096] == [0x33; 4096] && data[8192..] == [0x33; 57344]);
-                assert!(bed.engine.seen().contains(&(Op::Zero, false)));
+                assert!(bed.engine.seen().contains(&(Op::Zero { keep: false }, false)));
             }
         }
     }));

@@ -87,12 +87,12 @@ impl Volume {
         self.submit(out, Request { op: Op::Write, offset, len, fua, buf, patch: Some(patch), done });
     }
 
-    fn put_zero(&self, out: &mut VecDeque<Request>, offset: u64, len: u64, done: Done) {
+    fn put_zero(&self, out: &mut VecDeque<Request>, keep: bool, offset: u64, len: u64, done: Done) {
         let pieces = zero_pieces(offset, len, self.block);
         let count = pieces.iter().flatten().count() as u32;
         for (piece, done) in pieces.into_iter().flatten().zip(Group::split(done, count)) {
             match piece {
-                Piece::Whole { offset, len } => self.put(out, Op::Zero, offset, len, done),
+                Piece::Whole { offset, len } => self.put(out, Op::Zero { keep }, offset, len, done),
                 Piece::Edge { offset, len } => {
                     self.put_patch(out, Patch::zeroes(offset, len), offset, len, false, done);
                 }
@@ -157,7 +157,8 @@ impl Volume {
                     reply.ok();
                 } else {
                     self.attributes.written();
-                    self.put_zero(out, ask.offset, len, Done::empty(reply));
+                    let keep = ask.mode as i32 != PUNCH;
+                    self.put_zero(out, keep, ask.offset, len, Done::empty(reply));
                 }
             }
             _ => reply.refuse(libc::EOPNOTSUPP),

@@ -230,7 +230,7 @@ impl Ring {
 }
 
 fn is_durable(op: LegOp) -> bool {
-    matches!(op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true })
+    matches!(op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true, .. })
 }
 
 pub(super) fn uses_buffer(op: LegOp) -> bool {

@@ -1,8 +1,8 @@
 //! One leg IO as a sequence of system calls: a state machine without IO, the same for both engines.
 //!
 //! Guarantees: short reads and writes go on where they stopped, EOF inside a read is an error, a
-//! leg that cannot punch holes is zeroed by writing, a zero with FUA ends with a sync, and a failed
-//! sync is never tried again. No call ends with `ETIMEDOUT`: see [`Errno::GIVEN_UP`].
+//! leg that cannot punch holes is zeroed by writing, a zero that keeps its space punches none, one with
+//! FUA ends with a sync, and a failed sync is never tried again. No call ends with `ETIMEDOUT`: see [`Errno::GIVEN_UP`].
 //!
 //! ```text
 //! state      call                 done ->                    not supported ->
@@ -50,7 +50,8 @@ impl Step {
     pub(super) fn new(io: LegIo) -> Step {
         let state = match io.op {
             LegOp::Read | LegOp::Write { .. } => State::Copy,
-            LegOp::Zero { .. } => State::Punch,
+            LegOp::Zero { keep: false, .. } => State::Punch,
+            LegOp::Zero { keep: true, .. } => State::ZeroRange,
             LegOp::Flush => State::Sync,
         };
         Step { io, state, done: 0 }
@@ -113,7 +114,7 @@ impl Step {
 
     fn zeroed(&mut self) -> Option<Result<(), Errno>> {
         match self.io.op {
-            LegOp::Zero { fua: true } => {
+            LegOp::Zero { fua: true, .. } => {
                 self.state = State::Sync;
                 None
             }
@@ -152,7 +153,7 @@ mod tests {
     #[test]
     fn a_leg_without_holes_is_written() {
         let len = ZEROES as u64 + 512;
-        let mut zero = step(LegOp::Zero { fua: true }, len);
+        let mut zero = step(LegOp::Zero { fua: true, keep: false }, len);
         assert_eq!(zero.call(), Call::Punch { offset: 4096, len });
         assert_eq!(zero.advance(-libc::EOPNOTSUPP), None);
         assert_eq!(zero.call(), Call::ZeroRange { offset: 4096, len });
@@ -163,6 +164,15 @@ mod tests {
         assert_eq!(zero.advance(512), None);
         assert_eq!(zero.call(), Call::Sync);
         assert_eq!(zero.advance(0), Some(Ok(())));
+    }
+
+    #[test]
+    fn space_that_is_to_stay_is_not_given_back() {
+        let mut zero = step(LegOp::Zero { fua: false, keep: true }, 8192);
+        assert_eq!(zero.call(), Call::ZeroRange { offset: 4096, len: 8192 });
+        assert_eq!(zero.advance(-libc::EOPNOTSUPP), None);
+        assert_eq!(zero.call(), Call::WriteZeroes { offset: 4096, len: 8192 });
+        assert_eq!(zero.advance(8192), Some(Ok(())));
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn legs_hold_what_was_written() {
                 let op = match rng.below(8) {
                     0..4 => LegOp::Write { fua: rng.below(8) == 0 },
                     4..6 => LegOp::Read,
-                    6 => LegOp::Zero { fua: rng.below(2) == 0 },
+                    6 => LegOp::Zero { fua: rng.below(2) == 0, keep: rng.below(2) == 0 },
                     _ => LegOp::Flush,
                 };
                 match op {
@@ -408,7 +408,7 @@ fn a_leg_that_hangs_is_given_up_and_its_buffer_is_left_alone() {
 fn every_kind_of_change_is_given_up() {
     for kind in ENGINES {
         let Some((mut bed, mut freezer)) = freezing_bed(kind) else { continue };
-        for op in [LegOp::Zero { fua: true }, LegOp::Write { fua: true }] {
+        for op in [LegOp::Zero { fua: true, keep: false }, LegOp::Write { fua: true }] {
             freezer.freeze(true);
             bed.ring.attach(0, bed.pool.take(BLOCK as usize));
             assert_eq!(bed.one(1, op, 0, BLOCK), TIMED_OUT, "{kind:?} {op:?}");
@@ -448,8 +448,8 @@ fn a_registered_buffer_serves_as_a_whole_and_in_parts() {
         let Some(mut bed) = bed(kind, &[Some(SIZE)]) else { continue };
         let small = bed.pool.small_len();
         let mut buffers = [(), ()].map(|()| bed.pool.take(2 * small));
-        for (tag, mut buffer) in buffers.iter_mut().enumerate() {
-            bed.ring.register(&mut buffer);
+        for (tag, buffer) in buffers.iter_mut().enumerate() {
+            bed.ring.register(buffer);
             assert!(kind == EngineKind::Threads || buffer.head() == Some(tag as u16 + 1));
             for (block, bytes) in buffer.chunks_mut(BLOCK as usize).enumerate() {
                 bytes.fill((tag * 16 + block) as u8 + 1);

@@ -47,6 +47,8 @@ pub(super) const OP_WRITE_ZEROES: u32 = 5;
 
 /// In [`IoDescriptor::operation`]: durable before it is answered.
 pub(super) const FLAG_FUA: u32 = 1 << 13;
+/// Likewise: zeroes are to have their space.
+pub(super) const FLAG_NOUNMAP: u32 = 1 << 15;
 
 /// Most requests per queue that the driver has descriptors for; the space of each queue is of this size.
 pub(super) const MOST_DEPTH: usize = 4096;

@@ -22,8 +22,8 @@ use zerocopy::IntoBytes;
 
 use super::COME_UP;
 use super::command::{
-    COMMIT_AND_FETCH, FETCH, FLAG_FUA, IoCommand, IoDescriptor, MOST_DEPTH, OP_DISCARD, OP_FLUSH, OP_READ,
-    OP_WRITE, OP_WRITE_ZEROES,
+    COMMIT_AND_FETCH, FETCH, FLAG_FUA, FLAG_NOUNMAP, IoCommand, IoDescriptor, MOST_DEPTH, OP_DISCARD,
+    OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
 };
 use crate::buffer::{Buffer, BufferPool};
 use crate::done::Done;
@@ -221,7 +221,8 @@ impl UblkSource {
             OP_READ => (Op::Read, offset, len, len),
             OP_WRITE => (Op::Write, offset, len, len),
             OP_FLUSH => (Op::Flush, 0, 0, 0),
-            OP_DISCARD | OP_WRITE_ZEROES => (Op::Zero, offset, len, 0),
+            OP_DISCARD => (Op::Zero { keep: false }, offset, len, 0),
+            OP_WRITE_ZEROES => (Op::Zero { keep: operation & FLAG_NOUNMAP != 0 }, offset, len, 0),
             _ => return None,
         };
         self.taken += 1;

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::process::{Command, Stdio};
 
 use rustix::fs::OFlags;
@@ -125,11 +125,19 @@ impl Model {
         self.check_after(&format!("a write of {len} at {at}, direct {direct}"));
     }
 
-    /// `blkdiscard` makes holes, which are read as zeroes.
+    /// `blkdiscard` makes holes, which are read as zeroes; with `-z`, zeroes that keep their space.
     fn zero(&mut self, at: u64, len: u64, how: &[&str]) {
+        let used = |leg: &File| leg.metadata().unwrap().blocks();
+        let before = self.legs.each_ref().map(used);
         let range = ["--offset", &at.to_string(), "--length", &len.to_string(), &self.device];
         sh("blkdiscard", &[how, &range].concat());
         self.bytes[at as usize..(at + len) as usize].fill(0);
+        for (leg, before) in self.legs.iter().zip(before) {
+            match (used(leg), how) {
+                (after, []) => assert!(after < before || after == before && len < 8 * KIB, "{len} at {at}"),
+                (after, _) => assert_eq!(after, before, "{len} at {at}"),
+            }
+        }
         self.check_after(&format!("blkdiscard {how:?} of {len} at {at}"));
     }
 
