@@ -7,7 +7,7 @@ wanted() {
   "$guest" needs | while read -r name needs; do
     if [ ${#names[@]} -gt 0 ]; then
       [[ " ${names[*]} " != *" $name "* ]] || echo "$name $needs"
-    elif [ -z "$smoke" ] || [[ " $needs " == *" smoke=yes "* ]]; then
+    elif [[ " $needs " == *" $only "* ]] || [ -z "$only" ]; then
       echo "$name $needs"
     fi
   done
