@@ -7,7 +7,9 @@
 //!
 //! A leg that is syncing has one stale bit per region: set, its copy there may be older than the
 //! volume. Legs that are in sync are stale nowhere; legs that are failed are stale, at most, where
-//! the log is dirty, so they need no bits.
+//! the log is dirty, so they need no bits. A leg that is tracked is stale where the log is dirty, too,
+//! and, if it was split off since the volume was started, no more than where its bits are set: queues set
+//! them as they write.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
@@ -90,6 +92,11 @@ impl LegStates {
         self.those(is_in_use)
     }
 
+    /// Legs that were split off and are tracked.
+    pub fn tracked(self) -> LegSet {
+        self.those(|b| state(b) == LegState::Tracked)
+    }
+
     /// Legs that are out and durably recorded so.
     pub fn out_and_recorded(self) -> LegSet {
         self.those(|b| b & RECORDED != 0 && !is_in_use(b))
@@ -148,6 +155,7 @@ pub struct LegTable {
     /// Per leg counters.
     pub counters: LegMap<LegCounters>,
     unflushed: AtomicU8,
+    exact: AtomicU8,
     flush_broken: AtomicBool,
 }
 
@@ -166,6 +174,7 @@ impl LegTable {
             }),
             counters: LegMap::from_fn(states.len(), |_| LegCounters::default()),
             unflushed: AtomicU8::new(0),
+            exact: AtomicU8::new(0),
             flush_broken: AtomicBool::new(false),
         }
     }
@@ -218,7 +227,7 @@ impl LegTable {
         None
     }
 
-    /// Log worker only (and assembly, before the volume is served).
+    /// Log worker only (and assembly, before the volume is served), but for legs that are tracked.
     pub(crate) fn set_stale(&self, leg: Leg, region: Region) {
         let bit = 1 << (region.index() % 64);
         if self.stale[leg].words[region.index() / 64].fetch_or(bit, SeqCst) & bit == 0 {
@@ -249,6 +258,21 @@ impl LegTable {
         let states = self.states();
         let syncing = states.syncing().iter().filter(|&leg| !self.is_stale(leg, region)).collect();
         states.in_sync().union(syncing)
+    }
+
+    /// Tracked legs whose stale bits tell all: not those that were tracked when the volume was started.
+    pub fn tracked_exactly(&self) -> LegSet {
+        LegSet::from_bits(self.exact.load(SeqCst)).intersect(self.states().tracked())
+    }
+
+    /// From now on, or no longer, the bits of a tracked leg tell all. Log worker only.
+    pub(crate) fn track_exactly(&self, leg: Leg, exact: bool) {
+        let bit = LegSet::one(leg).bits();
+        if exact {
+            self.exact.fetch_or(bit, SeqCst);
+        } else {
+            self.exact.fetch_and(!bit, SeqCst);
+        }
     }
 
     /// Legs on which a flush failed: the operating system reports that once and forgets what it could

@@ -6,7 +6,7 @@
 //! driver turns into an eventfd write (and the simulator into an event).
 
 use std::sync::atomic::{
-    AtomicU32, AtomicU64,
+    AtomicBool, AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Mutex, PoisonError};
@@ -148,6 +148,11 @@ impl Counters {
     }
 }
 
+/// On a cache line of its own: queues count at each write.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Writing(AtomicU32);
+
 type NoteBox<T> = Mutex<Vec<T>>;
 
 fn swap_out<T>(notes: &NoteBox<T>, into: &mut Vec<T>) {
@@ -169,6 +174,9 @@ pub struct Mirror {
     /// Counters.
     pub counters: Counters,
     undone_writes: AtomicU32,
+    frozen: AtomicBool,
+    /// Writes of each queue from before they lock their range until they are answered.
+    writing: Box<[Writing]>,
     worker_notes: NoteBox<WorkerNote>,
     queue_notes: Box<[NoteBox<QueueNote>]>,
 }
@@ -190,6 +198,8 @@ impl Mirror {
             ranges: RangeLocks::default(),
             counters: Counters::default(),
             undone_writes: AtomicU32::new(0),
+            frozen: AtomicBool::new(false),
+            writing: (0..queues).map(|_| Writing::default()).collect(),
             worker_notes: NoteBox::default(),
             queue_notes: (0..=queues).map(|_| NoteBox::default()).collect(),
         };
@@ -210,6 +220,38 @@ impl Mirror {
     /// Legs of the volume, all states.
     pub fn all_legs(&self) -> impl Iterator<Item = Leg> {
         self.legs.states().all().iter()
+    }
+
+    /// Whether new writes wait: for the moment of a split.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.load(SeqCst)
+    }
+
+    /// Has new writes wait, or lets them go on; queues that hold some are to be woken then.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.frozen.store(frozen, SeqCst);
+    }
+
+    /// A part of a write begins on `queue`; `false`: it has to wait, and the log worker is to be woken.
+    pub(crate) fn write_begins(&self, queue: QueueId) -> bool {
+        // Counted before it looks: either it sees that it has to wait, or the log worker sees it.
+        self.writing[queue.0 as usize].0.fetch_add(1, SeqCst);
+        let may_begin = !self.is_frozen();
+        if !may_begin {
+            self.write_ends(queue);
+        }
+        may_begin
+    }
+
+    /// A part of a write has ended on `queue`; `true`: the log worker waits for that.
+    pub(crate) fn write_ends(&self, queue: QueueId) -> bool {
+        self.writing[queue.0 as usize].0.fetch_sub(1, SeqCst);
+        self.is_frozen()
+    }
+
+    /// Whether any queue has a write under way.
+    pub(crate) fn writes_are_under_way(&self) -> bool {
+        self.writing.iter().any(|writing| writing.0.load(SeqCst) > 0)
     }
 
     /// Grows with every write that some leg may hold and the volume does not, before that write is

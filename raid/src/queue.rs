@@ -130,6 +130,8 @@ struct Part {
     len: u64,
     /// Holds its range.
     locked: bool,
+    /// Counted as a write under way.
+    begun: bool,
     /// Counted in its region as a write in flight.
     counted: bool,
     /// Legs the current step was sent to.
@@ -160,6 +162,8 @@ pub struct MirrorQueue {
     parts: Vec<Part>,
     free: Vec<u32>,
     requests: Vec<Option<InFlight>>,
+    /// Writes that wait for the end of a split.
+    held: Vec<u32>,
     /// Parts of this queue that were granted their range while another part was handled.
     granted: Vec<u32>,
     released: Vec<Owner>,
@@ -177,6 +181,7 @@ impl MirrorQueue {
             parts: Vec::new(),
             free: Vec::new(),
             requests: Vec::new(),
+            held: Vec::new(),
             granted: Vec::new(),
             released: Vec::new(),
             notes: Vec::new(),
@@ -200,6 +205,9 @@ impl MirrorQueue {
                     self.note(*note, actions);
                 }
                 self.notes = notes;
+                for io in std::mem::take(&mut self.held) {
+                    self.begin_write(io, actions);
+                }
             }
         }
         while let Some(io) = self.granted.pop() {
@@ -277,9 +285,20 @@ impl MirrorQueue {
             let io = self.new_part(request, region, offset, len);
             if request.op == Op::Read {
                 self.read(io, actions);
-            } else if self.lock(io, Hold::Exclusive) {
-                self.range_granted(io, actions);
+            } else {
+                self.begin_write(io, actions);
             }
+        }
+    }
+
+    fn begin_write(&mut self, io: u32, actions: &mut Vec<Action>) {
+        if !self.mirror.write_begins(self.id) {
+            self.held.push(io);
+            return actions.push(Action::WakeWorker);
+        }
+        self.parts[io as usize].begun = true;
+        if self.lock(io, Hold::Exclusive) {
+            self.range_granted(io, actions);
         }
     }
 
@@ -292,6 +311,7 @@ impl MirrorQueue {
             offset,
             len,
             locked: false,
+            begun: false,
             counted: false,
             targets: LegSet::EMPTY,
             pending: LegSet::EMPTY,
@@ -328,6 +348,9 @@ impl MirrorQueue {
                     actions.push(Action::Wake(owner.queue));
                 }
             }
+        }
+        if part.begun && self.mirror.write_ends(self.id) {
+            actions.push(Action::WakeWorker);
         }
         self.parts[io as usize].step = Step::Free;
         self.free.push(io);
@@ -421,7 +444,13 @@ impl MirrorQueue {
             Op::Zero { keep } => LegOp::Zero { fua: request.fua, keep },
             Op::Read | Op::Flush => unreachable!("only writes get here"),
         };
-        let targets = self.mirror.legs.states().in_use();
+        let states = self.mirror.legs.states();
+        let targets = states.in_use();
+        if targets != states.all() {
+            // Counted in the region, the write is seen by whoever takes such a leg back now.
+            let region = self.parts[io as usize].region;
+            states.tracked().iter().for_each(|leg| self.mirror.legs.set_stale(leg, region));
+        }
         self.submit(io, Step::Write, targets, op, actions);
     }
 

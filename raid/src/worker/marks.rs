@@ -107,6 +107,9 @@ impl LogWorker {
     pub(super) fn flushed(&mut self, legs: LegSet, errors: LegErrors, actions: &mut Vec<WorkerAction>) {
         let failed: LegSet = legs.iter().filter(|leg| errors[leg.index()].is_some()).collect();
         let was_in_sync = self.in_sync();
+        if !failed.is_empty() {
+            self.flush_failed_in_split();
+        }
         if !failed.is_empty()
             && !self.fail_legs(legs.minus(failed), &errors)
             && !failed.intersect(was_in_sync).is_empty()

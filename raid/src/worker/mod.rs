@@ -13,7 +13,9 @@
 //! | in sync, syncing | failed | it could not be read and cannot be repaired (see `repair.rs`), another leg in sync could |
 //! | in sync | syncing | a write failed on every leg in sync, and this is not the source |
 //! | syncing | failed | a write (other than for lack of space), flush, commit or record failed on it |
-//! | failed | syncing | the driver says that it is back ([`WorkerEvent::Return`]), and it has the whole log |
+//! | in sync, syncing | failed | by hand ([`WorkerEvent::Fail`]) |
+//! | in sync | tracked | by hand ([`WorkerEvent::Split`]), no write under way and all flushed |
+//! | failed, tracked | syncing | the driver says that it is back ([`WorkerEvent::Return`]), and it has the whole log |
 //! | syncing | in sync | stale nowhere, flushed since, and recorded so |
 //!
 //! A leg is failed only while another leg in sync carried the operation out, so the last leg in
@@ -22,6 +24,7 @@
 mod marks;
 mod repair;
 mod resync;
+mod split;
 mod states;
 
 use std::collections::VecDeque;
@@ -32,6 +35,7 @@ use crate::lineage::Lineage;
 use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
+use split::Splitting;
 
 /// A clear is tried every so many ticks. A region is cleared after one to two such intervals without a
 /// write; shorter, and a busy volume spends its time on flushes.
@@ -66,7 +70,18 @@ pub enum WorkerEvent {
     },
     /// The volume is about to be served: record that.
     Start,
-    /// A failed leg is back: its file is open on every queue.
+    /// A leg is to be taken out by hand: nothing happens to the last one in sync.
+    Fail {
+        /// Which.
+        leg: Leg,
+    },
+    /// A leg in sync is to be split off as it is between two writes, and tracked from then on. Nothing happens to
+    /// the last one in sync, while another is being split off, or if writes under way do not end.
+    Split {
+        /// Which.
+        leg: Leg,
+    },
+    /// A failed or tracked leg is back: its file is open on every queue.
     Return {
         /// Which.
         leg: Leg,
@@ -196,6 +211,7 @@ pub struct LogWorker {
     repairs: VecDeque<Repair>,
     /// Repairs that each leg needed lately.
     repaired_lately: [u32; MAX_LEGS],
+    splitting: Option<Splitting>,
     paused: bool,
     hold_off: [u32; MAX_LEGS],
     ticks: u32,
@@ -236,6 +252,7 @@ impl LogWorker {
             copy_cursor: 0,
             repairs: VecDeque::new(),
             repaired_lately: [0; MAX_LEGS],
+            splitting: None,
             paused: false,
             hold_off: [0; MAX_LEGS],
             ticks: 0,
@@ -260,10 +277,13 @@ impl LogWorker {
                 }
                 self.record_wanted = true;
             }
+            WorkerEvent::Fail { leg } => self.fail_by_hand(leg),
+            WorkerEvent::Split { leg } => self.split(leg),
             WorkerEvent::Return { leg } => {
                 let is_under_way =
                     self.returning.contains(&leg) || matches!(self.doing, Doing::Fill(now) if now == leg);
-                if matches!(self.states[leg], LegState::Failed(_)) && !is_under_way {
+                let is_out = matches!(self.states[leg], LegState::Failed(_) | LegState::Tracked);
+                if is_out && !is_under_way && !self.is_splitting(leg) {
                     self.returning.push(leg);
                     // The others know that it may have a record of this session before it gets one.
                     self.record_wanted |= !self.lineage.written.contains(leg);
@@ -294,6 +314,7 @@ impl LogWorker {
         self.mirror.regions.unclean() > 0
             || self.record_wanted
             || self.clears
+            || self.splitting.is_some()
             || self.hold_off.iter().chain(&self.repaired_lately).any(|&n| n > 0)
     }
 
@@ -347,6 +368,7 @@ impl LogWorker {
 
     /// Starts the next durable operation, if none is under way, and hands out work.
     fn next(&mut self, actions: &mut Vec<WorkerAction>) {
+        while self.go_on_splitting() {}
         if matches!(self.doing, Doing::Nothing) {
             if self.record_wanted && !self.record_held_off {
                 self.start_record(false, actions);
@@ -375,6 +397,7 @@ impl LogWorker {
         }
         self.ticks = self.ticks.wrapping_add(1);
         self.forget_repairs();
+        self.tick_split();
         if self.stopping == Stopping::No && self.ticks.is_multiple_of(CLEAR_TICKS) {
             self.start_clear(false);
         }

@@ -39,6 +39,10 @@ impl LogWorker {
         if errno.is_gone() && self.states[leg] == LegState::InSync {
             return self.fail(leg, errno);
         }
+        if self.splitting.is_some() {
+            // Nobody writes for a moment; who reads it again finds it again.
+            return;
+        }
         let start = offset / BLOCK * BLOCK;
         // No further than the region, and with that the volume.
         let geometry = self.mirror.geometry;

@@ -16,14 +16,21 @@ impl LogWorker {
             return;
         }
         // Stale everywhere first, then in use, then not stale where the log is clean: a write that
-        // begins in a clean region after that look sees the leg in use.
-        self.mirror.legs.set_all_stale(leg, true);
+        // begins in a clean region after that look sees the leg in use. Of a leg that was tracked it is known
+        // where it is stale, but for writes under way.
+        let tracked = self.mirror.legs.tracked_exactly().contains(leg);
+        if !tracked {
+            self.mirror.legs.set_all_stale(leg, true);
+        }
+        self.mirror.legs.track_exactly(leg, false);
         self.mirror.legs.forget_failed_flush(leg);
         self.states[leg] = LegState::Syncing;
         self.mirror.legs.set(leg, LegState::Syncing);
         self.record_wanted = true;
         for region in (0..self.mirror.regions.len()).map(Region) {
-            if self.mirror.regions.state(region) == RegionState::Clean {
+            if tracked && self.mirror.regions.writes(region) > 0 {
+                self.mirror.legs.set_stale(leg, region);
+            } else if !tracked && self.mirror.regions.state(region) == RegionState::Clean {
                 self.mirror.legs.clear_stale(leg, region);
             }
         }

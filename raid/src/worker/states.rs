@@ -37,6 +37,16 @@ impl LogWorker {
         }
     }
 
+    /// Takes a leg out because the administrator says so, unless none in sync would be left.
+    pub(super) fn fail_by_hand(&mut self, leg: Leg) {
+        let is_in_use = matches!(self.states[leg], LegState::InSync | LegState::Syncing);
+        if is_in_use && !self.surely_in_sync().minus(LegSet::one(leg)).is_empty() {
+            self.states[leg] = LegState::Failed(FailReason::Admin);
+            self.mirror.legs.set(leg, self.states[leg]);
+            self.record_wanted = true;
+        }
+    }
+
     /// Fails the legs with errors if the operation worked on another leg in sync; `false` if it did not.
     pub(super) fn fail_legs(&mut self, ok: LegSet, errors: &LegErrors) -> bool {
         if ok.intersect(self.surely_in_sync()).is_empty() {
@@ -126,7 +136,8 @@ impl LogWorker {
         self.event_count += 1;
         self.lineage.record(self.event_count, self.in_use(), self.states.legs().collect());
         let record = Record {
-            legs: self.in_use(),
+            // A leg that is split off takes it with it.
+            legs: self.in_use().union(self.being_recorded_as_split()),
             states: self.states.clone(),
             event_count: self.event_count,
             clean,
@@ -145,6 +156,10 @@ impl LogWorker {
         let ok = record.legs.minus(failed);
         self.count_failed_writes(failed);
         self.lineage.taken(ok);
+        // Without the record a leg that is split off is one that was in sync, and behind.
+        let failed = failed.minus(
+            record.states.iter().filter(|&(_, &s)| s == LegState::Tracked).map(|(leg, _)| leg).collect(),
+        );
         // A leg that took the record that it is in sync is, whatever became of the others.
         let promoted = ok.intersect(self.in_sync()).minus(self.surely_in_sync());
         for leg in promoted.iter().filter(|&leg| record.states[leg] == LegState::InSync) {
@@ -179,6 +194,7 @@ impl LogWorker {
     pub(super) fn record_failed(&mut self, actions: &mut Vec<WorkerAction>) {
         self.record_wanted = true;
         self.record_held_off = true;
+        self.unfreeze_unrecorded();
         for (region, from) in std::mem::take(&mut self.marks_committed) {
             self.mark_failed(region, from, Errno::EIO, actions);
         }

@@ -156,6 +156,7 @@ impl Sim {
         let states = assembly.states(dirty != 0);
         let was_clean = std::mem::take(&mut self.stopped_clean);
         assert!(!was_clean || dirty == 0, "invariant 10: {dirty:#x} is dirty after a clean stop");
+        self.check_splits(&states);
         let in_sync = states.iter().all(|(_, &state)| state == LegState::InSync);
         self.saw.saw_if(Saw::StartInSync, in_sync && dirty == 0);
         for leg in self.all_legs().iter() {

@@ -2,7 +2,7 @@
 //! could be broken. A violation panics and names the invariant.
 
 use mirrord_log::DirtyLog;
-use mirrord_raid::{Errno, Leg, LegIo, LegOp, LegSet, LegState, LegStates, Region};
+use mirrord_raid::{Errno, FailReason, Leg, LegIo, LegOp, LegSet, LegState, LegStates, Region};
 
 use crate::config::SECTOR;
 use crate::coverage::Saw;
@@ -80,6 +80,7 @@ impl Sim {
     pub(crate) fn check_landing(&self, job: &LegJob) {
         let region = self.geometry.region_at(job.io.offset);
         let states = self.live().mirror.legs.states();
+        assert!(states.of(job.io.leg) != LegState::Tracked, "split: {:?} lands on it", job.io);
         let asked = match self.live().phase {
             // Resync may begin before a leg that is missing is recorded so: it writes to a leg whose
             // own log has the region.
@@ -126,6 +127,12 @@ impl Sim {
         let in_sync = before.in_sync().union(now.in_sync());
         for leg in self.all_legs().iter() {
             match (before.of(leg), now.of(leg)) {
+                (LegState::InSync | LegState::Syncing, LegState::Failed(FailReason::Admin)) => {
+                    assert!(self.by_hand.contains(leg), "invariant 4: {leg:?} was failed by no hand");
+                    self.saw.saw(Saw::FailedByHand);
+                }
+                (_, LegState::Tracked) if before.of(leg) != LegState::Tracked => self.split_off(leg),
+                (LegState::Tracked, LegState::Syncing) => self.merge(leg),
                 (LegState::InSync | LegState::Syncing, LegState::Failed(_)) => {
                     let syncing = before.of(leg) == LegState::Syncing;
                     let cause = self.live().troubles.iter().any(|&(ok, failed, own)| {

@@ -47,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) hot: u64,
     /// Steps in 1000 with a tick.
     pub(crate) ticks: u64,
+    /// Steps in 1000 in which a leg is taken out by hand, or split off.
+    pub(crate) take_outs: u64,
 }
 
 impl Config {
@@ -79,6 +81,7 @@ impl Config {
             load: if dying { 40 } else { rng.pick(&[5, 20, 20, 40]) },
             hot: rng.pick(&[0, 50, 90]),
             ticks: rng.pick(&[10, 30, 100]),
+            take_outs: rng.pick(&[0, 5, 20]),
         }
     }
 

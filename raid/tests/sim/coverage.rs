@@ -53,9 +53,13 @@ pub(crate) enum Saw {
     DirtyStart,
     CleanStart,
     StartInSync,
+    FailedByHand,
+    Split,
+    SplitSurvived,
+    Merge,
 }
 
-const KINDS: usize = Saw::StartInSync as usize + 1;
+const KINDS: usize = Saw::Merge as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -67,7 +71,7 @@ const ALL: [Saw; KINDS] = {
         FailedFill, HungLeg, GivenUp, Refused, LateWrite, LateFailedFlush, Degraded, FailedLeg, Return, ReturnOfPulled, Promote, Clear, RefusedMark,
         Copy, CopyOfZeroes, FlushBroken, PausedResync, Kill, PowerCut, CrashInStart, TornSuperblock,
         BadLogSector, DegradedStart, ForcedStart, CleanStop, UncleanStop, StopUnderErrors, DirtyStart,
-        CleanStart, StartInSync,
+        CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge,
     ]
 };
 

@@ -32,6 +32,7 @@ mod rng;
 mod run;
 mod sim;
 mod soak;
+mod splits;
 mod survey;
 
 /// Chosen to take less than a minute unoptimized.

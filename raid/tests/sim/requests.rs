@@ -43,6 +43,9 @@ impl Sim {
         if changed {
             self.stamps += self.config.sectors as u64;
         }
+        if changed {
+            self.changes_since_splits(&range);
+        }
         let start = self.moment();
         for sector in changes.clone() {
             self.history.write_starts(sector, stamp + sector as u64, start);

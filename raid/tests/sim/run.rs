@@ -67,6 +67,9 @@ impl Sim {
             if self.rng.chance(1, 300) {
                 return self.pause_resync(None);
             }
+            if self.faults.may_come() && self.rng.chance(self.config.take_outs, 1000) {
+                return self.take_out_a_leg();
+            }
         }
         let tick = self.live().phase > Phase::Filling && self.rng.chance(self.config.ticks, 1000);
         let pending = self.live().pending.len() as u64;
@@ -148,6 +151,16 @@ impl Sim {
             self.saw.saw(Saw::ReturnOfPulled);
         }
         self.give_back(leg);
+    }
+
+    /// A leg is failed by hand, or split off.
+    fn take_out_a_leg(&mut self) {
+        let leg = Leg::new(self.rng.below(self.config.legs as u64) as usize);
+        let event =
+            if self.rng.chance(1, 4) { WorkerEvent::Fail { leg } } else { WorkerEvent::Split { leg } };
+        self.by_hand = LegSet::one(leg);
+        self.worker_event(event);
+        self.by_hand = LegSet::EMPTY;
     }
 
     /// Opens the leg's files anew. The generation is read only if it was not known: after a write that

@@ -16,6 +16,7 @@ use crate::disk::{Disk, ZERO};
 use crate::faults::Faults;
 use crate::history::History;
 use crate::rng::Rng;
+use crate::splits::Split;
 
 /// Prints what happens, when a run is replayed.
 macro_rules! trace {
@@ -66,6 +67,10 @@ pub(crate) struct Sim {
     pub(crate) durable: Vec<Superblock>,
     /// Regions whose bit each leg's log has for certain.
     pub(crate) marks: [u64; MAX_LEGS],
+    /// Legs that are being taken out by hand just now.
+    pub(crate) by_hand: LegSet,
+    /// What was split off.
+    pub(crate) splits: Vec<Option<Split>>,
     pub(crate) daemon: Option<Box<Daemon>>,
 }
 
@@ -92,6 +97,8 @@ impl Sim {
             generations: [0; MAX_LEGS],
             durable: Vec::new(),
             marks: [0; MAX_LEGS],
+            by_hand: LegSet::EMPTY,
+            splits: (0..config.legs).map(|_| None).collect(),
             daemon: None,
             now: 1,
             saw: Coverage::default(),
