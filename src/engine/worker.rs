@@ -292,7 +292,7 @@ impl Worker {
                 looking.store(false, Ordering::SeqCst);
                 if room >= stale.min(ROOM_AT_MOST) && data.hung() == 0 {
                     tracing::info!(leg = leg.index(), room, "there is room again: the leg comes back");
-                    shared.mailbox.send(WorkerEvent::Return { leg });
+                    shared.mailbox.send(WorkerEvent::Return { leg, full: false });
                 }
             };
             self.looking.store(true, Ordering::SeqCst);

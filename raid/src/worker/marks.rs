@@ -60,7 +60,7 @@ impl LogWorker {
 
     pub(super) fn marked(&mut self, region: Region, from: Owner) {
         self.mirror.regions.marked(region);
-        self.tell(from.queue, QueueNote::Marked { io: from.io, result: Ok(()) });
+        self.answer_mark(from, Ok(()));
     }
 
     pub(super) fn mark_failed(
@@ -76,7 +76,7 @@ impl LogWorker {
             actions.push(WorkerAction::LogClear(region));
             self.clears = true;
         }
-        self.tell(from.queue, QueueNote::Marked { io: from.io, result: Err(errno) });
+        self.answer_mark(from, Err(errno));
     }
 
     /// First step of a clear: flushes the legs if there is a region to clear. When stopping, legs are

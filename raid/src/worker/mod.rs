@@ -44,6 +44,9 @@ const CLEAR_TICKS: u32 = 3;
 /// Ticks for which resync leaves a leg alone after a copy to it failed.
 const HOLD_OFF_TICKS: u32 = 5;
 
+/// Who asks for marks that only copies need: there is nobody to be told.
+const NOBODY: Owner = Owner { queue: QueueId(u16::MAX), io: u32::MAX };
+
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WorkerEvent {
@@ -85,6 +88,8 @@ pub enum WorkerEvent {
     Return {
         /// Which.
         leg: Leg,
+        /// It holds nobody knows what: all of it is to be copied.
+        full: bool,
     },
     /// Hold resync, or let it go on.
     PauseResync(bool),
@@ -205,6 +210,8 @@ pub struct LogWorker {
     /// A tick went by since: nothing else asked for a commit, so they get one of their own.
     clears_due: bool,
     returning: Vec<Leg>,
+    /// Of these, and of the one being filled: those to be copied whole.
+    returning_full: LegSet,
     copies: Vec<Copy>,
     copy_cursor: u32,
     /// Handed to the background worker, which goes by their order.
@@ -248,6 +255,7 @@ impl LogWorker {
             clears: false,
             clears_due: false,
             returning: Vec::new(),
+            returning_full: LegSet::EMPTY,
             copies: Vec::new(),
             copy_cursor: 0,
             repairs: VecDeque::new(),
@@ -279,12 +287,16 @@ impl LogWorker {
             }
             WorkerEvent::Fail { leg } => self.fail_by_hand(leg),
             WorkerEvent::Split { leg } => self.split(leg),
-            WorkerEvent::Return { leg } => {
+            WorkerEvent::Return { leg, full } => {
                 let is_under_way =
                     self.returning.contains(&leg) || matches!(self.doing, Doing::Fill(now) if now == leg);
                 let is_out = matches!(self.states[leg], LegState::Failed(_) | LegState::Tracked);
                 if is_out && !is_under_way && !self.is_splitting(leg) {
                     self.returning.push(leg);
+                    if full {
+                        self.returning_full.insert(leg);
+                        self.mark_for_full();
+                    }
                     // The others know that it may have a record of this session before it gets one.
                     self.record_wanted |= !self.lineage.written.contains(leg);
                     self.lineage.written.insert(leg);
@@ -315,6 +327,7 @@ impl LogWorker {
             || self.record_wanted
             || self.clears
             || self.splitting.is_some()
+            || !self.returning_full.is_empty()
             || self.hold_off.iter().chain(&self.repaired_lately).any(|&n| n > 0)
     }
 
@@ -338,6 +351,12 @@ impl LogWorker {
         self.log_failed
     }
 
+    fn answer_mark(&mut self, from: Owner, result: Result<(), Errno>) {
+        if from != NOBODY {
+            self.tell(from.queue, QueueNote::Marked { io: from.io, result });
+        }
+    }
+
     fn tell(&mut self, queue: QueueId, note: QueueNote) {
         self.mirror.tell_queue(queue, note);
         self.wake.push(queue);
@@ -353,7 +372,7 @@ impl LogWorker {
                 if self.mirror.regions.want_mark(region) {
                     self.marks.push((region, from));
                 } else {
-                    self.tell(from.queue, QueueNote::Marked { io: from.io, result: Ok(()) });
+                    self.answer_mark(from, Ok(()));
                 }
             }
             WorkerNote::Missed { region, ok, errors, durable, from } => {
@@ -373,7 +392,7 @@ impl LogWorker {
             if self.record_wanted && !self.record_held_off {
                 self.start_record(false, actions);
             } else if !self.record_wanted
-                && let Some(leg) = self.returning.pop()
+                && let Some(leg) = self.take_returning()
             {
                 self.doing = Doing::Fill(leg);
                 actions.push(WorkerAction::FillLog { leg });
@@ -398,6 +417,7 @@ impl LogWorker {
         self.ticks = self.ticks.wrapping_add(1);
         self.forget_repairs();
         self.tick_split();
+        self.mark_for_full();
         if self.stopping == Stopping::No && self.ticks.is_multiple_of(CLEAR_TICKS) {
             self.start_clear(false);
         }

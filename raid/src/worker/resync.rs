@@ -1,6 +1,6 @@
 //! Stale regions handed out for copying; legs that come back and legs that are in sync again.
 
-use super::{Copy, Doing, Flushing, HOLD_OFF_TICKS, LogWorker};
+use super::{Copy, Doing, Flushing, HOLD_OFF_TICKS, LogWorker, NOBODY};
 use crate::background::REGIONS_AT_ONCE;
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
@@ -12,13 +12,15 @@ impl LogWorker {
         let Doing::Fill(leg) = std::mem::replace(&mut self.doing, Doing::Nothing) else {
             unreachable!("no leg is being filled")
         };
+        let full = self.returning_full.contains(leg);
+        self.returning_full.remove(leg);
         if result.is_err() {
             return;
         }
         // Stale everywhere first, then in use, then not stale where the log is clean: a write that
         // begins in a clean region after that look sees the leg in use. Of a leg that was tracked it is known
         // where it is stale, but for writes under way.
-        let tracked = self.mirror.legs.tracked_exactly().contains(leg);
+        let tracked = self.mirror.legs.tracked_exactly().contains(leg) && !full;
         if !tracked {
             self.mirror.legs.set_all_stale(leg, true);
         }
@@ -28,7 +30,9 @@ impl LogWorker {
         self.mirror.legs.set(leg, LegState::Syncing);
         self.record_wanted = true;
         for region in (0..self.mirror.regions.len()).map(Region) {
-            if tracked && self.mirror.regions.writes(region) > 0 {
+            if full {
+                assert_ne!(self.mirror.regions.state(region), RegionState::Clean, "it was marked before");
+            } else if tracked && self.mirror.regions.writes(region) > 0 {
                 self.mirror.legs.set_stale(leg, region);
             } else if !tracked && self.mirror.regions.state(region) == RegionState::Clean {
                 self.mirror.legs.clear_stale(leg, region);
@@ -39,6 +43,30 @@ impl LogWorker {
         }
         self.hold_off[leg.index()] = 0;
         self.repaired_lately[leg.index()] = 0;
+    }
+
+    /// The next leg to be taken back. One that is copied whole waits until every region is marked: were it in use
+    /// before, a crash would leave it stale where nobody knows.
+    pub(super) fn take_returning(&mut self) -> Option<Leg> {
+        let table = &self.mirror.regions;
+        let is_marked = |region| matches!(table.state(region), RegionState::Dirty | RegionState::Cleaning);
+        let all_marked = self.returning_full.is_empty() || (0..table.len()).map(Region).all(is_marked);
+        let at = self.returning.iter().position(|&leg| all_marked || !self.returning_full.contains(leg))?;
+        Some(self.returning.swap_remove(at))
+    }
+
+    /// Has all regions marked for legs that are to be copied whole.
+    pub(super) fn mark_for_full(&mut self) {
+        if self.returning.iter().any(|&leg| self.returning_full.contains(leg)) {
+            (0..self.mirror.regions.len()).for_each(|region| self.mark_for_copy(Region(region)));
+        }
+    }
+
+    /// Has a clean region marked, for a copy.
+    fn mark_for_copy(&mut self, region: Region) {
+        if self.mirror.regions.state(region) == RegionState::Clean && self.mirror.regions.want_mark(region) {
+            self.marks.push((region, NOBODY));
+        }
     }
 
     /// Only once it is recorded as syncing: the legs in sync know then that they cannot go on without it.

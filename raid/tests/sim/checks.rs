@@ -147,6 +147,7 @@ impl Sim {
                 }
                 (LegState::Syncing, LegState::InSync) => self.saw.saw(Saw::Promote),
                 (LegState::Failed(_), LegState::Syncing) => {
+                    self.full.remove(leg);
                     self.d().unflushed.remove(leg);
                     self.saw.saw(Saw::Return);
                 }

@@ -57,9 +57,10 @@ pub(crate) enum Saw {
     Split,
     SplitSurvived,
     Merge,
+    FullReturn,
 }
 
-const KINDS: usize = Saw::Merge as usize + 1;
+const KINDS: usize = Saw::FullReturn as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -71,7 +72,7 @@ const ALL: [Saw; KINDS] = {
         FailedFill, HungLeg, GivenUp, Refused, LateWrite, LateFailedFlush, Degraded, FailedLeg, Return, ReturnOfPulled, Promote, Clear, RefusedMark,
         Copy, CopyOfZeroes, FlushBroken, PausedResync, Kill, PowerCut, CrashInStart, TornSuperblock,
         BadLogSector, DegradedStart, ForcedStart, CleanStop, UncleanStop, StopUnderErrors, DirtyStart,
-        CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge,
+        CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge, FullReturn,
     ]
 };
 

@@ -171,7 +171,12 @@ impl Sim {
             self.attached.insert(leg);
             self.generations[leg.index()] = self.read_superblock(leg, false).1;
         }
-        self.worker_event(WorkerEvent::Return { leg });
+        let full = self.rng.chance(1, 10);
+        self.saw.saw_if(Saw::FullReturn, full);
+        if full {
+            self.full.insert(leg);
+        }
+        self.worker_event(WorkerEvent::Return { leg, full });
     }
 
     fn pause_resync(&mut self, pause: Option<bool>) {

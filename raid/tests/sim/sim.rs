@@ -69,6 +69,8 @@ pub(crate) struct Sim {
     pub(crate) marks: [u64; MAX_LEGS],
     /// Legs that are being taken out by hand just now.
     pub(crate) by_hand: LegSet,
+    /// Legs that were last given back to be copied whole.
+    pub(crate) full: LegSet,
     /// What was split off.
     pub(crate) splits: Vec<Option<Split>>,
     pub(crate) daemon: Option<Box<Daemon>>,
@@ -98,6 +100,7 @@ impl Sim {
             durable: Vec::new(),
             marks: [0; MAX_LEGS],
             by_hand: LegSet::EMPTY,
+            full: LegSet::EMPTY,
             splits: (0..config.legs).map(|_| None).collect(),
             daemon: None,
             now: 1,

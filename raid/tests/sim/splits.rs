@@ -53,7 +53,11 @@ impl Sim {
     pub(crate) fn merge(&mut self, leg: Leg) {
         self.saw.saw(Saw::Merge);
         self.check_split(leg);
-        let Some(split) = self.splits[leg.index()].take() else { return };
+        let split = self.splits[leg.index()].take();
+        if self.full.contains(leg) {
+            return self.full.remove(leg);
+        }
+        let Some(split) = split else { return };
         let mirror = &self.live().mirror;
         for region in (0..self.config.regions).map(mirrord_raid::Region) {
             // Where another leg is copied to, it looks like a write under way.
