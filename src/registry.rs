@@ -4,6 +4,7 @@
 //! authority: what a leg is stands on the leg. An entry whose legs hold another volume by now, or
 //! none, is out of date and may be replaced.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -60,6 +61,9 @@ pub struct Known {
     pub legs: Vec<PathBuf>,
     /// How it was last served.
     pub serve: ServeChoice,
+    /// Legs that were split off, by index: when each file was last written to then, in ns since 1970.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub split: BTreeMap<usize, u64>,
 }
 
 impl Known {
@@ -180,6 +184,7 @@ mod tests {
             size_bytes: 1 << 20,
             legs: vec!["/x/a.img".into(), "/x/b.img".into()],
             serve: ServeChoice { front: Front::Fuse, depth: Some(64), ..ServeChoice::default() },
+            split: BTreeMap::from([(1, 1_700_000_000_123_456_789)]),
         };
         registry.remember(&known).unwrap();
         known.legs.pop();

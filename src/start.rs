@@ -3,7 +3,7 @@
 //!
 //! Guarantee: nothing is written here. A refused start leaves every leg as it was, unlocked.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use mirrord_log::{LegMetadata, ReadLegError, read_leg};
 use mirrord_raid::{
@@ -82,6 +82,8 @@ pub struct Opened {
     pub(crate) members: LegMap<Option<Member>>,
     /// Where a leg that is missing was looked for, if that is known.
     pub(crate) missing_paths: Vec<PathBuf>,
+    /// Where legs are that are split off.
+    split: Vec<(Leg, PathBuf)>,
     notices: Vec<String>,
 }
 
@@ -159,13 +161,22 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     let geometry = Geometry::new(superblock.size, superblock.region_size)
         .map_err(|source| StartError::Geometry { path: members[0].leg.path.clone(), source })?;
     let mut unplaced: Vec<Option<Member>> = members.into_iter().map(Some).collect();
-    let members =
+    let mut members =
         LegMap::from_fn(assembly.at.len(), |leg| assembly.at[leg].and_then(|at| unplaced[at].take()));
-    let notices = notices(&assembly, &members);
-    Ok(Opened { geometry, assembly, members, missing_paths, notices })
+    let mut notices = notices(&assembly, &members);
+    // A leg that was split off belongs to whoever reads it, until it is merged.
+    let states = assembly.states(false);
+    let mut split = Vec::new();
+    for (leg, member) in members.iter_mut().filter(|(leg, _)| states[*leg] == LegState::Tracked) {
+        if let Some(member) = member.take() {
+            notices.push(format!("{} is split off: it is left alone", member.leg.path.display()));
+            split.push((leg, member.leg.path));
+        }
+    }
+    Ok(Opened { geometry, assembly, members, missing_paths, split, notices })
 }
 
-fn record(metadata: &LegMetadata) -> LegRecord {
+pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {
     let superblock = &metadata.superblock;
     let legs: Vec<_> = superblock.legs.iter().map(|entry| (entry.uuid.into_bytes(), entry.state)).collect();
     LegRecord {
@@ -286,6 +297,8 @@ fn notices(assembly: &Assembly, members: &LegMap<Option<Member>>) -> Vec<String>
         if assembly.returned.contains(leg) {
             notices
                 .push(format!("{} was out and is back: it is resynced where the volume changed", name(leg)));
+        } else if members[leg].is_none() && states[leg] == LegState::Tracked {
+            notices.push(format!("{} is split off: the volume goes on without it", name(leg)));
         } else if members[leg].is_none() {
             let why = if states[leg] == LegState::Failed(FailReason::Missing) { "missing" } else { "out" };
             notices.push(format!("{} is {why}: the volume is degraded", name(leg)));
@@ -300,6 +313,9 @@ pub(crate) fn leg_paths(opened: &Opened) -> LegMap<PathBuf> {
     let mut missing = opened.missing_paths.iter();
     LegMap::from_fn(opened.members.len(), |leg| match &opened.members[leg] {
         Some(member) => member.leg.path.clone(),
-        None => missing.next().cloned().unwrap_or_else(|| Path::new("").to_owned()),
+        None => {
+            let split = opened.split.iter().find(|(split, _)| *split == leg).map(|(_, path)| path);
+            split.or_else(|| missing.next()).cloned().unwrap_or_default()
+        }
     })
 }

@@ -8,6 +8,7 @@ mod completions;
 mod create;
 mod doctor;
 mod inspect;
+mod leg;
 mod list;
 mod man;
 mod output;
@@ -52,6 +53,9 @@ enum Verb {
     List(list::Args),
     Status(status::Args),
     Wait(wait::Args),
+    Leg(leg::Args),
+    Split(leg::SplitArgs),
+    Merge(leg::MergeArgs),
     Resync(resync::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
@@ -87,6 +91,9 @@ pub fn main() -> ExitCode {
         Verb::List(args) => list::run(&context, &args),
         Verb::Status(args) => status::run(&context, &args),
         Verb::Wait(args) => wait::run(&context, &args),
+        Verb::Leg(args) => leg::run(&context, &args),
+        Verb::Split(args) => leg::split(&context, &args),
+        Verb::Merge(args) => leg::merge(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),

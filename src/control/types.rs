@@ -22,6 +22,29 @@ pub enum Request {
     },
     /// Stop serving it, but leave its device to a daemon to come: users wait meanwhile.
     HandOver,
+    /// Take a leg out by hand. Legs are named by path, index or UUID.
+    FailLeg {
+        /// Which.
+        leg: String,
+    },
+    /// Take a leg back that had failed or was missing.
+    AddLeg {
+        /// Where it is, absolute.
+        path: PathBuf,
+    },
+    /// Split a leg off and track what changes.
+    SplitLeg {
+        /// Which.
+        leg: String,
+    },
+    /// Take a leg back that was split off.
+    MergeLeg {
+        /// Which: as it was known, or where it is by now (absolute).
+        leg: String,
+        /// Copy all of it, also if it was written to meanwhile.
+        #[serde(default)]
+        full: bool,
+    },
     /// Change how it is resynced; what is absent stays.
     Resync {
         /// Bytes per second, 0 for no limit.
@@ -48,6 +71,19 @@ pub enum Response {
     Status {
         /// How the volume is.
         status: Box<VolumeStatus>,
+    },
+    /// To requests that are about one leg: it was done.
+    Leg {
+        /// Its index.
+        index: usize,
+        /// Where it is.
+        path: PathBuf,
+        /// To [`Request::SplitLeg`]: how long writes waited, in microseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pause_us: Option<u64>,
+        /// What the user should know.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
     },
     /// It was done.
     Done {
@@ -95,6 +131,10 @@ mod tests {
             (r#"{"verb":"stop"}"#, Request::Stop { force: false }),
             (r#"{"verb":"stop","force":true}"#, Request::Stop { force: true }),
             (r#"{"verb":"hand_over"}"#, Request::HandOver),
+            (r#"{"verb":"fail_leg","leg":"1"}"#, Request::FailLeg { leg: "1".to_owned() }),
+            (r#"{"verb":"add_leg","path":"/b"}"#, Request::AddLeg { path: "/b".into() }),
+            (r#"{"verb":"split_leg","leg":"/b"}"#, Request::SplitLeg { leg: "/b".to_owned() }),
+            (r#"{"verb":"merge_leg","leg":"1"}"#, Request::MergeLeg { leg: "1".to_owned(), full: false }),
             (r#"{"verb":"resync","rate":0}"#, Request::Resync { rate: Some(0), pause: None }),
             (r#"{"verb":"resync","pause":true}"#, Request::Resync { rate: None, pause: Some(true) }),
         ] {

@@ -96,6 +96,7 @@ pub fn create(dirs: &Dirs, options: &CreateOptions) -> Result<Created, CreateErr
         size_bytes: plan.geometry.size(),
         legs: form.legs.clone(),
         serve: options.serve.clone(),
+        split: std::collections::BTreeMap::new(),
     };
     let mut notices = plan.notices;
     if let Err(error) = Registry::new(dirs).remember(&known) {

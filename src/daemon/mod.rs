@@ -7,6 +7,7 @@
 
 mod background;
 mod harden;
+mod legs;
 mod notify;
 mod signals;
 
@@ -145,7 +146,7 @@ impl Served {
         let status = volume.status();
         notices.extend_from_slice(volume.notices());
         notices.extend(remember(dirs, &status, &spec.serve));
-        let started = start_threads(&volume, &mut control, signals, hardening, manager.clone());
+        let started = start_threads(dirs, &volume, &mut control, signals, hardening, manager.clone());
         if let Err(error) = started {
             // Nobody could stop it any more.
             let _ = volume.stop(Shutdown::Force);
@@ -211,6 +212,7 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
 }
 
 fn start_threads(
+    dirs: &Dirs,
     volume: &Arc<Volume>,
     control: &mut ControlServer,
     mut signals: Signals,
@@ -218,7 +220,8 @@ fn start_threads(
     manager: Option<Manager>,
 ) -> std::io::Result<()> {
     let answering = Arc::clone(volume);
-    control.serve(Arc::new(move |request| answer(&answering, hardening, request)))?;
+    let dirs = dirs.clone();
+    control.serve(Arc::new(move |request| answer(&answering, &dirs, hardening, request)))?;
     // Weak: this thread waits for ever and must not keep the volume.
     let stopping = Arc::downgrade(volume);
     let on_signal = move || {
@@ -250,7 +253,7 @@ fn status(volume: &Volume, hardening: Hardening) -> VolumeStatus {
     VolumeStatus { hardening: Some(hardening), ..volume.status() }
 }
 
-fn answer(volume: &Volume, hardening: Hardening, request: Request) -> Response {
+fn answer(volume: &Volume, dirs: &Dirs, hardening: Hardening, request: Request) -> Response {
     match request {
         Request::Ping => Response::Pong { name: volume.status().name, pid: std::process::id() },
         Request::Status => Response::Status { status: Box::new(status(volume, hardening)) },
@@ -265,6 +268,10 @@ fn answer(volume: &Volume, hardening: Hardening, request: Request) -> Response {
         }
         Request::Stop { force } => stop(volume, if force { Shutdown::Force } else { Shutdown::Clean }),
         Request::HandOver => stop(volume, Shutdown::HandOver),
+        Request::FailLeg { leg } => legs::fail(volume, &leg),
+        Request::AddLeg { path } => legs::add(volume, dirs, &path),
+        Request::SplitLeg { leg } => legs::split(volume, dirs, &leg),
+        Request::MergeLeg { leg, full } => legs::merge(volume, dirs, &leg, full),
     }
 }
 
@@ -303,6 +310,7 @@ fn remember(dirs: &Dirs, status: &VolumeStatus, serve: &ServeChoice) -> Option<S
         size_bytes: status.size_bytes,
         legs: status.legs.iter().map(|leg| place(leg.index, &leg.path)).collect(),
         serve: serve.clone(),
+        split: earlier.as_ref().map(|known| known.split.clone()).unwrap_or_default(),
     };
     let failed = registry.remember(&known).err()?;
     Some(format!("the volume must be started by its legs next time: {}", describe(&failed)))

@@ -88,6 +88,7 @@ impl Worker {
             }
             if woken {
                 self.obey_new_limit();
+                self.shared.change_legs(self.shared.inboxes.len(), ring);
                 self.machine.handle(BackgroundEvent::Woken, &mut self.actions);
                 self.act(ring);
             }

@@ -15,6 +15,7 @@
 
 mod background;
 mod front;
+mod legs;
 mod log;
 mod meter;
 mod queue;
@@ -47,6 +48,7 @@ use crate::status::VolumeStatus;
 use background::READY;
 use front::Serving;
 pub(crate) use front::default_queues;
+pub use legs::ChangeError;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use shared::{Inbox, Mailbox, Shared, lock};
@@ -169,7 +171,9 @@ pub struct Volume {
     threads: Mutex<Threads>,
     closing: Arc<Closing>,
     pool: Arc<BufferPool>,
-    files: LegMap<Option<Arc<LegFile>>>,
+    files: Mutex<LegMap<Option<Arc<LegFile>>>>,
+    /// One leg comes or goes at a time.
+    changing: Mutex<()>,
     notices: Vec<String>,
 }
 
@@ -239,12 +243,14 @@ impl Volume {
                 .collect::<io::Result<_>>()
                 .map_err(ServeError::Engine)?,
             mailbox: Mailbox::default(),
+            changes: (0..=queues).map(|_| Mutex::default()).collect(),
             throttle: Throttle::new(options.resync_rate),
             in_flight: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             event_count: AtomicU64::new(opened.assembly.event_count),
             resync_paused: AtomicBool::new(false),
             log_failed: AtomicBool::new(false),
+            split_pause: AtomicU64::new(0),
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })
             .map_err(ServeError::Engine)?;
@@ -261,11 +267,11 @@ impl Volume {
             log: template.log.clone(),
             log_note: note_text(resumed),
             dirty_at_start: log.dirty_count() as u32,
-            legs: LegMap::from_fn(paths.len(), |leg| status::LegFacts {
+            legs: Mutex::new(LegMap::from_fn(paths.len(), |leg| status::LegFacts {
                 path: paths[leg].clone(),
                 uuid: template.legs[leg.index()].uuid,
                 direct: opened.members[leg].as_ref().is_some_and(|member| member.leg.data.direct()),
-            }),
+            })),
         };
         let event_count = opened.assembly.event_count;
         let lineage = opened.assembly.lineage(uuid::Uuid::new_v4().as_u64_pair().0);
@@ -313,7 +319,8 @@ impl Volume {
             threads: Mutex::new(threads),
             closing,
             pool,
-            files,
+            files: Mutex::new(files),
+            changing: Mutex::new(()),
             notices: notice.into_iter().collect(),
         };
         match front {
@@ -334,7 +341,7 @@ impl Volume {
     /// What there is to say of it now.
     pub fn status(&self) -> VolumeStatus {
         let mut meter = lock(&self.meter);
-        status::status(&self.facts, &self.shared, &self.files, &mut meter, Instant::now())
+        status::status(&self.facts, &self.shared, &lock(&self.files), &mut meter, Instant::now())
     }
 
     /// What the user should know about how it is served.
@@ -382,7 +389,7 @@ impl Volume {
     /// the end of this process waits for.
     pub fn left_behind(&self) -> Vec<PathBuf> {
         let hung = |file: &Arc<LegFile>| (file.hung() > 0).then(|| file.path().to_owned());
-        self.files.iter().filter_map(|(_, file)| file.as_ref().and_then(hung)).collect()
+        lock(&self.files).iter().filter_map(|(_, file)| file.as_ref().and_then(hung)).collect()
     }
 
     /// Waits until the volume is stopped. One that was unmounted from outside is stopped first.
@@ -428,7 +435,7 @@ impl Volume {
         }
         // A ring lets go of its files some time after it is closed. Nothing is in flight any more, so the
         // legs are free from now on. Where something is, nobody else may have the leg.
-        for file in self.files.iter().filter_map(|(_, file)| file.as_ref()) {
+        for file in lock(&self.files).iter().filter_map(|(_, file)| file.as_ref()) {
             if file.hung() > 0 {
                 tracing::error!(leg = %file.path().display(), "IO that was given up is under way: left locked");
                 std::mem::forget(Arc::clone(file));

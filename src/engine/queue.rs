@@ -85,6 +85,7 @@ impl Queue {
                 let (source, nudged) = self.shared.inboxes[self.id.0 as usize].take(&mut self.backlog);
                 self.more |= nudged;
                 self.serve_from(source);
+                self.shared.change_legs(self.id.0 as usize, &mut self.ring);
                 self.machine.handle(Event::Woken, &mut self.actions);
                 self.act();
             }

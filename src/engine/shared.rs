@@ -2,14 +2,17 @@
 //! of each queue, the log worker's mailbox, and figures for status.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mirrord_raid::{Action, Mirror, QueueId, WorkerAction, WorkerEvent};
-use mirrord_ublk::{Engine, Request, Source, Wake};
+use mirrord_raid::{Action, Leg, Mirror, QueueId, WorkerAction, WorkerEvent};
+use mirrord_ublk::{Engine, LegFile, Request, Ring, Source, Wake};
 
 use super::throttle::Throttle;
+use super::worker::LegMeta;
 
 /// Locks, also after a panic elsewhere: every value behind these locks is whole at all times.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -40,6 +43,22 @@ impl Inbox {
     }
 }
 
+/// A ring is to use this file for a leg from now on, or none.
+pub(super) struct LegChange {
+    pub(super) leg: Leg,
+    pub(super) file: Option<Arc<LegFile>>,
+    /// Told when it does.
+    pub(super) done: SyncSender<io::Result<()>>,
+}
+
+/// The log worker is to use this metadata of a leg from now on, or none.
+pub(super) struct MetaChange {
+    pub(super) leg: Leg,
+    pub(super) meta: Option<LegMeta>,
+    /// Told when it does.
+    pub(super) done: SyncSender<()>,
+}
+
 /// The log worker's mailbox.
 #[derive(Default)]
 pub(super) struct Mailbox {
@@ -50,6 +69,7 @@ pub(super) struct Mailbox {
 #[derive(Default)]
 struct Mail {
     events: Vec<WorkerEvent>,
+    changes: Vec<MetaChange>,
     woken: bool,
 }
 
@@ -65,6 +85,18 @@ impl Mailbox {
     pub(super) fn send(&self, event: WorkerEvent) {
         lock(&self.events).events.push(event);
         self.arrived.notify_one();
+    }
+
+    pub(super) fn change(&self, change: MetaChange) {
+        let mut mail = lock(&self.events);
+        mail.changes.push(change);
+        mail.woken = true;
+        self.arrived.notify_one();
+    }
+
+    /// Changes that have come.
+    pub(super) fn take_changes(&self) -> Vec<MetaChange> {
+        std::mem::take(&mut lock(&self.events).changes)
     }
 
     /// Waits for mail, at most `timeout`; adds the events to `into` and says whether anything came.
@@ -95,6 +127,8 @@ pub(super) struct Shared {
     /// One per queue, and last the background worker's.
     pub(super) wakes: Box<[Wake]>,
     pub(super) mailbox: Mailbox,
+    /// For each ring, as in `wakes`.
+    pub(super) changes: Box<[Mutex<Vec<LegChange>>]>,
     pub(super) throttle: Throttle,
     /// Requests taken in and not answered.
     pub(super) in_flight: AtomicU64,
@@ -104,11 +138,20 @@ pub(super) struct Shared {
     pub(super) event_count: AtomicU64,
     pub(super) resync_paused: AtomicBool,
     pub(super) log_failed: AtomicBool,
+    /// How long writes waited for the last split, in microseconds; 0: there was none.
+    pub(super) split_pause: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn wake(&self, queue: QueueId) {
         self.wakes[queue.0 as usize].wake();
+    }
+
+    /// Carries out on `ring` what it is to do with its legs; `number`: its place in `wakes`.
+    pub(super) fn change_legs(&self, number: usize, ring: &mut Ring) {
+        for LegChange { leg, file, done } in std::mem::take(&mut *lock(&self.changes[number])) {
+            let _ = done.send(ring.replace_leg(leg, file));
+        }
     }
 
     /// Carries out an action that is for another thread; gives others back.

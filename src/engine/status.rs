@@ -1,8 +1,8 @@
 //! Makes a [`VolumeStatus`] from the tables of a running volume.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mirrord_log::LogPlace;
@@ -11,7 +11,7 @@ use mirrord_ublk::{EngineKind, LegFile};
 use uuid::Uuid;
 
 use super::meter::Meter;
-use super::shared::Shared;
+use super::shared::{Shared, lock};
 use crate::status::{IoStatus, LegStatus, LogStatus, ResyncStatus, VolumeState, VolumeStatus};
 
 /// What does not change while a volume is served.
@@ -29,7 +29,7 @@ pub(super) struct Facts {
     pub(super) log: LogPlace,
     pub(super) log_note: Option<String>,
     pub(super) dirty_at_start: u32,
-    pub(super) legs: LegMap<LegFacts>,
+    pub(super) legs: Mutex<LegMap<LegFacts>>,
 }
 
 /// What does not change about a leg.
@@ -48,7 +48,8 @@ pub(super) fn status(
 ) -> VolumeStatus {
     let mirror = &shared.mirror;
     let (geometry, counters) = (mirror.geometry, &mirror.counters);
-    let legs: Vec<LegStatus> = facts.legs.legs().map(|leg| leg_status(facts, shared, files, leg)).collect();
+    let legs: Vec<LegStatus> =
+        lock(&facts.legs).iter().map(|(leg, known)| leg_status(known, shared, files, leg)).collect();
     let read = |counter: &AtomicU64| counter.load(Relaxed);
     let syncing = mirror.legs.states().syncing();
     let stale: u64 = syncing.iter().map(|leg| u64::from(mirror.legs.stale_count(leg))).sum();
@@ -131,7 +132,7 @@ fn place(log: &LogPlace) -> Option<String> {
 }
 
 fn leg_status(
-    facts: &Facts,
+    leg_facts: &LegFacts,
     shared: &Shared,
     files: &LegMap<Option<Arc<LegFile>>>,
     leg: mirrord_raid::Leg,
@@ -152,9 +153,9 @@ fn leg_status(
     let stale = match state {
         LegState::InSync => 0,
         LegState::Syncing => table.stale_count(leg),
+        LegState::Tracked if table.tracked_exactly().contains(leg) => table.stale_count(leg),
         LegState::Tracked | LegState::Failed(_) => shared.mirror.regions.unclean(),
     };
-    let leg_facts = &facts.legs[leg];
     LegStatus {
         path: leg_facts.path.clone(),
         uuid: leg_facts.uuid,

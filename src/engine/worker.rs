@@ -16,7 +16,7 @@ use mirrord_raid::{
 };
 use mirrord_ublk::LegFile;
 
-use super::shared::Shared;
+use super::shared::{MetaChange, Shared};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -167,6 +167,8 @@ pub(super) struct Worker {
     durable: Durable,
     events: Vec<WorkerEvent>,
     states: Vec<LegState>,
+    /// Writes wait.
+    frozen_since: Option<Instant>,
     ticks: u32,
     /// Somebody looks for room.
     looking: Arc<AtomicBool>,
@@ -174,8 +176,8 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>, machine: LogWorker, durable: Durable) -> Worker {
-        let (events, states, looking) = Default::default();
-        Worker { shared, machine, durable, events, states, ticks: 0, looking }
+        let (events, states, frozen_since, looking) = Default::default();
+        Worker { shared, machine, durable, events, states, frozen_since, ticks: 0, looking }
     }
 
     /// Records that the volume is served.
@@ -198,6 +200,10 @@ impl Worker {
             let now = Instant::now();
             let timeout = self.machine.wants_tick().then(|| next_tick.saturating_duration_since(now));
             let came = self.shared.mailbox.receive(&mut self.events, timeout);
+            for MetaChange { leg, meta, done } in self.shared.mailbox.take_changes() {
+                self.durable.legs[leg] = meta;
+                let _ = done.send(());
+            }
             let now = Instant::now();
             if !came || timeout.is_some() && now >= next_tick {
                 self.events.push(WorkerEvent::Tick);
@@ -265,6 +271,16 @@ impl Worker {
             }
         }
         self.states = now;
+        match (shared.mirror.is_frozen(), self.frozen_since) {
+            (true, None) => self.frozen_since = Some(Instant::now()),
+            (false, Some(since)) => {
+                let pause = since.elapsed();
+                shared.split_pause.store(pause.as_micros().max(1) as u64, Ordering::Relaxed);
+                tracing::info!(?pause, "writes waited for a split");
+                self.frozen_since = None;
+            }
+            _ => {}
+        }
     }
 
     /// A leg that ran out of space comes back when its file system has room for what is stale: unless something

@@ -1,0 +1,388 @@
+//! Legs that come and go while the volume is served: failed by hand, split off, given back.
+//!
+//! A leg that goes is first out and recorded so (the log worker's business), then every thread lets go of its
+//! files: nobody holds it any more when the call returns. One that comes is opened, locked and looked at, then
+//! given to every thread, and then to the log worker, which takes it in.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirrord_log::{Backing, LegMetadata, ReadLegError, measure, read_leg};
+use mirrord_raid::{AssembleOptions, FailReason, Leg, LegSet, LegState, WorkerEvent, assemble};
+use mirrord_ublk::LegFile;
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+
+use super::Volume;
+use super::shared::{LegChange, MetaChange, lock};
+use super::worker::LegMeta;
+use crate::leg::{LegError, OpenLeg, Patience};
+use crate::start::record;
+
+/// How long a thread may take to answer, and a record to be durable.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Between two looks at what becomes of a leg.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How long IO under way on a leg that is out may take to end.
+const FREE: Duration = Duration::from_secs(5);
+
+/// How long a split may take to begin.
+const BEGIN: Duration = Duration::from_secs(2);
+
+/// Why a leg was not taken out or in.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// Nothing by that name.
+    #[error("no leg of the volume is called {name} (name it by path, index or UUID)")]
+    NoSuchLeg {
+        /// What was said.
+        name: String,
+    },
+    /// Without it there would be none.
+    #[error("leg {}: it is the only leg in sync: wait until another is (mirrord wait), or stop the volume", path.display())]
+    LastInSync {
+        /// The leg.
+        path: PathBuf,
+    },
+    /// It is not in a state for that.
+    #[error("leg {}: it is {state}: {needed}", path.display())]
+    State {
+        /// The leg.
+        path: PathBuf,
+        /// What it is.
+        state: &'static str,
+        /// What it would have to be, or the way out.
+        needed: &'static str,
+    },
+    /// IO on it was given up and has not ended.
+    #[error("leg {}: it hangs: IO that was given up is still under way on it", path.display())]
+    Hung {
+        /// The leg.
+        path: PathBuf,
+    },
+    /// Writes did not come to an end, or a flush failed.
+    #[error("leg {}: it was not split off: writes under way did not end in time, or a leg failed; try again", path.display())]
+    Restless {
+        /// The leg.
+        path: PathBuf,
+    },
+    /// It cannot be opened.
+    #[error(transparent)]
+    Leg(#[from] LegError),
+    /// Its metadata cannot be used.
+    #[error("leg {}: {source}", path.display())]
+    Metadata {
+        /// The leg.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ReadLegError,
+    },
+    /// It belongs elsewhere.
+    #[error("leg {}: it is no leg of this volume", path.display())]
+    Stranger {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// It has what the volume has not.
+    #[error("leg {}: it went on without the others, and what it has would be lost: {why}", path.display())]
+    NotBehind {
+        /// The leg.
+        path: PathBuf,
+        /// What assembly says.
+        why: String,
+    },
+    /// It needs larger blocks than the volume is served with.
+    #[error("leg {}: it needs IO in blocks of {block_size} bytes, and the volume has smaller ones: stop it and start it with this leg", path.display())]
+    BlockSize {
+        /// The leg.
+        path: PathBuf,
+        /// What it needs, in bytes.
+        block_size: u32,
+    },
+    /// A thread did not do as it was told, or a record could not be made durable.
+    #[error("leg {}: {doing}", path.display())]
+    Io {
+        /// The leg.
+        path: PathBuf,
+        /// What was under way.
+        doing: &'static str,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A state in words.
+fn name_of(state: LegState) -> &'static str {
+    match state {
+        LegState::InSync => "in sync",
+        LegState::Syncing => "syncing",
+        LegState::Tracked => "split off and tracked",
+        LegState::Failed(FailReason::Missing) => "missing",
+        LegState::Failed(_) => "failed",
+    }
+}
+
+impl Volume {
+    /// The leg of this path, index or UUID.
+    ///
+    /// # Errors
+    /// [`ChangeError::NoSuchLeg`].
+    pub fn find_leg(&self, name: &str) -> Result<Leg, ChangeError> {
+        let path = std::path::absolute(name).unwrap_or_else(|_| name.into());
+        let legs = lock(&self.facts.legs);
+        let found = legs.iter().find(|(leg, known)| {
+            known.path == path || name == leg.index().to_string() || Uuid::try_parse(name) == Ok(known.uuid)
+        });
+        found.map(|(leg, _)| leg).ok_or_else(|| ChangeError::NoSuchLeg { name: name.to_owned() })
+    }
+
+    /// The leg whose superblock is at `path`.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub fn leg_at(&self, path: &Path) -> Result<Leg, ChangeError> {
+        self.identify(path)
+    }
+
+    /// Where a leg is, or was.
+    pub fn leg_path(&self, leg: Leg) -> PathBuf {
+        lock(&self.facts.legs)[leg].path.clone()
+    }
+
+    /// Takes a leg out, as if it had failed, and lets go of it. Returns once that is recorded.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]; the leg is still in use then, but after [`ChangeError::Io`].
+    pub fn fail_leg(&self, leg: Leg) -> Result<(), ChangeError> {
+        let _one = lock(&self.changing);
+        let state = self.state(leg);
+        if !matches!(state, LegState::InSync | LegState::Syncing) {
+            return Err(self.wrong_state(leg, "only a leg in use can be failed"));
+        }
+        self.check_not_last(leg)?;
+        self.shared.mailbox.send(WorkerEvent::Fail { leg });
+        let out = LegState::Failed(FailReason::Admin);
+        self.await_state(leg, "recording that it is out", |volume| match volume.state(leg) {
+            state if state == out => Ok(volume.is_recorded(leg)),
+            _ => volume.check_not_last(leg).map(|()| false),
+        })?;
+        self.let_go(leg)
+    }
+
+    /// Splits a leg off as the volume is between two writes, flushed, and lets go of it. What changes from then on
+    /// is tracked. Returns how long writes waited.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]; the leg is still in use then, but after [`ChangeError::Io`].
+    pub fn split_leg(&self, leg: Leg) -> Result<Duration, ChangeError> {
+        let _one = lock(&self.changing);
+        if self.state(leg) != LegState::InSync {
+            return Err(
+                self.wrong_state(leg, "only a leg in sync can be split off (mirrord wait waits for that)")
+            );
+        }
+        self.check_not_last(leg)?;
+        if lock(&self.files)[leg].as_ref().is_some_and(|file| file.hung() > 0) {
+            return Err(ChangeError::Hung { path: self.leg_path(leg) });
+        }
+        self.shared.split_pause.store(0, Ordering::Relaxed);
+        self.shared.mailbox.send(WorkerEvent::Split { leg });
+        let begun = Instant::now();
+        self.await_state(leg, "recording that it is split off", |volume| {
+            let frozen = volume.shared.mirror.is_frozen();
+            let pause = volume.shared.split_pause.load(Ordering::Relaxed);
+            match volume.state(leg) {
+                LegState::Tracked => Ok(volume.is_recorded(leg) && !frozen && pause > 0),
+                _ if frozen || pause == 0 && begun.elapsed() < BEGIN => Ok(false),
+                _ => Err(ChangeError::Restless { path: volume.leg_path(leg) }),
+            }
+        })?;
+        self.let_go(leg)?;
+        Ok(Duration::from_micros(self.shared.split_pause.load(Ordering::Relaxed)))
+    }
+
+    /// Gives a failed, missing or tracked leg at `path` back to the volume, which copies what changed; with `full`
+    /// everything, whatever it holds. Returns the leg, once it is being copied to.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]. Nothing was written to it, but after [`ChangeError::Io`].
+    pub fn add_leg(&self, path: &Path, tracked: bool, full: bool) -> Result<Leg, ChangeError> {
+        let _one = lock(&self.changing);
+        let leg = self.identify(path)?;
+        match self.state(leg) {
+            LegState::Tracked if tracked => {}
+            LegState::Tracked => return Err(self.wrong_state(leg, "give it back with mirrord merge")),
+            LegState::Failed(_) if !tracked => {}
+            LegState::Failed(_) => return Err(self.wrong_state(leg, "give it back with mirrord leg add")),
+            LegState::InSync | LegState::Syncing => {
+                return Err(self.wrong_state(leg, "it is a leg in use already"));
+            }
+        }
+        self.let_go(leg)?;
+        let open = OpenLeg::open_waiting(path, Patience::SHORT)?;
+        let metadata = metadata_of(&open)?;
+        self.check_returning(leg, &open, &metadata)?;
+        let meta = LegMeta {
+            grows: open.backing == Backing::File,
+            data: Arc::clone(&open.data),
+            file: open.meta,
+            layout: metadata.layout,
+            generation: metadata.generation,
+        };
+        self.exchange(leg, Some(&open.data), Some(meta))?;
+        {
+            let known = &mut lock(&self.facts.legs)[leg];
+            known.path.clone_from(&open.path);
+            known.direct = open.data.direct();
+        }
+        lock(&self.files)[leg] = Some(open.data);
+        self.shared.mailbox.send(WorkerEvent::Return { leg, full });
+        self.await_state(leg, "writing its log and recording that it is back", |volume| {
+            Ok(matches!(volume.state(leg), LegState::InSync | LegState::Syncing) && volume.is_recorded(leg))
+        })?;
+        Ok(leg)
+    }
+
+    fn state(&self, leg: Leg) -> LegState {
+        self.shared.mirror.legs.states().of(leg)
+    }
+
+    fn is_recorded(&self, leg: Leg) -> bool {
+        self.shared.mirror.legs.states().recorded(leg)
+    }
+
+    fn wrong_state(&self, leg: Leg, needed: &'static str) -> ChangeError {
+        ChangeError::State { path: self.leg_path(leg), state: name_of(self.state(leg)), needed }
+    }
+
+    fn check_not_last(&self, leg: Leg) -> Result<(), ChangeError> {
+        let others = self.shared.mirror.legs.states().in_sync().minus(LegSet::one(leg));
+        if others.is_empty() { Err(ChangeError::LastInSync { path: self.leg_path(leg) }) } else { Ok(()) }
+    }
+
+    /// Waits until it is so.
+    fn await_state(
+        &self,
+        leg: Leg,
+        doing: &'static str,
+        so: impl Fn(&Volume) -> Result<bool, ChangeError>,
+    ) -> Result<(), ChangeError> {
+        let begun = Instant::now();
+        while !so(self)? {
+            if begun.elapsed() > ANSWER {
+                let source = io::ErrorKind::TimedOut.into();
+                return Err(ChangeError::Io { path: self.leg_path(leg), doing, source });
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Has every thread let go of a leg that is out: closed, it is unlocked, once IO under way on it has ended.
+    fn let_go(&self, leg: Leg) -> Result<(), ChangeError> {
+        let hangs = lock(&self.files)[leg].as_ref().is_some_and(|file| file.hung() > 0);
+        if hangs {
+            return Err(ChangeError::Hung { path: self.leg_path(leg) });
+        }
+        self.exchange(leg, None, None)?;
+        if lock(&self.files)[leg].take().is_some() {
+            await_free(&self.leg_path(leg));
+        }
+        Ok(())
+    }
+
+    /// Gives all threads other files for a leg.
+    fn exchange(
+        &self,
+        leg: Leg,
+        file: Option<&Arc<LegFile>>,
+        meta: Option<LegMeta>,
+    ) -> Result<(), ChangeError> {
+        let failed =
+            |source| ChangeError::Io { path: self.leg_path(leg), doing: "exchanging its files", source };
+        let (done, told) = sync_channel(1);
+        self.shared.mailbox.change(MetaChange { leg, meta, done });
+        told.recv_timeout(ANSWER).map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
+        let (done, told) = sync_channel(self.shared.changes.len());
+        for changes in &self.shared.changes {
+            lock(changes).push(LegChange { leg, file: file.cloned(), done: done.clone() });
+        }
+        self.shared.wake_all();
+        for _ in &self.shared.changes {
+            let answer = told.recv_timeout(ANSWER).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            answer.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Which leg of the volume is there, by its superblock.
+    fn identify(&self, path: &Path) -> Result<Leg, ChangeError> {
+        let metadata = read_at(path)?;
+        let superblock = &metadata.superblock;
+        let legs = lock(&self.facts.legs);
+        let found = legs.iter().find(|(_, known)| known.uuid == superblock.leg_uuid());
+        let found = found.filter(|(leg, _)| superblock.volume == self.facts.uuid && *leg == superblock.leg);
+        found.map(|(leg, _)| leg).ok_or_else(|| ChangeError::Stranger { path: path.to_owned() })
+    }
+
+    /// Whether all that the leg has is part of what the volume has.
+    fn check_returning(&self, leg: Leg, open: &OpenLeg, metadata: &LegMetadata) -> Result<(), ChangeError> {
+        let path = || open.path.clone();
+        let not_behind = |why: String| ChangeError::NotBehind { path: path(), why };
+        let block_size = open.data.offset_align();
+        if block_size > self.facts.block_size {
+            return Err(ChangeError::BlockSize { path: path(), block_size });
+        }
+        let in_sync = self.shared.mirror.legs.states().in_sync();
+        let mut found = vec![record(metadata)];
+        for other in in_sync.iter() {
+            found.push(record(&read_at(&self.leg_path(other))?));
+        }
+        let options = AssembleOptions { degraded: true, ..AssembleOptions::default() };
+        let assembly = assemble(&found, options).map_err(|error| not_behind(error.to_string()))?;
+        if assembly.source == leg {
+            return Err(not_behind("its record is newer than the volume's".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// Waits until nobody has the leg's lock. A ring's last hold on a file goes some time after the ring let go of it.
+fn await_free(path: &Path) {
+    let begun = Instant::now();
+    while begun.elapsed() < FREE {
+        let Ok(file) = File::open(path) else { return };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return;
+        }
+        thread::sleep(LOOK);
+    }
+    tracing::warn!(leg = %path.display(), "it is still locked: IO is under way on it");
+}
+
+/// The metadata of the leg at `path`, which somebody may have locked.
+fn read_at(path: &Path) -> Result<LegMetadata, ChangeError> {
+    let failed = |source| ChangeError::Io { path: path.to_owned(), doing: "reading its metadata", source };
+    let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+    if kind.is_dir() {
+        return Err(LegError::IsDirectory { path: path.to_owned() }.into());
+    }
+    let file = File::open(path).map_err(failed)?;
+    let (backing, len) = measure(&file).map_err(failed)?;
+    read_leg(&file, backing, len).map_err(|source| ChangeError::Metadata { path: path.to_owned(), source })
+}
+
+fn metadata_of(open: &OpenLeg) -> Result<LegMetadata, ChangeError> {
+    read_leg(&open.meta, open.backing, open.len)
+        .map_err(|source| ChangeError::Metadata { path: open.path.clone(), source })
+}

@@ -1,0 +1,264 @@
+//! Legs taken out by hand, given back, split off and merged, on a volume that is in use.
+
+mod rig;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rig::Rig;
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 64 * MIB;
+
+fn volume() -> Rig {
+    let rig = Rig::new();
+    rig.create("64MiB", &["--region-size", "1MiB"]);
+    rig
+}
+
+/// Writes a MiB with this byte, durably.
+fn write(rig: &Rig, mib: u64, byte: u8) {
+    let file = File::options().write(true).open(rig.volume()).unwrap();
+    file.write_all_at(&[byte; MIB as usize], mib * MIB).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// The volume's bytes on a leg.
+fn bytes(path: &Path) -> Vec<u8> {
+    let mut bytes = vec![0; SIZE as usize];
+    File::open(path).unwrap().read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn state(rig: &Rig, leg: usize) -> String {
+    rig.status()["legs"][leg]["state"].as_str().unwrap().to_owned()
+}
+
+fn refused(rig: &Rig, args: &[&str], words: &[&str]) {
+    let output = rig.run(args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "mirrord {args:?} was done");
+    for word in words {
+        assert!(said.contains(word), "{args:?}: {said}");
+    }
+}
+
+/// Bytes that resync has written to a leg since the volume was started.
+fn copied(rig: &Rig, leg: usize) -> u64 {
+    rig.status()["legs"][leg]["resynced_bytes"].as_u64().unwrap()
+}
+
+/// Two volumes whose legs are alike and free.
+fn end(rig: &Rig) {
+    rig.wait();
+    rig.ok(&["stop", "v"]);
+    assert!(bytes(&rig.path("a")) == bytes(&rig.path("b")), "the legs differ");
+}
+
+#[test]
+fn a_leg_failed_by_hand_comes_back_by_what_changed() {
+    let rig = volume();
+    write(&rig, 1, 0x11);
+    for leg in ["b", "1"] {
+        rig.ok(&["leg", "fail", "v", leg]);
+        let status = rig.status();
+        assert_eq!((&status["state"], &status["legs"][1]["reason"]), (&"degraded".into(), &"by_hand".into()));
+        // Nobody holds it.
+        rig.ok(&["inspect", "b"]);
+        assert!(
+            rustix::fs::flock(
+                File::open(rig.path("b")).unwrap(),
+                rustix::fs::FlockOperation::NonBlockingLockExclusive
+            )
+            .is_ok()
+        );
+        let before = copied(&rig, 1);
+        for mib in [3, 9, 10] {
+            write(&rig, mib, 0x22);
+        }
+        rig.ok(&["leg", "add", "v", "b"]);
+        rig.wait();
+        let copied = (copied(&rig, 1) - before) / MIB;
+        assert!((3..=4).contains(&copied), "{copied} MiB: what changed, and what was dirty before");
+    }
+    // It stays out when the volume is started anew, until it is given back.
+    rig.ok(&["leg", "fail", "v", "b"]);
+    rig.ok(&["stop", "v"]);
+    rig.ok(&["start", "v"]);
+    assert_eq!(state(&rig, 1), "failed");
+    rig.ok(&["leg", "add", "v", "b"]);
+    end(&rig);
+}
+
+#[test]
+fn a_leg_that_was_missing_is_given_back_to_the_running_volume() {
+    let rig = volume();
+    rig.ok(&["stop", "v"]);
+    fs::rename(rig.path("b"), rig.path("elsewhere")).unwrap();
+    refused(&rig, &["start", "v"], &["b"]);
+    rig.ok(&["start", "v", "--degraded"]);
+    write(&rig, 5, 0x55);
+    refused(&rig, &["leg", "add", "v", "b"], &["b"]);
+    rig.ok(&["leg", "add", "v", "elsewhere"]);
+    rig.wait();
+    rig.ok(&["stop", "v"]);
+    rig.ok(&["start", "v"]);
+    assert!(rig.status()["legs"][1]["path"].as_str().unwrap().ends_with("elsewhere"), "it is remembered");
+    rig.ok(&["stop", "v"]);
+    fs::rename(rig.path("elsewhere"), rig.path("b")).unwrap();
+    assert!(bytes(&rig.path("a")) == bytes(&rig.path("b")));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let rig = volume();
+    let usage = rig.run(&["split", "v", "--leg", "b", "--track"]);
+    assert_eq!(usage.status.code(), Some(2), "a single leg would be left");
+    for args in [&["leg", "fail", "v", "c"][..], &["split", "v", "--leg", "7", "--track", "--yes"]] {
+        refused(&rig, args, &["no leg"]);
+    }
+    refused(&rig, &["leg", "add", "v", "b"], &["in use already"]);
+    refused(&rig, &["merge", "v", "b"], &["in use already"]);
+    refused(&rig, &["leg", "add", "v", "."], &["directory"]);
+    fs::write(rig.path("junk"), vec![7; 1 << 20]).unwrap();
+    refused(&rig, &["leg", "add", "v", "junk"], &["junk"]);
+    refused(&rig, &["leg", "fail", "w", "b"], &["w"]);
+
+    rig.ok(&["leg", "fail", "v", "a"]);
+    refused(&rig, &["leg", "fail", "v", "a"], &["it is failed"]);
+    refused(&rig, &["leg", "fail", "v", "b"], &["only leg in sync"]);
+    refused(&rig, &["split", "v", "--leg", "b", "--track", "--yes"], &["only leg in sync"]);
+    refused(&rig, &["split", "v", "--leg", "a", "--track", "--yes"], &["it is failed"]);
+    refused(&rig, &["merge", "v", "a"], &["leg add"]);
+
+    // A leg of another volume, and one that went on alone.
+    let other = ["create", "--legs", "c", "d", "--size", "64MiB", "--name", "w", "--mount", "other"];
+    rig.ok(&other);
+    rig.ok(&["stop", "w"]);
+    refused(&rig, &["leg", "add", "v", "c"], &["no leg of this volume"]);
+    write(&rig, 1, 0x11);
+    rig.ok(&["stop", "v"]);
+    fs::rename(rig.path("b"), rig.path("away")).unwrap();
+    rig.ok(&["start", "a", "--degraded"]);
+    write(&rig, 2, 0x22);
+    rig.ok(&["stop", "v"]);
+    fs::rename(rig.path("a"), rig.path("alone")).unwrap();
+    fs::rename(rig.path("away"), rig.path("b")).unwrap();
+    rig.ok(&["start", "b"]);
+    let alone = bytes(&rig.path("alone"));
+    refused(&rig, &["leg", "add", "v", "alone"], &["alone", "went on without"]);
+    assert!(bytes(&rig.path("alone")) == alone);
+    rig.ok(&["stop", "v"]);
+}
+
+#[test]
+fn a_split_leg_is_the_volume_as_it_was_and_is_merged_by_what_changed() {
+    let rig = volume();
+    (0..16).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    rig.ok(&["split", "v", "--leg", "b", "--track", "--yes"]);
+    let then = bytes(&rig.volume());
+    assert!(bytes(&rig.path("b")) == then);
+    for mib in [2, 3, 17, 40, 41] {
+        write(&rig, mib, 0xee);
+    }
+    let status = rig.status();
+    let leg = &status["legs"][1];
+    assert_eq!((&leg["state"], &leg["stale_regions"]), (&"tracked".into(), &5.into()), "{status}");
+    assert!(bytes(&rig.path("b")) == then, "it is left alone");
+    assert!(bytes(&rig.volume()) != then);
+    refused(&rig, &["leg", "add", "v", "b"], &["mirrord merge"]);
+    refused(&rig, &["split", "v", "--leg", "b", "--track", "--yes"], &["tracked"]);
+    let before = copied(&rig, 1);
+    rig.ok(&["merge", "v", "b"]);
+    rig.wait();
+    assert_eq!(copied(&rig, 1) - before, 5 * MIB, "what changed, and no more");
+    end(&rig);
+}
+
+#[test]
+fn a_split_survives_a_killed_daemon_and_so_does_a_merge() {
+    let rig = volume();
+    (0..16).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    for round in 0..5 {
+        rig.ok(&["split", "v", "--leg", "1", "--track", "--yes"]);
+        let then = bytes(&rig.path("b"));
+        write(&rig, 20 + round, 0xaa);
+        rig.kill_for_good();
+        rig.ok(&["start", "v"]);
+        assert_eq!(state(&rig, 1), "tracked");
+        write(&rig, 30 + round, 0xbb);
+        assert!(bytes(&rig.path("b")) == then, "it is left alone");
+        rig.ok(&["resync", "v", "--rate", "4MiB"]);
+        rig.ok(&["merge", "v", "b"]);
+        if round % 2 == 0 {
+            rig.kill_for_good();
+            rig.ok(&["start", "v"]);
+        }
+        rig.ok(&["resync", "v", "--rate", "0"]);
+        rig.wait();
+    }
+    end(&rig);
+}
+
+#[test]
+fn a_split_leg_that_was_written_to_is_refused_or_copied_whole() {
+    let rig = volume();
+    (0..16).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    rig.ok(&["split", "v", "--leg", "b", "--track", "--yes"]);
+    write(&rig, 2, 0xee);
+    File::options().write(true).open(rig.path("b")).unwrap().write_all_at(b"mine", 9 * MIB).unwrap();
+    let mine = bytes(&rig.path("b"));
+    refused(&rig, &["merge", "v", "b"], &["written to", "--force-full"]);
+    assert!(bytes(&rig.path("b")) == mine, "nothing was overwritten");
+    assert_eq!(state(&rig, 1), "tracked");
+    rig.ok(&["merge", "v", "b", "--force-full"]);
+    end(&rig);
+}
+
+/// Each write comes after the one before was answered: an image of one moment has all up to some write, and none
+/// after it.
+#[test]
+fn a_split_under_load_is_of_one_moment() {
+    const BLOCKS: u64 = 512;
+    let rig = volume();
+    let (path, ending) = (rig.volume(), Arc::new(AtomicBool::new(false)));
+    let asked = Arc::clone(&ending);
+    let writer = thread::spawn(move || {
+        let file = File::options().write(true).open(path).unwrap();
+        let mut count = 0;
+        while !asked.load(Ordering::SeqCst) {
+            count += 1;
+            // Spread over all regions.
+            let at = count % BLOCKS * (SIZE / BLOCKS);
+            file.write_all_at(&[u64::to_le_bytes(count); 512].concat(), at).unwrap();
+        }
+        count
+    });
+    for _ in 0..4 {
+        thread::sleep(Duration::from_millis(500));
+        let said = rig.ok(&["split", "v", "--leg", "b", "--track", "--yes", "--json"]);
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        println!("writes waited {} us", said["pause_us"]);
+        assert!(said["pause_us"].as_u64().unwrap() < 5_000_000);
+        let image = bytes(&rig.path("b"));
+        let count_at = |block: u64| {
+            let at = (block * (SIZE / BLOCKS)) as usize;
+            u64::from_le_bytes(image[at..at + 8].try_into().unwrap())
+        };
+        let last = (0..BLOCKS).map(count_at).max().unwrap();
+        for block in 0..BLOCKS {
+            let expected = last.checked_sub(block).map_or(0, |since| last - since % BLOCKS);
+            assert_eq!(count_at(block), expected, "block {block}, {last} writes were split off");
+        }
+        rig.ok(&["merge", "v", "b"]);
+        rig.wait();
+    }
+    ending.store(true, Ordering::SeqCst);
+    println!("{} writes", writer.join().unwrap());
+    end(&rig);
+}
