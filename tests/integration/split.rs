@@ -3,7 +3,7 @@
 mod rig;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use rig::Rig;
+use rustix::fs::OFlags;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
@@ -229,7 +230,9 @@ fn a_split_under_load_is_of_one_moment() {
     let (path, ending) = (rig.volume(), Arc::new(AtomicBool::new(false)));
     let asked = Arc::clone(&ending);
     let writer = thread::spawn(move || {
-        let file = File::options().write(true).open(path).unwrap();
+        // Past the page cache of a block device, or at least through it.
+        let flags = if rig::is_ublk() { OFlags::DSYNC } else { OFlags::empty() };
+        let file = File::options().write(true).custom_flags(flags.bits() as i32).open(path).unwrap();
         let mut count = 0;
         while !asked.load(Ordering::SeqCst) {
             count += 1;
