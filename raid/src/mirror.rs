@@ -11,6 +11,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Mutex, PoisonError};
 
+use crate::background::REGIONS_AT_ONCE;
 use crate::geometry::{Geometry, Region};
 use crate::legs::LegTable;
 use crate::ranges::{Owner, RangeLocks};
@@ -168,6 +169,8 @@ pub struct Mirror {
     pub ranges: RangeLocks,
     /// Counters.
     pub counters: Counters,
+    /// The regions that are being copied, one more than their numbers; zero where none is.
+    copying: [AtomicU32; REGIONS_AT_ONCE as usize],
     undone_writes: AtomicU32,
     worker_notes: NoteBox<WorkerNote>,
     queue_notes: Box<[NoteBox<QueueNote>]>,
@@ -189,6 +192,7 @@ impl Mirror {
             legs: LegTable::new(states, geometry.regions()),
             ranges: RangeLocks::default(),
             counters: Counters::default(),
+            copying: Default::default(),
             undone_writes: AtomicU32::new(0),
             worker_notes: NoteBox::default(),
             queue_notes: (0..=queues).map(|_| NoteBox::default()).collect(),
@@ -210,6 +214,16 @@ impl Mirror {
     /// Legs of the volume, all states.
     pub fn all_legs(&self) -> impl Iterator<Item = Leg> {
         self.legs.states().all().iter()
+    }
+
+    /// Regions that are being copied to legs that are stale there, for status.
+    pub fn copying(&self) -> impl Iterator<Item = Region> {
+        self.copying.iter().filter_map(|slot| slot.load(Relaxed).checked_sub(1)).map(Region)
+    }
+
+    /// What the background worker copies in a slot now.
+    pub(crate) fn set_copying(&self, slot: usize, region: Option<Region>) {
+        self.copying[slot].store(region.map_or(0, |region| region.0 + 1), Relaxed);
     }
 
     /// Grows with every write that some leg may hold and the volume does not, before that write is
