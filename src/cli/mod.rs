@@ -10,6 +10,7 @@ mod doctor;
 mod inspect;
 mod list;
 mod man;
+mod map;
 mod output;
 mod resync;
 mod serve;
@@ -51,6 +52,7 @@ enum Verb {
     Upgrade(upgrade::Args),
     List(list::Args),
     Status(status::Args),
+    Map(map::Args),
     Wait(wait::Args),
     Resync(resync::Args),
     Inspect(inspect::Args),
@@ -86,6 +88,7 @@ pub fn main() -> ExitCode {
         Verb::Upgrade(args) => upgrade::run(&context, &args),
         Verb::List(args) => list::run(&context, &args),
         Verb::Status(args) => status::run(&context, &args),
+        Verb::Map(args) => map::run(&context, &args),
         Verb::Wait(args) => wait::run(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
