@@ -13,6 +13,7 @@ pub mod failure;
 pub mod inspect;
 pub mod leg;
 pub mod logging;
+pub mod map;
 pub mod paths;
 pub mod registry;
 pub mod rights;

@@ -263,6 +263,7 @@ impl Background {
         let (start, len) =
             (self.mirror.geometry.region_start(region), self.mirror.geometry.region_len(region));
         self.jobs[slot] = Some(Job::new(region, start, len, targets));
+        self.mirror.set_copying(slot, Some(region));
         self.next_window(slot as u32, actions);
         true
     }
@@ -296,6 +297,9 @@ impl Background {
         self.mirror.regions.end_write(job.region);
         let (region, ok, errors) = (job.region, job.targets, job.errors);
         let repaired = io == REPAIR;
+        if !repaired {
+            self.mirror.set_copying(io as usize, None);
+        }
         self.tell_worker(
             if repaired {
                 WorkerNote::Repaired { ok, errors }
@@ -482,6 +486,29 @@ mod tests {
         }
         assert!(background.is_idle() && mirror.ranges.is_idle() && mirror.regions.writes(region) == 0);
         happened
+    }
+
+    #[test]
+    fn what_is_copied_can_be_seen() {
+        let states = LegMap::from(vec![LegState::InSync, LegState::Syncing]);
+        let dirty = [2, 5, 7].map(Region);
+        let mirror = Arc::new(Mirror::new(Geometry::new(1 << 20, 1 << 16).unwrap(), &states, dirty, 1));
+        let mut background = Background::new(Arc::clone(&mirror), WINDOW);
+        let seen = || mirror.copying().map(|region| region.0).collect::<Vec<_>>();
+        let mut actions = Vec::new();
+        assert!(seen().is_empty());
+        for region in [5, 7].map(Region) {
+            let targets = LegSet::one(Leg::new(1));
+            mirror.tell_queue(mirror.background(), QueueNote::Copy { region, targets });
+            background.handle(BackgroundEvent::Woken, &mut actions);
+        }
+        assert_eq!(seen(), [5, 7]);
+        background.handle(BackgroundEvent::Proceed { io: 0 }, &mut actions);
+        for leg in [0, 1].map(Leg::new) {
+            let done = BackgroundEvent::LegDone { io: 0, leg, result: Ok(()), zeroes: false };
+            background.handle(done, &mut actions);
+        }
+        assert_eq!(seen(), [7]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Mutex, PoisonError};
 
+use crate::background::REGIONS_AT_ONCE;
 use crate::geometry::{Geometry, Region};
 use crate::legs::LegTable;
 use crate::ranges::{Owner, RangeLocks};
@@ -173,6 +174,8 @@ pub struct Mirror {
     pub ranges: RangeLocks,
     /// Counters.
     pub counters: Counters,
+    /// The regions that are being copied, one more than their numbers; zero where none is.
+    copying: [AtomicU32; REGIONS_AT_ONCE as usize],
     undone_writes: AtomicU32,
     frozen: AtomicBool,
     /// Writes of each queue from before they lock their range until they are answered.
@@ -197,6 +200,7 @@ impl Mirror {
             legs: LegTable::new(states, geometry.regions()),
             ranges: RangeLocks::default(),
             counters: Counters::default(),
+            copying: Default::default(),
             undone_writes: AtomicU32::new(0),
             frozen: AtomicBool::new(false),
             writing: (0..queues).map(|_| Writing::default()).collect(),
@@ -252,6 +256,16 @@ impl Mirror {
     /// Whether any queue has a write under way.
     pub(crate) fn writes_are_under_way(&self) -> bool {
         self.writing.iter().any(|writing| writing.0.load(SeqCst) > 0)
+    }
+
+    /// Regions that are being copied to legs that are stale there, for status.
+    pub fn copying(&self) -> impl Iterator<Item = Region> {
+        self.copying.iter().filter_map(|slot| slot.load(Relaxed).checked_sub(1)).map(Region)
+    }
+
+    /// What the background worker copies in a slot now.
+    pub(crate) fn set_copying(&self, slot: usize, region: Option<Region>) {
+        self.copying[slot].store(region.map_or(0, |region| region.0 + 1), Relaxed);
     }
 
     /// Grows with every write that some leg may hold and the volume does not, before that write is

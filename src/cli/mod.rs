@@ -11,6 +11,7 @@ mod inspect;
 mod leg;
 mod list;
 mod man;
+mod map;
 mod output;
 mod resync;
 mod serve;
@@ -52,6 +53,7 @@ enum Verb {
     Upgrade(upgrade::Args),
     List(list::Args),
     Status(status::Args),
+    Map(map::Args),
     Wait(wait::Args),
     Leg(leg::Args),
     Split(leg::SplitArgs),
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
         Verb::Upgrade(args) => upgrade::run(&context, &args),
         Verb::List(args) => list::run(&context, &args),
         Verb::Status(args) => status::run(&context, &args),
+        Verb::Map(args) => map::run(&context, &args),
         Verb::Wait(args) => wait::run(&context, &args),
         Verb::Leg(args) => leg::run(&context, &args),
         Verb::Split(args) => leg::split(&context, &args),

@@ -1,6 +1,7 @@
 //! Asking a daemon.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::{Failure, MAX_LINE, Request, Response};
+use crate::map::VolumeMap;
 use crate::paths::Dirs;
 use crate::status::VolumeStatus;
 
@@ -120,6 +122,25 @@ impl Client {
     pub fn status(&mut self) -> Result<VolumeStatus, ClientError> {
         match self.ask(&Request::Status)? {
             Response::Status { status } => Ok(*status),
+            _ => Err(ClientError::Unexpected { name: self.name.clone() }),
+        }
+    }
+
+    /// How its regions are, in at most `cells` cells, or region by region: as many answers as that takes.
+    ///
+    /// # Errors
+    /// See [`Client::ask`].
+    pub fn map(&mut self, cells: Option<NonZeroU32>) -> Result<VolumeMap, ClientError> {
+        let mut map = self.map_from(cells, 0)?;
+        while let Some(from) = map.next {
+            map.append(self.map_from(cells, from)?);
+        }
+        Ok(map)
+    }
+
+    fn map_from(&mut self, cells: Option<NonZeroU32>, from: u32) -> Result<VolumeMap, ClientError> {
+        match self.ask(&Request::Map { cells, from })? {
+            Response::Map { map } => Ok(*map),
             _ => Err(ClientError::Unexpected { name: self.name.clone() }),
         }
     }

@@ -12,5 +12,6 @@ pub use client::{Client, ClientError, Daemon};
 pub use server::{BindError, ControlServer, Handler};
 pub use types::{Failure, Request, Response};
 
-/// Longest line either side takes, in bytes: a status of eight legs is a few KiB.
+/// Longest line either side takes, in bytes: a status of eight legs is a few KiB, the longest map
+/// three quarters of it.
 const MAX_LINE: u64 = 1 << 20;

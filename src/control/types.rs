@@ -1,9 +1,11 @@
 //! What is asked of a daemon and what it answers.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::map::VolumeMap;
 use crate::status::VolumeStatus;
 
 /// What a client asks.
@@ -14,6 +16,15 @@ pub enum Request {
     Ping,
     /// How the volume is.
     Status,
+    /// How its regions are. An answer has at most [`MOST_RUNS`](crate::map::MOST_RUNS) runs: ask on from where it ended.
+    Map {
+        /// Make at most so many cells of the whole volume; absent: one of each region.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cells: Option<NonZeroU32>,
+        /// The first region.
+        #[serde(default)]
+        from: u32,
+    },
     /// Stop serving it; answered when it is stopped.
     Stop {
         /// Although somebody uses it.
@@ -85,6 +96,11 @@ pub enum Response {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         note: Option<String>,
     },
+    /// To [`Request::Map`].
+    Map {
+        /// How the regions are.
+        map: Box<VolumeMap>,
+    },
     /// It was done.
     Done {
         /// To [`Request::Stop`]: legs with IO under way that was given up. They stay locked until that has ended.
@@ -121,13 +137,19 @@ pub enum Failure {
 
 #[cfg(test)]
 mod tests {
+    use mirrord_raid::MAX_LEGS;
+
+    use super::super::MAX_LINE;
     use super::*;
+    use crate::map::{LegInMap, MOST_RUNS, RegionWord, Run};
 
     #[test]
     fn the_lines_are_as_documented() {
         for (text, request) in [
             (r#"{"verb":"ping"}"#, Request::Ping),
             (r#"{"verb":"status"}"#, Request::Status),
+            (r#"{"verb":"map"}"#, Request::Map { cells: None, from: 0 }),
+            (r#"{"verb":"map","cells":9,"from":7}"#, Request::Map { cells: NonZeroU32::new(9), from: 7 }),
             (r#"{"verb":"stop"}"#, Request::Stop { force: false }),
             (r#"{"verb":"stop","force":true}"#, Request::Stop { force: true }),
             (r#"{"verb":"hand_over"}"#, Request::HandOver),
@@ -142,10 +164,44 @@ mod tests {
             let back = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&back).unwrap(), request);
         }
+        assert!(serde_json::from_str::<Request>(r#"{"verb":"map","cells":0}"#).is_err());
         let pong = Response::Pong { name: "a".to_owned(), pid: 7 };
         assert_eq!(serde_json::to_string(&pong).unwrap(), r#"{"answer":"pong","name":"a","pid":7}"#);
         let done = r#"{"answer":"done"}"#;
         assert_eq!(serde_json::to_string(&Response::done()).unwrap(), done);
         assert_eq!(serde_json::from_str::<Response>(done).unwrap(), Response::done());
+    }
+
+    #[test]
+    fn the_longest_map_fits_a_line() {
+        let leg = LegInMap {
+            index: MAX_LEGS - 1,
+            path: PathBuf::from("\u{1}".repeat(4096)),
+            state: "missing".to_owned(),
+            stale_regions: u32::MAX,
+            resyncing_regions: u32::MAX,
+        };
+        let run = Run {
+            start: u32::MAX,
+            count: u32::MAX,
+            state: RegionWord::Resyncing,
+            stale_legs: (0..MAX_LEGS - 1).collect(),
+            // At most four regions are copied at a time.
+            resyncing_legs: Vec::new(),
+        };
+        let map = VolumeMap {
+            name: "v".repeat(255),
+            size_bytes: u64::MAX,
+            region_size_bytes: u64::MAX,
+            regions: u32::MAX,
+            regions_per_cell: u32::MAX,
+            clean_regions: u32::MAX,
+            dirty_regions: u32::MAX,
+            legs: vec![leg; MAX_LEGS],
+            runs: vec![run; MOST_RUNS],
+            next: Some(u32::MAX),
+        };
+        let line = serde_json::to_string(&Response::Map { map: Box::new(map) }).unwrap();
+        assert!(line.len() as u64 <= MAX_LINE * 3 / 4, "{}", line.len());
     }
 }

@@ -257,6 +257,7 @@ fn answer(volume: &Volume, dirs: &Dirs, hardening: Hardening, request: Request) 
     match request {
         Request::Ping => Response::Pong { name: volume.status().name, pid: std::process::id() },
         Request::Status => Response::Status { status: Box::new(status(volume, hardening)) },
+        Request::Map { cells, from } => Response::Map { map: Box::new(volume.map(cells, from)) },
         Request::Resync { rate, pause } => {
             if let Some(rate) = rate {
                 volume.set_resync_rate((rate > 0).then_some(rate));

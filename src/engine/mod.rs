@@ -17,6 +17,7 @@ mod background;
 mod front;
 mod legs;
 mod log;
+mod map;
 mod meter;
 mod queue;
 mod shared;
@@ -25,6 +26,7 @@ mod throttle;
 mod worker;
 
 use std::io;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -43,6 +45,7 @@ use mirrord_ublk::{
 use rustix::fs::{FlockOperation, flock};
 
 use crate::leg::Holder;
+use crate::map::{VolumeMap, regions_per_cell};
 use crate::start::{Opened, leg_paths};
 use crate::status::VolumeStatus;
 use background::READY;
@@ -342,6 +345,13 @@ impl Volume {
     pub fn status(&self) -> VolumeStatus {
         let mut meter = lock(&self.meter);
         status::status(&self.facts, &self.shared, &lock(&self.files), &mut meter, Instant::now())
+    }
+
+    /// How its regions are, from region `from` on, in so many cells that the whole volume makes at most `cells`;
+    /// a cell for each region without. See [`VolumeMap::next`].
+    pub fn map(&self, cells: Option<NonZeroU32>, from: u32) -> VolumeMap {
+        let regions = self.shared.mirror.geometry.regions();
+        map::map(&self.facts, &self.shared, from, regions_per_cell(regions, cells))
     }
 
     /// What the user should know about how it is served.

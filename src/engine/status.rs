@@ -131,6 +131,19 @@ fn place(log: &LogPlace) -> Option<String> {
     }
 }
 
+/// A leg's state and why it is failed, in the words of the JSON.
+pub(super) fn leg_words(state: LegState) -> (&'static str, Option<&'static str>) {
+    match state {
+        LegState::InSync => ("in_sync", None),
+        LegState::Syncing => ("syncing", None),
+        LegState::Tracked => ("tracked", None),
+        LegState::Failed(FailReason::Missing) => ("missing", Some("missing")),
+        LegState::Failed(FailReason::Io) => ("failed", Some("io_error")),
+        LegState::Failed(FailReason::NoSpace) => ("failed", Some("no_space")),
+        LegState::Failed(FailReason::Admin) => ("failed", Some("by_hand")),
+    }
+}
+
 fn leg_status(
     leg_facts: &LegFacts,
     shared: &Shared,
@@ -141,15 +154,7 @@ fn leg_status(
     let counters = &table.counters[leg];
     let read = |counter: &AtomicU64| counter.load(Relaxed);
     let state = table.states().of(leg);
-    let (name, reason) = match state {
-        LegState::InSync => ("in_sync", None),
-        LegState::Syncing => ("syncing", None),
-        LegState::Tracked => ("tracked", None),
-        LegState::Failed(FailReason::Missing) => ("missing", Some("missing")),
-        LegState::Failed(FailReason::Io) => ("failed", Some("io_error")),
-        LegState::Failed(FailReason::NoSpace) => ("failed", Some("no_space")),
-        LegState::Failed(FailReason::Admin) => ("failed", Some("by_hand")),
-    };
+    let (name, reason) = leg_words(state);
     let stale = match state {
         LegState::InSync => 0,
         LegState::Syncing => table.stale_count(leg),

@@ -15,6 +15,8 @@ mod create;
 mod data;
 #[path = "cli/doctor.rs"]
 mod doctor;
+#[path = "cli/map.rs"]
+mod map;
 #[path = "cli/run.rs"]
 mod run;
 #[path = "cli/snapshot.rs"]

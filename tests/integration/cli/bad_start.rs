@@ -32,7 +32,7 @@ fn go_on_with(rig: &Rig, name: &str) {
 #[test]
 fn volumes_nobody_knows() {
     let rig = Rig::new();
-    for verb in ["stop", "status", "wait", "resync"] {
+    for verb in ["stop", "status", "map", "wait", "resync"] {
         refused(&rig, &[verb, "nix"], 1, &["nix", "there is no volume", "mirrord list"]);
     }
     refused(&rig, &["start", "nix"], 1, &["nix", "neither a volume nor a leg"]);
@@ -44,7 +44,7 @@ fn volumes_nobody_knows() {
 #[test]
 fn a_volume_that_does_not_run() {
     let Some(rig) = stopped() else { return };
-    for verb in ["stop", "status", "wait", "resync"] {
+    for verb in ["stop", "status", "map", "wait", "resync"] {
         refused(&rig, &[verb, "v"], 1, &["v", "not running", "mirrord start v"]);
     }
 }
