@@ -197,6 +197,7 @@ impl Sim {
             gone: LegSet::EMPTY,
             unflushed: LegSet::EMPTY,
             forgetful: LegSet::EMPTY,
+            given_back: LegSet::EMPTY,
             late: Vec::new(),
             last_late: 0,
             ever_dirty: dirty,

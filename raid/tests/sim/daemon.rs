@@ -156,6 +156,8 @@ pub(crate) struct Daemon {
     pub(crate) unflushed: LegSet,
     /// Legs of which a flush ended badly after it was given up: the next one says so.
     pub(crate) forgetful: LegSet,
+    /// Legs that were given back, and may be on their way in.
+    pub(crate) given_back: LegSet,
     /// What was given up and has not ended.
     pub(crate) late: Vec<Late>,
     pub(crate) last_late: u32,

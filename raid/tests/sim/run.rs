@@ -171,7 +171,12 @@ impl Sim {
             self.attached.insert(leg);
             self.generations[leg.index()] = self.read_superblock(leg, false).1;
         }
-        let full = self.rng.chance(1, 10);
+        let is_split = self.live().mirror.legs.states().of(leg) == LegState::Tracked;
+        if is_split && !self.live().given_back.contains(leg) && self.rng.chance(1, 10) {
+            self.scribble(leg);
+        }
+        self.d().given_back.insert(leg);
+        let full = is_split && self.scribbled.contains(leg) || self.rng.chance(1, 20);
         self.saw.saw_if(Saw::FullReturn, full);
         if full {
             self.full.insert(leg);

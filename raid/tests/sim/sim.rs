@@ -71,6 +71,8 @@ pub(crate) struct Sim {
     pub(crate) by_hand: LegSet,
     /// Legs that were last given back to be copied whole.
     pub(crate) full: LegSet,
+    /// Legs that somebody wrote to while they were split off.
+    pub(crate) scribbled: LegSet,
     /// What was split off.
     pub(crate) splits: Vec<Option<Split>>,
     pub(crate) daemon: Option<Box<Daemon>>,
@@ -101,6 +103,7 @@ impl Sim {
             marks: [0; MAX_LEGS],
             by_hand: LegSet::EMPTY,
             full: LegSet::EMPTY,
+            scribbled: LegSet::EMPTY,
             splits: (0..config.legs).map(|_| None).collect(),
             daemon: None,
             now: 1,

@@ -5,6 +5,7 @@ use mirrord_raid::{Leg, LegState};
 
 use crate::config::SECTOR;
 use crate::coverage::Saw;
+use crate::disk::ZERO;
 use crate::sim::Sim;
 
 /// What was split off.
@@ -19,6 +20,7 @@ impl Sim {
     /// The leg is tracked from now on.
     pub(crate) fn split_off(&mut self, leg: Leg) {
         self.saw.saw(Saw::Split);
+        self.d().given_back.remove(leg);
         let disk = &self.disks[leg.index()];
         let lost = disk.first_unflushed(0..self.config.sectors);
         assert!(lost.is_none(), "split: sector {lost:?} of {leg:?} is not flushed");
@@ -47,6 +49,16 @@ impl Sim {
     pub(crate) fn changes_since_splits(&mut self, sectors: &std::ops::Range<usize>) {
         let regions = self.regions_of(sectors);
         self.splits.iter_mut().flatten().for_each(|split| split.changed |= regions);
+    }
+
+    /// Somebody writes to a leg that is split off, behind the daemon's back.
+    pub(crate) fn scribble(&mut self, leg: Leg) {
+        for _ in 0..self.rng.between(1, 4) {
+            let sector = self.rng.below(self.config.sectors as u64) as usize;
+            self.disks[leg.index()].format(sector, ZERO - 2);
+        }
+        self.scribbled.insert(leg);
+        self.splits[leg.index()] = None;
     }
 
     /// The leg is given back.
