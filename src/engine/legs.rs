@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,9 @@ use crate::start::record;
 
 /// How long a thread may take to answer, and a record to be durable.
 const ANSWER: Duration = Duration::from_secs(60);
+
+/// Between two looks whether the volume is stopped.
+const STOPPED: Duration = Duration::from_millis(100);
 
 /// Between two looks at what becomes of a leg.
 const LOOK: Duration = Duration::from_millis(2);
@@ -176,7 +180,11 @@ impl Volume {
             state if state == out => Ok(volume.is_recorded(leg)),
             _ => volume.check_not_last(leg).map(|()| false),
         })?;
-        self.let_go(leg)
+        match self.let_go(leg) {
+            // It is out; who looks at the volume sees what is under way on it.
+            Err(ChangeError::Hung { .. }) => Ok(()),
+            result => result,
+        }
     }
 
     /// Splits a leg off as the volume is between two writes, flushed, and lets go of it. What changes from then on
@@ -312,17 +320,31 @@ impl Volume {
             |source| ChangeError::Io { path: self.leg_path(leg), doing: "exchanging its files", source };
         let (done, told) = sync_channel(1);
         self.shared.mailbox.change(MetaChange { leg, meta, done });
-        told.recv_timeout(ANSWER).map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
+        self.answer(&told).map_err(failed)?;
         let (done, told) = sync_channel(self.shared.changes.len());
         for changes in &self.shared.changes {
             lock(changes).push(LegChange { leg, file: file.cloned(), done: done.clone() });
         }
         self.shared.wake_all();
         for _ in &self.shared.changes {
-            let answer = told.recv_timeout(ANSWER).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            answer.map_err(failed)?;
+            self.answer(&told).and_then(|answer| answer).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// What a thread says, unless the volume is stopped: threads that are gone say nothing.
+    fn answer<T>(&self, told: &Receiver<T>) -> io::Result<T> {
+        let begun = Instant::now();
+        loop {
+            match told.recv_timeout(STOPPED) {
+                Ok(answer) => return Ok(answer),
+                Err(_) if self.shared.stopping.load(Ordering::SeqCst) => {
+                    return Err(io::Error::other("the volume is being stopped"));
+                }
+                Err(_) if begun.elapsed() > ANSWER => return Err(io::ErrorKind::TimedOut.into()),
+                Err(_) => {}
+            }
+        }
     }
 
     /// Which leg of the volume is there, by its superblock.
@@ -346,7 +368,10 @@ impl Volume {
         let in_sync = self.shared.mirror.legs.states().in_sync();
         let mut found = vec![record(metadata)];
         for other in in_sync.iter() {
-            found.push(record(&read_at(&self.leg_path(other))?));
+            // By the open file: it may have another name by now.
+            let file = lock(&self.files)[other].clone();
+            let path = file.map(|file| format!("/proc/self/fd/{}", file.file().as_raw_fd()).into());
+            found.push(record(&read_at(&path.unwrap_or_else(|| self.leg_path(other)))?));
         }
         let options = AssembleOptions { degraded: true, ..AssembleOptions::default() };
         let assembly = assemble(&found, options).map_err(|error| not_behind(error.to_string()))?;
