@@ -172,7 +172,9 @@ impl Sim {
             self.generations[leg.index()] = self.read_superblock(leg, false).1;
         }
         let is_split = self.live().mirror.legs.states().of(leg) == LegState::Tracked;
-        if is_split && !self.live().given_back.contains(leg) && self.rng.chance(1, 10) {
+        // The daemon lets go of a leg only when its own reads there have ended.
+        let is_free = !self.live().leg_jobs().any(|job| job.io.leg == leg);
+        if is_split && is_free && !self.live().given_back.contains(leg) && self.rng.chance(1, 10) {
             self.scribble(leg);
         }
         self.d().given_back.insert(leg);
