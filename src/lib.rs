@@ -8,6 +8,7 @@ pub mod create;
 pub mod daemon;
 pub mod doctor;
 pub mod engine;
+pub mod events;
 mod extents;
 pub mod failure;
 pub mod inspect;

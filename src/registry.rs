@@ -45,6 +45,8 @@ pub struct ServeChoice {
     pub allow_other: bool,
     /// Seconds after which a leg that hangs is given up, 0 for never; `None` is what fits the front end.
     pub leg_timeout: Option<u32>,
+    /// Program that is run for each event.
+    pub event_hook: Option<PathBuf>,
 }
 
 /// A volume that is known.

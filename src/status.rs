@@ -80,6 +80,18 @@ pub enum VolumeState {
     Failed,
 }
 
+impl VolumeState {
+    /// The word of the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            VolumeState::InSync => "in_sync",
+            VolumeState::Resyncing => "resyncing",
+            VolumeState::Degraded => "degraded",
+            VolumeState::Failed => "failed",
+        }
+    }
+}
+
 /// A leg of a running volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LegStatus {

@@ -7,11 +7,13 @@
 mod completions;
 mod create;
 mod doctor;
+mod events;
 mod inspect;
 mod list;
 mod man;
 mod output;
 mod resync;
+mod run_hook;
 mod serve;
 mod serving;
 mod start;
@@ -52,6 +54,7 @@ enum Verb {
     List(list::Args),
     Status(status::Args),
     Wait(wait::Args),
+    Events(events::Args),
     Resync(resync::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
@@ -59,6 +62,8 @@ enum Verb {
     Man(man::Args),
     #[command(hide = true)]
     Serve(serve::Args),
+    #[command(hide = true)]
+    RunHook(run_hook::Args),
     #[command(hide = true)]
     UdevOwner(udev_owner::Args),
 }
@@ -87,12 +92,14 @@ pub fn main() -> ExitCode {
         Verb::List(args) => list::run(&context, &args),
         Verb::Status(args) => status::run(&context, &args),
         Verb::Wait(args) => wait::run(&context, &args),
+        Verb::Events(args) => events::run(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
         Verb::Serve(args) => serve::run(&context, &args),
+        Verb::RunHook(args) => run_hook::run(&args),
         Verb::UdevOwner(args) => udev_owner::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };

@@ -9,6 +9,7 @@ use mirrord_ublk::{plain_spawn, ublk};
 use super::Context;
 use super::output::{Usage, note, print, print_json};
 use crate::daemon::{ServeSpec, Served, spawn};
+use crate::events::check_hook;
 use crate::failure::describe;
 use crate::logging::{Level, LogTo};
 use crate::registry::{Front, ServeChoice};
@@ -37,6 +38,10 @@ pub(super) struct Args {
     /// with the ublk device of a user without privilege, where it is 20 at most].
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     leg_timeout: Option<u32>,
+    /// Run this program for each event of the volume (mirrord events), with the event's name and the volume's as
+    /// arguments and the event as JSON on standard input; none: no program [default: as before].
+    #[arg(long, value_name = "PROGRAM")]
+    event_hook: Option<PathBuf>,
     /// Let other users reach the file that is the volume (its mode still applies).
     #[arg(long)]
     allow_other: bool,
@@ -98,7 +103,19 @@ impl Args {
             },
             allow_other: self.allow_other || before.allow_other,
             leg_timeout: self.leg_timeout.or(before.leg_timeout),
+            event_hook: self.event_hook(before.event_hook)?,
         })
+    }
+
+    fn event_hook(&self, before: Option<PathBuf>) -> anyhow::Result<Option<PathBuf>> {
+        match &self.event_hook {
+            None => Ok(before),
+            Some(none) if none.as_os_str() == "none" => Ok(None),
+            Some(program) => match check_hook(program) {
+                Ok(()) => Ok(Some(program.clone())),
+                Err(error) => Err(Usage(describe(&error)).into()),
+            },
+        }
     }
 
     /// Serves a volume: in the background, or here until it is stopped.

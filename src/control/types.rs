@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::events::Event;
 use crate::status::VolumeStatus;
 
 /// What a client asks.
@@ -22,6 +23,12 @@ pub enum Request {
     },
     /// Stop serving it, but leave its device to a daemon to come: users wait meanwhile.
     HandOver,
+    /// What happens to it, line by line until it is stopped. Nothing else can be asked on this connection then.
+    Events {
+        /// First what came after the event of this number, as far as it is remembered; 0: all that is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<u64>,
+    },
     /// Change how it is resynced; what is absent stays.
     Resync {
         /// Bytes per second, 0 for no limit.
@@ -49,7 +56,17 @@ pub enum Response {
         /// How the volume is.
         status: Box<VolumeStatus>,
     },
-    /// It was done.
+    /// To [`Request::Events`].
+    Event {
+        /// What happened.
+        event: Box<Event>,
+    },
+    /// To [`Request::Events`]: here events are missing.
+    Missed {
+        /// How many, if that is known.
+        events: Option<u64>,
+    },
+    /// It was done. To [`Request::Events`]: the volume is stopped, and there is no more.
     Done {
         /// To [`Request::Stop`]: legs with IO under way that was given up. They stay locked until that has ended.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -95,6 +112,8 @@ mod tests {
             (r#"{"verb":"stop"}"#, Request::Stop { force: false }),
             (r#"{"verb":"stop","force":true}"#, Request::Stop { force: true }),
             (r#"{"verb":"hand_over"}"#, Request::HandOver),
+            (r#"{"verb":"events"}"#, Request::Events { since: None }),
+            (r#"{"verb":"events","since":7}"#, Request::Events { since: Some(7) }),
             (r#"{"verb":"resync","rate":0}"#, Request::Resync { rate: Some(0), pause: None }),
             (r#"{"verb":"resync","pause":true}"#, Request::Resync { rate: None, pause: Some(true) }),
         ] {

@@ -21,8 +21,9 @@ use signal_hook::iterator::Signals;
 
 pub use background::{Ready, SpawnError, serve_behind, spawn};
 
-use crate::control::{BindError, ControlServer, Failure, Request, Response};
+use crate::control::{Answer, BindError, ControlServer, Failure, Request, Response};
 use crate::engine::{FrontChoice, ServeError, ServeOptions, StopError, Volume};
+use crate::events::{Hook, check_hook};
 use crate::failure::describe;
 use crate::leg::{LATE_PATIENCE, LegError, Patience};
 use crate::logging::{self, Level, LogTo};
@@ -95,10 +96,14 @@ pub enum DaemonError {
     Serve(#[from] ServeError),
 }
 
+/// How long the end of a volume may wait for its event hook.
+const HOOK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A volume that this process serves.
 pub struct Served {
     volume: Arc<Volume>,
     control: ControlServer,
+    hook: Option<Hook>,
     notices: Vec<String>,
     log_to: LogTo,
     hardening: Hardening,
@@ -145,12 +150,16 @@ impl Served {
         let status = volume.status();
         notices.extend_from_slice(volume.notices());
         notices.extend(remember(dirs, &status, &spec.serve));
-        let started = start_threads(&volume, &mut control, signals, hardening, manager.clone());
-        if let Err(error) = started {
-            // Nobody could stop it any more.
-            let _ = volume.stop(Shutdown::Force);
-            return Err(DaemonError::Threads(error));
-        }
+        let started = start_threads(&volume, &mut control, signals, hardening, manager.clone())
+            .and_then(|()| start_hook(&volume, &status, &spec.serve, &mut notices));
+        let hook = match started {
+            Ok(hook) => hook,
+            Err(error) => {
+                // Nobody could stop it any more.
+                let _ = volume.stop(Shutdown::Force);
+                return Err(DaemonError::Threads(error));
+            }
+        };
         tracing::info!(name, device = %status.device.display(), size = status.size_bytes, "serving");
         for notice in &notices {
             tracing::warn!("{notice}");
@@ -158,7 +167,7 @@ impl Served {
         if let Some(manager) = &manager {
             manager.ready(&format!("serving {}", status.device.display()));
         }
-        Ok(Served { volume, control, notices, log_to, hardening, manager, lock })
+        Ok(Served { volume, control, hook, notices, log_to, hardening, manager, lock })
     }
 
     /// How the volume is.
@@ -184,6 +193,10 @@ impl Served {
         }
         tracing::info!("stopped");
         self.control.close();
+        // Who waits for the next daemon does not wait for a hook.
+        if let Some(hook) = self.hook.filter(|_| !self.volume.is_handed_over()) {
+            hook.finish(HOOK_PATIENCE);
+        }
         drop(self.volume);
         drop(self.lock);
     }
@@ -234,6 +247,20 @@ fn start_threads(
     thread::Builder::new().name("mirrord-signals".to_owned()).spawn(on_signal).map(drop)
 }
 
+/// The event hook, if there is one. That it cannot be run is no reason not to serve.
+fn start_hook(
+    volume: &Volume,
+    status: &VolumeStatus,
+    serve: &ServeChoice,
+    notices: &mut Vec<String>,
+) -> std::io::Result<Option<Hook>> {
+    let Some(program) = &serve.event_hook else { return Ok(None) };
+    if let Err(error) = check_hook(program) {
+        notices.push(describe(&error));
+    }
+    Hook::start(program, volume.journal(), &status.device).map(Some)
+}
+
 /// Whoever sends a signal means it. A device in use is left to the next daemon, its users waiting; a file in
 /// use goes away.
 fn stop_on_signal(volume: &Volume) {
@@ -250,8 +277,8 @@ fn status(volume: &Volume, hardening: Hardening) -> VolumeStatus {
     VolumeStatus { hardening: Some(hardening), ..volume.status() }
 }
 
-fn answer(volume: &Volume, hardening: Hardening, request: Request) -> Response {
-    match request {
+fn answer(volume: &Volume, hardening: Hardening, request: Request) -> Answer {
+    let response = match request {
         Request::Ping => Response::Pong { name: volume.status().name, pid: std::process::id() },
         Request::Status => Response::Status { status: Box::new(status(volume, hardening)) },
         Request::Resync { rate, pause } => {
@@ -263,9 +290,14 @@ fn answer(volume: &Volume, hardening: Hardening, request: Request) -> Response {
             }
             Response::done()
         }
+        Request::Events { since } => match volume.journal().reader(since) {
+            Ok(reader) => return Answer::Events(reader),
+            Err(error) => Response::Failed { reason: Failure::Error, message: describe(&error) },
+        },
         Request::Stop { force } => stop(volume, if force { Shutdown::Force } else { Shutdown::Clean }),
         Request::HandOver => stop(volume, Shutdown::HandOver),
-    }
+    };
+    response.into()
 }
 
 fn stop(volume: &Volume, how: Shutdown) -> Response {

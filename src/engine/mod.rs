@@ -21,6 +21,7 @@ mod queue;
 mod shared;
 mod status;
 mod throttle;
+mod watch;
 mod worker;
 
 use std::io;
@@ -41,6 +42,7 @@ use mirrord_ublk::{
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::events::Journal;
 use crate::leg::Holder;
 use crate::start::{Opened, leg_paths};
 use crate::status::VolumeStatus;
@@ -52,6 +54,7 @@ use meter::Meter;
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
 use throttle::Throttle;
+use watch::{Seen, Watch};
 use worker::{Durable, LegMeta, Worker};
 
 /// Which front end to serve through.
@@ -168,6 +171,9 @@ pub struct Volume {
     meter: Mutex<Meter>,
     threads: Mutex<Threads>,
     closing: Arc<Closing>,
+    journal: Arc<Journal>,
+    watch: Arc<Mutex<Watch>>,
+    handed_over: AtomicBool,
     pool: Arc<BufferPool>,
     files: LegMap<Option<Arc<LegFile>>>,
     notices: Vec<String>,
@@ -249,6 +255,12 @@ impl Volume {
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })
             .map_err(ServeError::Engine)?;
 
+        let journal = Journal::new(&template.name, template.volume);
+        let watch = {
+            let paths = paths.iter().map(|(_, path)| path.display().to_string()).collect();
+            Arc::new(Mutex::new(Watch::new(Arc::clone(&journal), paths, Seen::of(&shared))))
+        };
+
         let mut facts = Facts {
             name: template.name.clone(),
             uuid: template.volume,
@@ -276,13 +288,14 @@ impl Volume {
         let machine =
             LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs);
         let worker_thread = {
-            let shared = Arc::clone(&shared);
+            let (shared, watch) = (Arc::clone(&shared), Arc::clone(&watch));
             let (tell, ready) = sync_channel(1);
             let durable = move |io: MetaIo| Durable { legs: metas, log, log_file, superblock: template, io };
             let blocking = options.threads_engine;
             let thread = spawn("mirrord-log", move || {
                 let io = if blocking { MetaIo::blocking() } else { MetaIo::new() };
-                run_worker(&shared, machine, durable(io.with_time_out(leg_timeout)), &states, &tell);
+                let worker = Worker::new(shared, machine, durable(io.with_time_out(leg_timeout)), watch);
+                run_worker(worker, &states, &tell);
             })?;
             await_ready(&ready).map_err(ServeError::Record)?;
             thread
@@ -312,6 +325,9 @@ impl Volume {
             meter: Mutex::default(),
             threads: Mutex::new(threads),
             closing,
+            journal,
+            watch,
+            handed_over: AtomicBool::new(false),
             pool,
             files,
             notices: notice.into_iter().collect(),
@@ -328,6 +344,9 @@ impl Volume {
                 return Err(error);
             }
         }
+        lock(&volume.watch).started(volume.facts.device.display().to_string());
+        // What changed meanwhile is told at the worker's next turn.
+        volume.shared.mailbox.wake();
         Ok(volume)
     }
 
@@ -335,6 +354,16 @@ impl Volume {
     pub fn status(&self) -> VolumeStatus {
         let mut meter = lock(&self.meter);
         status::status(&self.facts, &self.shared, &self.files, &mut meter, Instant::now())
+    }
+
+    /// What happens to it. Closed once it is stopped.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// Whether its device was left to the next daemon.
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::SeqCst)
     }
 
     /// What the user should know about how it is served.
@@ -373,6 +402,7 @@ impl Volume {
     pub fn stop(&self, how: Shutdown) -> Result<(), StopError> {
         if let Some(front) = lock(&self.front).as_mut() {
             front.shutdown(how)?;
+            self.handed_over.store(how == Shutdown::HandOver, Ordering::SeqCst);
         }
         self.close();
         Ok(())
@@ -413,6 +443,7 @@ impl Volume {
     fn close(&self) {
         let mut threads = lock(&self.threads);
         let Some(worker) = threads.worker.take() else { return };
+        lock(&self.watch).stopping(self.is_handed_over());
         drop(lock(&self.front).take());
         while self.shared.in_flight.load(Ordering::SeqCst) > 0 {
             std::thread::sleep(Duration::from_millis(1));
@@ -436,6 +467,7 @@ impl Volume {
                 let _ = flock(file.file(), FlockOperation::Unlock);
             }
         }
+        self.journal.close();
         self.closing.closed();
     }
 }
@@ -453,21 +485,18 @@ fn await_ready<T>(ready: &Receiver<io::Result<T>>) -> io::Result<T> {
 
 /// Brings the log up to date everywhere, records the states, and serves until the stop.
 fn run_worker(
-    shared: &Arc<Shared>,
-    machine: LogWorker,
-    mut durable: Durable,
+    mut worker: Worker,
     states: &LegMap<LegState>,
     tell: &std::sync::mpsc::SyncSender<io::Result<()>>,
 ) {
     let in_use = |state| matches!(state, LegState::InSync | LegState::Syncing);
     let legs: LegSet = states.iter().filter(|&(_, &state)| in_use(state)).map(|(leg, _)| leg).collect();
-    let (errors, log_error) = durable.write_whole_log(legs);
+    let (errors, log_error) = worker.durable.write_whole_log(legs);
     let failed = errors.iter().enumerate().find_map(|(leg, errno)| Some((format!("leg {leg}"), (*errno)?)));
     if let Some((place, errno)) = log_error.map(|errno| ("its file".to_owned(), errno)).or(failed) {
         let _ = tell.send(Err(io::Error::other(format!("the log cannot be written on {place}: {errno}"))));
         return;
     }
-    let mut worker = Worker::new(Arc::clone(shared), machine, durable);
     let started = worker.start();
     let failed = started.is_err();
     let _ = tell.send(started);

@@ -192,6 +192,10 @@ impl Queue {
             Op::Read | Op::Write => Some(self.ring.detach(tag)),
             Op::Zero { .. } | Op::Flush => None,
         };
+        if result.is_err() {
+            // The log worker tells of errors, and not all of them come by it.
+            self.shared.mailbox.wake();
+        }
         request.done.complete(result, buffer);
         self.shared.in_flight.fetch_sub(1, Ordering::SeqCst);
     }

@@ -54,7 +54,8 @@ struct Mail {
 }
 
 impl Mailbox {
-    fn wake(&self) {
+    /// Makes the log worker take a turn.
+    pub(super) fn wake(&self) {
         let mut mail = lock(&self.events);
         if !mail.woken {
             mail.woken = true;

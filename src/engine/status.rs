@@ -108,7 +108,8 @@ pub(super) fn status(
     }
 }
 
-fn state(shared: &Shared) -> VolumeState {
+/// The state of the volume.
+pub(super) fn state(shared: &Shared) -> VolumeState {
     let legs = &shared.mirror.legs;
     let states = legs.states();
     if legs.flush_broken() {
@@ -130,6 +131,19 @@ fn place(log: &LogPlace) -> Option<String> {
     }
 }
 
+/// The words for a leg's state and, if it is out, for why.
+pub(super) fn leg_state(state: LegState) -> (&'static str, Option<&'static str>) {
+    match state {
+        LegState::InSync => ("in_sync", None),
+        LegState::Syncing => ("syncing", None),
+        LegState::Tracked => ("tracked", None),
+        LegState::Failed(FailReason::Missing) => ("missing", Some("missing")),
+        LegState::Failed(FailReason::Io) => ("failed", Some("io_error")),
+        LegState::Failed(FailReason::NoSpace) => ("failed", Some("no_space")),
+        LegState::Failed(FailReason::Admin) => ("failed", Some("by_hand")),
+    }
+}
+
 fn leg_status(
     facts: &Facts,
     shared: &Shared,
@@ -140,15 +154,7 @@ fn leg_status(
     let counters = &table.counters[leg];
     let read = |counter: &AtomicU64| counter.load(Relaxed);
     let state = table.states().of(leg);
-    let (name, reason) = match state {
-        LegState::InSync => ("in_sync", None),
-        LegState::Syncing => ("syncing", None),
-        LegState::Tracked => ("tracked", None),
-        LegState::Failed(FailReason::Missing) => ("missing", Some("missing")),
-        LegState::Failed(FailReason::Io) => ("failed", Some("io_error")),
-        LegState::Failed(FailReason::NoSpace) => ("failed", Some("no_space")),
-        LegState::Failed(FailReason::Admin) => ("failed", Some("by_hand")),
-    };
+    let (name, reason) = leg_state(state);
     let stale = match state {
         LegState::InSync => 0,
         LegState::Syncing => table.stale_count(leg),
