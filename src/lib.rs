@@ -14,6 +14,7 @@ pub mod failure;
 pub mod inspect;
 pub mod leg;
 pub mod logging;
+pub mod metrics;
 pub mod paths;
 pub mod registry;
 pub mod rights;

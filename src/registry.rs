@@ -47,6 +47,8 @@ pub struct ServeChoice {
     pub leg_timeout: Option<u32>,
     /// Program that is run for each event.
     pub event_hook: Option<PathBuf>,
+    /// Where metrics are answered, as the command line has it.
+    pub metrics: Option<String>,
 }
 
 /// A volume that is known.

@@ -151,6 +151,9 @@ fn view(status: &VolumeStatus) -> String {
         "requests",
         format!("{} reads, {} writes, {} flushes, {} failed", io.reads, io.writes, io.flushes, io.errors),
     ));
+    if let Some(metrics) = &status.metrics {
+        head.push(pair("metrics", metrics.clone()));
+    }
     let mut legs = vec![
         ["LEG", "STATE", "STALE", "READS", "WRITES", "ERRORS", "REPAIRED", "PATH"]
             .map(str::to_owned)

@@ -27,6 +27,7 @@ use crate::events::{Hook, check_hook};
 use crate::failure::describe;
 use crate::leg::{LATE_PATIENCE, LegError, Patience};
 use crate::logging::{self, Level, LogTo};
+use crate::metrics::{Address, Listener, Metrics};
 use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
 use crate::registry::{Front, Known, Registry, ServeChoice};
 use crate::start::{self, StartError, StartOptions};
@@ -96,6 +97,13 @@ pub enum DaemonError {
     Serve(#[from] ServeError),
 }
 
+/// What its daemon adds to the status of a volume.
+#[derive(Clone, Debug)]
+struct Own {
+    hardening: Hardening,
+    metrics: Option<String>,
+}
+
 /// How long the end of a volume may wait for its event hook.
 const HOOK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -104,9 +112,10 @@ pub struct Served {
     volume: Arc<Volume>,
     control: ControlServer,
     hook: Option<Hook>,
+    metrics: Option<Metrics>,
     notices: Vec<String>,
     log_to: LogTo,
-    hardening: Hardening,
+    own: Own,
     manager: Option<Manager>,
     lock: NameLock,
 }
@@ -145,15 +154,26 @@ impl Served {
         let hardening = harden::harden();
         let mut control = ControlServer::bind(dirs, &name)?;
         let mut notices = opened.notices().to_vec();
+        let listener = spec.serve.metrics.as_deref().and_then(|address| listen(address, &mut notices));
+        let metrics = listener.as_ref().map(|listener| listener.address().to_string());
+        let own = Own { hardening, metrics };
 
-        let volume = Arc::new(Volume::serve(opened, serve_options(dirs, &name, spec))?);
+        let mut options = serve_options(dirs, &name, spec);
+        options.latencies = listener.is_some();
+        let volume = Arc::new(Volume::serve(opened, options)?);
         let status = volume.status();
         notices.extend_from_slice(volume.notices());
         notices.extend(remember(dirs, &status, &spec.serve));
-        let started = start_threads(&volume, &mut control, signals, hardening, manager.clone())
-            .and_then(|()| start_hook(&volume, &status, &spec.serve, &mut notices));
-        let hook = match started {
-            Ok(hook) => hook,
+        let started = start_threads(&volume, &mut control, signals, &own, manager.clone()).and_then(|()| {
+            let hook = start_hook(&volume, &status, &spec.serve, &mut notices)?;
+            let metrics = listener.map(|listener| {
+                let own = own.clone();
+                listener.serve(Arc::clone(&volume), move |volume| self::status(volume, &own))
+            });
+            Ok((hook, metrics.transpose()?))
+        });
+        let (hook, metrics) = match started {
+            Ok(started) => started,
             Err(error) => {
                 // Nobody could stop it any more.
                 let _ = volume.stop(Shutdown::Force);
@@ -167,12 +187,12 @@ impl Served {
         if let Some(manager) = &manager {
             manager.ready(&format!("serving {}", status.device.display()));
         }
-        Ok(Served { volume, control, hook, notices, log_to, hardening, manager, lock })
+        Ok(Served { volume, control, hook, metrics, notices, log_to, own, manager, lock })
     }
 
     /// How the volume is.
     pub fn status(&self) -> VolumeStatus {
-        status(&self.volume, self.hardening)
+        status(&self.volume, &self.own)
     }
 
     /// What the user should know.
@@ -193,6 +213,7 @@ impl Served {
         }
         tracing::info!("stopped");
         self.control.close();
+        drop(self.metrics);
         // Who waits for the next daemon does not wait for a hook.
         if let Some(hook) = self.hook.filter(|_| !self.volume.is_handed_over()) {
             hook.finish(HOOK_PATIENCE);
@@ -220,18 +241,27 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
         own_mounts: true,
         resync_rate: spec.resync_rate,
         leg_timeout: serve.leg_timeout.map(|seconds| Duration::from_secs(seconds.into())),
+        latencies: false,
     }
+}
+
+/// Where metrics will be answered. That they cannot be is no reason not to serve: whoever asked for them just
+/// now was told before.
+fn listen(address: &str, notices: &mut Vec<String>) -> Option<Listener> {
+    let listener = address.parse::<Address>().map_err(|error| format!("--metrics {address}: {error}"));
+    let listener = listener.and_then(|address| Listener::bind(&address).map_err(|error| describe(&error)));
+    listener.map_err(|text| notices.push(text)).ok()
 }
 
 fn start_threads(
     volume: &Arc<Volume>,
     control: &mut ControlServer,
     mut signals: Signals,
-    hardening: Hardening,
+    own: &Own,
     manager: Option<Manager>,
 ) -> std::io::Result<()> {
-    let answering = Arc::clone(volume);
-    control.serve(Arc::new(move |request| answer(&answering, hardening, request)))?;
+    let (answering, own) = (Arc::clone(volume), own.clone());
+    control.serve(Arc::new(move |request| answer(&answering, &own, request)))?;
     // Weak: this thread waits for ever and must not keep the volume.
     let stopping = Arc::downgrade(volume);
     let on_signal = move || {
@@ -273,14 +303,14 @@ fn stop_on_signal(volume: &Volume) {
     }
 }
 
-fn status(volume: &Volume, hardening: Hardening) -> VolumeStatus {
-    VolumeStatus { hardening: Some(hardening), ..volume.status() }
+fn status(volume: &Volume, own: &Own) -> VolumeStatus {
+    VolumeStatus { hardening: Some(own.hardening), metrics: own.metrics.clone(), ..volume.status() }
 }
 
-fn answer(volume: &Volume, hardening: Hardening, request: Request) -> Answer {
+fn answer(volume: &Volume, own: &Own, request: Request) -> Answer {
     let response = match request {
         Request::Ping => Response::Pong { name: volume.status().name, pid: std::process::id() },
-        Request::Status => Response::Status { status: Box::new(status(volume, hardening)) },
+        Request::Status => Response::Status { status: Box::new(status(volume, own)) },
         Request::Resync { rate, pause } => {
             if let Some(rate) = rate {
                 volume.set_resync_rate((rate > 0).then_some(rate));

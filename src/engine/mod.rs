@@ -15,6 +15,7 @@
 
 mod background;
 mod front;
+mod latency;
 mod log;
 mod meter;
 mod queue;
@@ -49,6 +50,9 @@ use crate::status::VolumeStatus;
 use background::READY;
 use front::Serving;
 pub(crate) use front::default_queues;
+pub use latency::Histogram;
+use latency::Latencies;
+pub(crate) use latency::{BUCKETS, KINDS};
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use shared::{Inbox, Mailbox, Shared, lock};
@@ -93,6 +97,8 @@ pub struct ServeOptions {
     pub resync_rate: Option<u64>,
     /// A leg that takes longer over an IO is given up; zero: never. `None`: never, unless the kernel would not wait.
     pub leg_timeout: Option<Duration>,
+    /// Take the time of every request, for [`Volume::latencies`].
+    pub latencies: bool,
 }
 
 /// Why a volume cannot be served.
@@ -251,6 +257,7 @@ impl Volume {
             event_count: AtomicU64::new(opened.assembly.event_count),
             resync_paused: AtomicBool::new(false),
             log_failed: AtomicBool::new(false),
+            latencies: options.latencies.then(|| (0..queues).map(|_| Arc::<Latencies>::default()).collect()),
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })
             .map_err(ServeError::Engine)?;
@@ -359,6 +366,11 @@ impl Volume {
     /// What happens to it. Closed once it is stopped.
     pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
+    }
+
+    /// How long reads, writes and flushes took, if that is measured.
+    pub fn latencies(&self) -> Option<[Histogram; KINDS.len()]> {
+        self.shared.latencies.as_deref().map(latency::sum)
     }
 
     /// Whether its device was left to the next daemon.

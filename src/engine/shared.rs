@@ -9,6 +9,7 @@ use std::time::Duration;
 use mirrord_raid::{Action, Mirror, QueueId, WorkerAction, WorkerEvent};
 use mirrord_ublk::{Engine, Request, Source, Wake};
 
+use super::latency::Latencies;
 use super::throttle::Throttle;
 
 /// Locks, also after a panic elsewhere: every value behind these locks is whole at all times.
@@ -105,6 +106,8 @@ pub(super) struct Shared {
     pub(super) event_count: AtomicU64,
     pub(super) resync_paused: AtomicBool,
     pub(super) log_failed: AtomicBool,
+    /// One per queue, if requests are timed.
+    pub(super) latencies: Option<Box<[Arc<Latencies>]>>,
 }
 
 impl Shared {

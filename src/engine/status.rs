@@ -81,6 +81,7 @@ pub(super) fn status(
             dirty_regions: mirror.regions.unclean(),
             dirty_regions_at_start: facts.dirty_at_start,
             commits: read(&counters.commits),
+            failed: shared.log_failed.load(Relaxed),
             note: if shared.log_failed.load(Relaxed) {
                 Some("the log cannot be written: after a crash the whole volume is resynced".to_owned())
             } else {
@@ -105,6 +106,7 @@ pub(super) fn status(
             errors: read(&counters.errors),
         },
         hardening: None,
+        metrics: None,
     }
 }
 
