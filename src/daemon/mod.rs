@@ -215,11 +215,12 @@ impl Served {
         self.control.close();
         drop(self.metrics);
         // Who waits for the next daemon does not wait for a hook.
-        if let Some(hook) = self.hook.filter(|_| !self.volume.is_handed_over()) {
-            hook.finish(HOOK_PATIENCE);
-        }
+        let hook = self.hook.filter(|_| !self.volume.is_handed_over());
         drop(self.volume);
         drop(self.lock);
+        if let Some(hook) = hook {
+            hook.finish(HOOK_PATIENCE);
+        }
     }
 }
 
