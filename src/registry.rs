@@ -46,6 +46,10 @@ pub struct ServeChoice {
     pub allow_other: bool,
     /// Seconds after which a leg that hangs is given up, 0 for never; `None` is what fits the front end.
     pub leg_timeout: Option<u32>,
+    /// Program that is run for each event.
+    pub event_hook: Option<PathBuf>,
+    /// Where metrics are answered, as the command line has it.
+    pub metrics: Option<String>,
 }
 
 /// A volume that is known.

@@ -53,6 +53,9 @@ pub struct VolumeStatus {
     /// What protects the daemon when memory is short; absent where the volume has no daemon of its own.
     #[serde(default)]
     pub hardening: Option<Hardening>,
+    /// Where its metrics are; absent if there are none.
+    #[serde(default)]
+    pub metrics: Option<String>,
 }
 
 /// What protects a daemon when memory is short.
@@ -78,6 +81,18 @@ pub enum VolumeState {
     Degraded,
     /// A flush failed on the last leg in sync: flushes fail until the volume is started anew.
     Failed,
+}
+
+impl VolumeState {
+    /// The word of the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            VolumeState::InSync => "in_sync",
+            VolumeState::Resyncing => "resyncing",
+            VolumeState::Degraded => "degraded",
+            VolumeState::Failed => "failed",
+        }
+    }
 }
 
 /// A leg of a running volume.
@@ -132,6 +147,9 @@ pub struct LogStatus {
     pub dirty_regions_at_start: u32,
     /// Commits since start.
     pub commits: u64,
+    /// It cannot be written: after a crash the whole volume is resynced.
+    #[serde(default)]
+    pub failed: bool,
     /// What was wrong with the log at start, or since.
     pub note: Option<String>,
 }

@@ -212,6 +212,7 @@ pub(crate) fn serve(legs: &[PathBuf]) -> Result<Volume> {
         allow_other: false,
         resync_rate: None,
         leg_timeout: None,
+        latencies: false,
     };
     Ok(Volume::serve(opened, options)?)
 }

@@ -73,7 +73,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         Some(name) => format!("cannot create {name}"),
         None => "cannot create a volume".to_owned(),
     };
-    let serve = args.serving.choice(ServeChoice::default())?;
+    let serve = args.serving.choice(ServeChoice::default(), false)?;
     let options = CreateOptions {
         legs: args.legs,
         size: args.size,

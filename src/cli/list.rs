@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 use super::Context;
 use super::output::{columns, print, print_json};
-use super::status::state_name;
 use crate::control::{Client, ClientError};
 use crate::registry::{Known, Registry};
 use crate::status::VolumeStatus;
@@ -91,7 +90,7 @@ fn running(status: VolumeStatus) -> Row {
     Row {
         name: status.name,
         uuid: Some(status.uuid),
-        state: state_name(status.state).to_owned(),
+        state: status.state.name().to_owned(),
         size_bytes: Some(status.size_bytes),
         device: Some(status.device),
         legs: status.legs.into_iter().map(|leg| leg.path).collect(),

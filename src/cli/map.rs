@@ -11,7 +11,7 @@ use clap::value_parser;
 
 use super::Context;
 use super::output::{fail, print, print_json};
-use super::status::{not_running, progress, state_name};
+use super::status::{not_running, progress};
 use crate::control::{Client, ClientError, Failure};
 use crate::map::{self, VolumeMap};
 use crate::status::VolumeStatus;
@@ -141,7 +141,7 @@ fn look(client: &mut Client, paper: &Paper) -> Result<(String, VolumeMap), Clien
 
 fn title(status: &VolumeStatus) -> String {
     let resync = progress(status).map_or(String::new(), |progress| format!("  resync {progress}"));
-    format!("{}  {}{resync}", status.name, state_name(status.state))
+    format!("{}  {}{resync}", status.name, status.state.name())
 }
 
 /// Writes a picture; a file that is there is overwritten only by `force`.

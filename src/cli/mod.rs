@@ -7,6 +7,7 @@
 mod completions;
 mod create;
 mod doctor;
+mod events;
 mod inspect;
 mod leg;
 mod list;
@@ -14,6 +15,7 @@ mod man;
 mod map;
 mod output;
 mod resync;
+mod run_hook;
 mod serve;
 mod serving;
 mod start;
@@ -58,6 +60,7 @@ enum Verb {
     Leg(leg::Args),
     Split(leg::SplitArgs),
     Merge(leg::MergeArgs),
+    Events(events::Args),
     Resync(resync::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
@@ -65,6 +68,8 @@ enum Verb {
     Man(man::Args),
     #[command(hide = true)]
     Serve(serve::Args),
+    #[command(hide = true)]
+    RunHook(run_hook::Args),
     #[command(hide = true)]
     UdevOwner(udev_owner::Args),
 }
@@ -97,12 +102,14 @@ pub fn main() -> ExitCode {
         Verb::Leg(args) => leg::run(&context, &args),
         Verb::Split(args) => leg::split(&context, &args),
         Verb::Merge(args) => leg::merge(&context, &args),
+        Verb::Events(args) => events::run(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
         Verb::Serve(args) => serve::run(&context, &args),
+        Verb::RunHook(args) => run_hook::run(&args),
         Verb::UdevOwner(args) => udev_owner::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };

@@ -9,8 +9,10 @@ use mirrord_ublk::{plain_spawn, ublk};
 use super::Context;
 use super::output::{Usage, note, print, print_json};
 use crate::daemon::{ServeSpec, Served, spawn};
+use crate::events::check_hook;
 use crate::failure::describe;
 use crate::logging::{Level, LogTo};
+use crate::metrics::{Address, BadAddress, Listener};
 use crate::registry::{Front, ServeChoice};
 use crate::status::VolumeStatus;
 use crate::units::{format_size, parse_size};
@@ -37,6 +39,17 @@ pub(super) struct Args {
     /// with the ublk device of a user without privilege, where it is 20 at most].
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     leg_timeout: Option<u32>,
+    /// Run this program for each event of the volume (mirrord events), with the event's name and the volume's as
+    /// arguments and the event as JSON on standard input; none: no program [default: as before].
+    #[arg(long, value_name = "PROGRAM")]
+    event_hook: Option<PathBuf>,
+    /// Answer with figures for Prometheus (GET /metrics) at unix:PATH, IP:PORT or localhost:PORT; none: nowhere
+    /// [default: as before].
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<String>,
+    /// Let other machines fetch them: --metrics is not an address of this machine alone.
+    #[arg(long, requires = "metrics")]
+    metrics_anywhere: bool,
     /// Let other users reach the file that is the volume (its mode still applies).
     #[arg(long)]
     allow_other: bool,
@@ -73,8 +86,8 @@ pub(super) struct Choice {
 }
 
 impl Args {
-    /// What was asked for, and `before` for the rest.
-    pub(super) fn choice(&self, before: ServeChoice) -> anyhow::Result<ServeChoice> {
+    /// What was asked for, and `before` for the rest. `running`: it is served like that now.
+    pub(super) fn choice(&self, before: ServeChoice, running: bool) -> anyhow::Result<ServeChoice> {
         if self.front == Some(Front::Ublk) && self.mount.is_some() {
             let text = "--mount is for --front fuse: a block device is made in /dev";
             return Err(Usage(text.to_owned()).into());
@@ -98,7 +111,43 @@ impl Args {
             },
             allow_other: self.allow_other || before.allow_other,
             leg_timeout: self.leg_timeout.or(before.leg_timeout),
+            event_hook: self.event_hook(before.event_hook)?,
+            metrics: self.metrics(before.metrics, running)?,
         })
+    }
+
+    /// Tries the address, unless that is where the running daemon answers.
+    fn metrics(&self, before: Option<String>, running: bool) -> anyhow::Result<Option<String>> {
+        let text = match self.metrics.as_deref() {
+            None => return Ok(before),
+            Some("none") => return Ok(None),
+            Some(text) => text,
+        };
+        let address: Address =
+            text.parse().map_err(|error: BadAddress| Usage(format!("--metrics {text}: {error}")))?;
+        if !address.is_local() && !self.metrics_anywhere {
+            let text = format!(
+                "--metrics {text}: other machines could read them there, and nobody is asked who he is; use localhost or \
+                 unix:PATH, or say --metrics-anywhere"
+            );
+            return Err(Usage(text).into());
+        }
+        let text = address.to_string();
+        if !running || before.as_ref() != Some(&text) {
+            Listener::bind(&address).map_err(|error| anyhow::Error::msg(describe(&error)))?;
+        }
+        Ok(Some(text))
+    }
+
+    fn event_hook(&self, before: Option<PathBuf>) -> anyhow::Result<Option<PathBuf>> {
+        match &self.event_hook {
+            None => Ok(before),
+            Some(none) if none.as_os_str() == "none" => Ok(None),
+            Some(program) => match check_hook(program) {
+                Ok(()) => Ok(Some(program.clone())),
+                Err(error) => Err(Usage(describe(&error)).into()),
+            },
+        }
     }
 
     /// Serves a volume: in the background, or here until it is stopped.

@@ -50,7 +50,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         legs,
         degraded: args.degraded,
         source: args.source.clone(),
-        serve: args.serving.choice(before)?,
+        serve: args.serving.choice(before, false)?,
     };
     args.serving.serve(context, choice, &doing)
 }

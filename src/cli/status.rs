@@ -9,7 +9,7 @@ use super::output::{columns, fail, print, print_json};
 use super::serving::log_name;
 use crate::control::{Client, ClientError};
 use crate::registry::Registry;
-use crate::status::{VolumeState, VolumeStatus};
+use crate::status::VolumeStatus;
 use crate::units::{format_seconds, format_size};
 
 /// Between two looks of `--watch`.
@@ -77,16 +77,6 @@ pub(super) fn not_running(context: &Context, doing: &str, name: &str) -> anyhow:
     }
 }
 
-/// The words of the JSON.
-pub(super) fn state_name(state: VolumeState) -> &'static str {
-    match state {
-        VolumeState::InSync => "in_sync",
-        VolumeState::Resyncing => "resyncing",
-        VolumeState::Degraded => "degraded",
-        VolumeState::Failed => "failed",
-    }
-}
-
 /// How far resync is, or nothing.
 pub(super) fn progress(status: &VolumeStatus) -> Option<String> {
     let resync = &status.resync;
@@ -111,7 +101,7 @@ fn line(status: &VolumeStatus) -> String {
     format!(
         "{}  {}  legs {}  dirty {}{resync}",
         status.name,
-        state_name(status.state),
+        status.state.name(),
         legs.join(" "),
         status.log.dirty_regions
     )
@@ -126,7 +116,7 @@ fn view(status: &VolumeStatus) -> String {
         timeout.map_or(String::new(), |limit| format!(", a leg that hangs is given up after {limit} s"));
     let mut head = vec![
         pair("volume", format!("{} ({})", status.name, status.uuid)),
-        pair("state", state_name(status.state).to_owned()),
+        pair("state", status.state.name().to_owned()),
         pair("device", format!("{} ({}, pid {})", status.device.display(), status.front, status.pid)),
         pair(
             "size",
@@ -161,6 +151,9 @@ fn view(status: &VolumeStatus) -> String {
         "requests",
         format!("{} reads, {} writes, {} flushes, {} failed", io.reads, io.writes, io.flushes, io.errors),
     ));
+    if let Some(metrics) = &status.metrics {
+        head.push(pair("metrics", metrics.clone()));
+    }
     let mut legs = vec![
         ["LEG", "STATE", "STALE", "READS", "WRITES", "ERRORS", "REPAIRED", "PATH"]
             .map(str::to_owned)

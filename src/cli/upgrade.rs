@@ -39,7 +39,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
             bail!("{doing}: this program cannot read leg {} (mirrord inspect says why)", leg.path.display());
         }
     }
-    let mut serve = args.serving.choice(known.serve)?;
+    let mut serve = args.serving.choice(known.serve, true)?;
     serve.front = Front::Ublk;
     let daemon = client.daemon();
     client.ask(&Request::HandOver).map_err(failed)?;

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Context;
 use super::output::{fail, print, print_json};
-use super::status::{not_running, progress, state_name};
+use super::status::{not_running, progress};
 use crate::control::{Client, ClientError};
 use crate::status::{VolumeState, VolumeStatus};
 use crate::units::format_seconds;
@@ -51,7 +51,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         if args.timeout.is_some_and(|seconds| begun.elapsed() >= Duration::from_secs(seconds)) {
             let seconds = format_seconds(begun.elapsed().as_secs());
             let left = progress(&status).map_or(String::new(), |progress| format!("; resync {progress}"));
-            bail!("{} is {} after {seconds}{left}", args.name, state_name(status.state));
+            bail!("{} is {} after {seconds}{left}", args.name, status.state.name());
         }
         if begun.elapsed() >= BAR_AFTER {
             show(bar.get_or_insert_with(new_bar), &status);
@@ -61,11 +61,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    if context.json {
-        print_json(&status)
-    } else {
-        print(&format!("{} {}", args.name, state_name(status.state)))
-    }
+    if context.json { print_json(&status) } else { print(&format!("{} {}", args.name, status.state.name())) }
 }
 
 /// Whether it is as good as it gets, and whether that is good enough.
@@ -117,5 +113,5 @@ fn show(bar: &ProgressBar, status: &VolumeStatus) {
     bar.set_prefix(status.name.clone());
     bar.set_length(status.resync.total_regions.max(1));
     bar.set_position(status.resync.done_regions);
-    bar.set_message(progress(status).unwrap_or_else(|| state_name(status.state).to_owned()));
+    bar.set_message(progress(status).unwrap_or_else(|| status.state.name().to_owned()));
 }

@@ -101,18 +101,8 @@ impl Client {
     pub fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
         let is_stop = matches!(request, Request::Stop { .. } | Request::HandOver);
         let patience = if is_stop { STOP_PATIENCE } else { PATIENCE };
-        let line = self.exchange(request, patience).map_err(|source| match source.kind() {
-            // It was there a moment ago.
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
-                ClientError::NotRunning { name: self.name.clone() }
-            }
-            _ => ClientError::Io { name: self.name.clone(), socket: self.socket.clone(), source },
-        })?;
-        match serde_json::from_str(&line) {
-            Ok(Response::Failed { reason, message }) => Err(ClientError::Refused { reason, message }),
-            Ok(response) => Ok(response),
-            Err(source) => Err(ClientError::Protocol { name: self.name.clone(), source }),
-        }
+        let line = self.exchange(request, patience).map_err(|error| self.failed(error))?;
+        self.understand(&line)
     }
 
     /// How the volume is.
@@ -151,22 +141,77 @@ impl Client {
         pidfd_open(peer.pid, PidfdFlags::empty()).ok().map(Daemon)
     }
 
+    /// Follows what happens to the volume; first what came after event `since`, if that is given.
+    ///
+    /// # Errors
+    /// When it cannot be asked. See [`Client::ask`].
+    pub fn follow(mut self, since: Option<u64>) -> Result<Following, ClientError> {
+        self.send(&Request::Events { since }, None).map_err(|error| self.failed(error))?;
+        Ok(Following(self))
+    }
+
     fn exchange(&mut self, request: &Request, patience: Duration) -> io::Result<String> {
+        self.send(request, Some(patience))?;
+        self.receive()
+    }
+
+    /// Sends a request whose answers may take so long.
+    fn send(&mut self, request: &Request, patience: Option<Duration>) -> io::Result<()> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         let stream = self.stream.get_mut();
-        stream.set_read_timeout(Some(patience))?;
+        stream.set_read_timeout(patience)?;
         match stream.write_all(line.as_bytes()) {
             // Whoever hung up may have said why.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-            _ => {}
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(()),
         }
+    }
+
+    fn receive(&mut self) -> io::Result<String> {
         let mut answer = String::new();
         self.stream.by_ref().take(MAX_LINE).read_line(&mut answer)?;
-        if answer.is_empty() {
+        if !answer.ends_with('\n') {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(answer)
+    }
+
+    fn failed(&self, source: io::Error) -> ClientError {
+        match source.kind() {
+            // It was there a moment ago.
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
+                ClientError::NotRunning { name: self.name.clone() }
+            }
+            _ => ClientError::Io { name: self.name.clone(), socket: self.socket.clone(), source },
+        }
+    }
+
+    fn understand(&self, line: &str) -> Result<Response, ClientError> {
+        match serde_json::from_str(line) {
+            Ok(Response::Failed { reason, message }) => Err(ClientError::Refused { reason, message }),
+            Ok(response) => Ok(response),
+            Err(source) => Err(ClientError::Protocol { name: self.name.clone(), source }),
+        }
+    }
+}
+
+/// A connection on which events come.
+#[derive(Debug)]
+pub struct Following(Client);
+
+impl Following {
+    /// Waits for the next [`Response::Event`] or [`Response::Missed`]; `None`: the volume is stopped.
+    ///
+    /// # Errors
+    /// [`ClientError::NotRunning`] if the daemon ended without saying so. See [`Client::ask`].
+    pub fn next_line(&mut self) -> Result<Option<Response>, ClientError> {
+        let line = self.0.receive().map_err(|error| self.0.failed(error))?;
+        match self.0.understand(&line)? {
+            response @ (Response::Event { .. } | Response::Missed { .. }) => Ok(Some(response)),
+            Response::Done { .. } => Ok(None),
+            _ => Err(ClientError::Unexpected { name: self.0.name.clone() }),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The control socket: one line of JSON asks, one line of JSON answers.
+//! The control socket: one line of JSON asks, one line of JSON answers; to follow events, any number of lines.
 //!
 //! A daemon binds `NAME.sock` in the runtime directory, mode 0600, and answers its own user and root.
 //! A connection may ask any number of times. The socket is an interface: requests and answers get new
@@ -6,10 +6,11 @@
 
 mod client;
 mod server;
+mod stream;
 mod types;
 
-pub use client::{Client, ClientError, Daemon};
-pub use server::{BindError, ControlServer, Handler};
+pub use client::{Client, ClientError, Daemon, Following};
+pub use server::{Answer, BindError, ControlServer, Handler};
 pub use types::{Failure, Request, Response};
 
 /// Longest line either side takes, in bytes: a status of eight legs is a few KiB, the longest map

@@ -2,8 +2,8 @@
 //!
 //! The caller holds the volume's name ([`Dirs::lock`]), so a socket that is there belongs to a dead
 //! daemon and is replaced; one that answers all the same is left alone. Connections are bounded in
-//! number, and an idle one ends by itself. [`ControlServer::close`] lets answers under way be
-//! written.
+//! number, those that follow events by themselves, so that others always get their answer; an idle one ends by
+//! itself. [`ControlServer::close`] lets answers under way be written, and events until the journal ends.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -11,24 +11,44 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::net::sockopt::socket_peercred;
 
+use super::stream::send_events;
 use super::{Failure, MAX_LINE, Request, Response};
+use crate::events::Reader;
 use crate::paths::Dirs;
 
 /// Connections at a time; more are turned away.
 const MOST_CONNECTIONS: usize = 16;
 
+/// How many of them may follow events.
+const MOST_FOLLOWERS: usize = 8;
+
 /// A connection that asks nothing for so long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// What a handler has for whoever asked.
+#[derive(Debug)]
+pub enum Answer {
+    /// One line.
+    Once(Response),
+    /// Events, until there are no more. The journal is closed before the server is, which waits for that.
+    Events(Reader),
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Answer {
+        Answer::Once(response)
+    }
+}
+
 /// Answers a request; called on connection threads.
-pub type Handler = Arc<dyn Fn(Request) -> Response + Send + Sync>;
+pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
 
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +82,7 @@ pub struct ControlServer {
 #[derive(Debug, Default)]
 struct Shared {
     closing: AtomicBool,
+    followers: AtomicUsize,
     open: Mutex<Vec<(UnixStream, JoinHandle<()>)>>,
 }
 
@@ -170,9 +191,9 @@ fn admit(stream: UnixStream, shared: &Arc<Shared>, handler: &Handler) -> io::Res
     if open.len() >= MOST_CONNECTIONS {
         return Err(io::Error::other("too many connections"));
     }
-    let (kept, handler) = (stream.try_clone()?, Arc::clone(handler));
+    let (kept, handler, followed) = (stream.try_clone()?, Arc::clone(handler), Arc::clone(shared));
     let body = move || {
-        if let Err(error) = converse(&stream, &handler) {
+        if let Err(error) = converse(&stream, &followed, &handler) {
             tracing::debug!(%error, "control connection ended");
         }
         // The other half would keep the client waiting.
@@ -183,7 +204,7 @@ fn admit(stream: UnixStream, shared: &Arc<Shared>, handler: &Handler) -> io::Res
     Ok(())
 }
 
-fn converse(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
+fn converse(stream: &UnixStream, shared: &Shared, handler: &Handler) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     loop {
@@ -192,11 +213,26 @@ fn converse(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
             return Ok(());
         }
         let response = match serde_json::from_str(&line) {
-            Ok(request) => handler(request),
+            Ok(request) => match handler(request) {
+                Answer::Once(response) => response,
+                Answer::Events(reader) => return follow(stream, shared, reader),
+            },
             Err(error) => Response::Failed { reason: Failure::BadRequest, message: error.to_string() },
         };
         send(stream, &response)?;
     }
+}
+
+fn follow(stream: &UnixStream, shared: &Shared, reader: Reader) -> io::Result<()> {
+    let before = shared.followers.fetch_add(1, Ordering::SeqCst);
+    let result = if before < MOST_FOLLOWERS {
+        send_events(stream, reader)
+    } else {
+        let message = format!("{MOST_FOLLOWERS} others follow its events already");
+        send(stream, &Response::Failed { reason: Failure::Busy, message })
+    };
+    shared.followers.fetch_sub(1, Ordering::SeqCst);
+    result
 }
 
 fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
@@ -209,6 +245,7 @@ fn send(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
 mod tests {
     use super::super::{Client, ClientError};
     use super::*;
+    use crate::events::{Journal, What};
 
     fn bed() -> (tempfile::TempDir, Dirs) {
         let dir = tempfile::tempdir().unwrap();
@@ -218,13 +255,37 @@ mod tests {
     }
 
     fn echo() -> Handler {
-        Arc::new(|request| match request {
-            Request::Ping => Response::Pong { name: "a".to_owned(), pid: 7 },
-            Request::Stop { force: false } => {
-                Response::Failed { reason: Failure::Busy, message: "in use".to_owned() }
-            }
-            _ => Response::done(),
+        Arc::new(|request| {
+            let response = match request {
+                Request::Ping => Response::Pong { name: "a".to_owned(), pid: 7 },
+                Request::Stop { force: false } => {
+                    Response::Failed { reason: Failure::Busy, message: "in use".to_owned() }
+                }
+                _ => Response::done(),
+            };
+            response.into()
         })
+    }
+
+    /// A server whose events are those of the journal.
+    fn eventful(dirs: &Dirs) -> (ControlServer, Arc<Journal>) {
+        let journal = Journal::new("a", uuid::Uuid::nil());
+        let mut server = ControlServer::bind(dirs, "a").unwrap();
+        let source = Arc::clone(&journal);
+        let handler = move |request| match request {
+            Request::Events { since } => Answer::Events(source.reader(since).unwrap()),
+            _ => Response::Pong { name: "a".to_owned(), pid: 7 }.into(),
+        };
+        server.serve(Arc::new(handler)).unwrap();
+        (server, journal)
+    }
+
+    fn until(mut there: impl FnMut() -> bool) {
+        let begun = std::time::Instant::now();
+        while !there() {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]
@@ -287,6 +348,70 @@ mod tests {
     }
 
     #[test]
+    fn events_are_followed_to_the_end() {
+        let (_dir, dirs) = bed();
+        let (server, journal) = eventful(&dirs);
+        journal.add(What::LogFailed);
+        let mut following = Client::connect(&dirs, "a").unwrap().follow(Some(0)).unwrap();
+        let mut next = || following.next_line().unwrap();
+        assert!(matches!(next(), Some(Response::Event { event }) if event.what == What::LogFailed));
+        journal.add(What::Stopping { handed_over: false });
+        journal.close();
+        assert!(matches!(next(), Some(Response::Event { .. })));
+        assert!(next().is_none());
+        server.close();
+    }
+
+    #[test]
+    fn a_reader_that_goes_leaves_nothing_behind() {
+        let (_dir, dirs) = bed();
+        let (server, journal) = eventful(&dirs);
+        for _ in 0..3 {
+            let clients: Vec<_> = (0..MOST_FOLLOWERS)
+                .map(|_| Client::connect(&dirs, "a").unwrap().follow(None).unwrap())
+                .collect();
+            until(|| server.shared.followers.load(Ordering::SeqCst) == MOST_FOLLOWERS);
+            let mut one_more = Client::connect(&dirs, "a").unwrap().follow(None).unwrap();
+            let error = one_more.next_line().unwrap_err();
+            assert!(matches!(error, ClientError::Refused { reason: Failure::Busy, .. }), "{error}");
+            assert!(Client::connect(&dirs, "a").unwrap().ask(&Request::Ping).is_ok(), "others are answered");
+            drop(clients);
+            // Without any event.
+            until(|| server.shared.open().iter().all(|(_, thread)| thread.is_finished()));
+        }
+        journal.close();
+        server.close();
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_misses_some_and_holds_up_nobody() {
+        let (_dir, dirs) = bed();
+        let (server, journal) = eventful(&dirs);
+        let mut slow = Client::connect(&dirs, "a").unwrap().follow(Some(0)).unwrap();
+        let count = 20_000;
+        for stale_regions in 0..count {
+            journal.add(What::ResyncStarted { stale_regions });
+        }
+        let (mut seen, mut missed) = (0, 0);
+        while seen + missed < count {
+            match slow.next_line().unwrap().unwrap() {
+                Response::Event { event } => {
+                    assert_eq!(event.what, What::ResyncStarted { stale_regions: seen + missed });
+                    seen += 1;
+                }
+                Response::Missed { events } => missed += events.unwrap(),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(missed > 0, "{seen} seen");
+        // And one that never does, at the end.
+        let _dead = Client::connect(&dirs, "a").unwrap().follow(Some(0)).unwrap();
+        (0..count).for_each(|stale_regions| journal.add(What::ResyncStarted { stale_regions }));
+        journal.close();
+        server.close();
+    }
+
+    #[test]
     fn an_answer_under_way_is_written_before_the_end() {
         let (_dir, dirs) = bed();
         let mut server = ControlServer::bind(&dirs, "a").unwrap();
@@ -296,7 +421,7 @@ mod tests {
         let handler = move |_| {
             begun.send(()).unwrap();
             wait.lock().unwrap().recv().unwrap();
-            Response::done()
+            Response::done().into()
         };
         server.serve(Arc::new(handler)).unwrap();
         let mut client = Client::connect(&dirs, "a").unwrap();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::events::Event;
 use crate::map::VolumeMap;
 use crate::status::VolumeStatus;
 
@@ -56,6 +57,12 @@ pub enum Request {
         #[serde(default)]
         full: bool,
     },
+    /// What happens to it, line by line until it is stopped. Nothing else can be asked on this connection then.
+    Events {
+        /// First what came after the event of this number, as far as it is remembered; 0: all that is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<u64>,
+    },
     /// Change how it is resynced; what is absent stays.
     Resync {
         /// Bytes per second, 0 for no limit.
@@ -101,7 +108,17 @@ pub enum Response {
         /// How the regions are.
         map: Box<VolumeMap>,
     },
-    /// It was done.
+    /// To [`Request::Events`].
+    Event {
+        /// What happened.
+        event: Box<Event>,
+    },
+    /// To [`Request::Events`]: here events are missing.
+    Missed {
+        /// How many, if that is known.
+        events: Option<u64>,
+    },
+    /// It was done. To [`Request::Events`]: the volume is stopped, and there is no more.
     Done {
         /// To [`Request::Stop`]: legs with IO under way that was given up. They stay locked until that has ended.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -157,6 +174,8 @@ mod tests {
             (r#"{"verb":"add_leg","path":"/b"}"#, Request::AddLeg { path: "/b".into() }),
             (r#"{"verb":"split_leg","leg":"/b"}"#, Request::SplitLeg { leg: "/b".to_owned() }),
             (r#"{"verb":"merge_leg","leg":"1"}"#, Request::MergeLeg { leg: "1".to_owned(), full: false }),
+            (r#"{"verb":"events"}"#, Request::Events { since: None }),
+            (r#"{"verb":"events","since":7}"#, Request::Events { since: Some(7) }),
             (r#"{"verb":"resync","rate":0}"#, Request::Resync { rate: Some(0), pause: None }),
             (r#"{"verb":"resync","pause":true}"#, Request::Resync { rate: None, pause: Some(true) }),
         ] {

@@ -22,11 +22,13 @@ use signal_hook::iterator::Signals;
 
 pub use background::{Ready, SpawnError, serve_behind, spawn};
 
-use crate::control::{BindError, ControlServer, Failure, Request, Response};
+use crate::control::{Answer, BindError, ControlServer, Failure, Request, Response};
 use crate::engine::{FrontChoice, ServeError, ServeOptions, StopError, Volume};
+use crate::events::{Hook, check_hook};
 use crate::failure::describe;
 use crate::leg::{LATE_PATIENCE, LegError, Patience};
 use crate::logging::{self, Level, LogTo};
+use crate::metrics::{Address, Listener, Metrics};
 use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
 use crate::registry::{Front, Known, Registry, ServeChoice};
 use crate::start::{self, StartError, StartOptions};
@@ -96,13 +98,25 @@ pub enum DaemonError {
     Serve(#[from] ServeError),
 }
 
+/// What its daemon adds to the status of a volume.
+#[derive(Clone, Debug)]
+struct Own {
+    hardening: Hardening,
+    metrics: Option<String>,
+}
+
+/// How long the end of a volume may wait for its event hook.
+const HOOK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A volume that this process serves.
 pub struct Served {
     volume: Arc<Volume>,
     control: ControlServer,
+    hook: Option<Hook>,
+    metrics: Option<Metrics>,
     notices: Vec<String>,
     log_to: LogTo,
-    hardening: Hardening,
+    own: Own,
     manager: Option<Manager>,
     lock: NameLock,
 }
@@ -141,17 +155,33 @@ impl Served {
         let hardening = harden::harden();
         let mut control = ControlServer::bind(dirs, &name)?;
         let mut notices = opened.notices().to_vec();
+        let listener = spec.serve.metrics.as_deref().and_then(|address| listen(address, &mut notices));
+        let metrics = listener.as_ref().map(|listener| listener.address().to_string());
+        let own = Own { hardening, metrics };
 
-        let volume = Arc::new(Volume::serve(opened, serve_options(dirs, &name, spec))?);
+        let mut options = serve_options(dirs, &name, spec);
+        options.latencies = listener.is_some();
+        let volume = Arc::new(Volume::serve(opened, options)?);
         let status = volume.status();
         notices.extend_from_slice(volume.notices());
         notices.extend(remember(dirs, &status, &spec.serve));
-        let started = start_threads(dirs, &volume, &mut control, signals, hardening, manager.clone());
-        if let Err(error) = started {
-            // Nobody could stop it any more.
-            let _ = volume.stop(Shutdown::Force);
-            return Err(DaemonError::Threads(error));
-        }
+        let started =
+            start_threads(dirs, &volume, &mut control, signals, &own, manager.clone()).and_then(|()| {
+                let hook = start_hook(&volume, &status, &spec.serve, &mut notices)?;
+                let metrics = listener.map(|listener| {
+                    let own = own.clone();
+                    listener.serve(Arc::clone(&volume), move |volume| self::status(volume, &own))
+                });
+                Ok((hook, metrics.transpose()?))
+            });
+        let (hook, metrics) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                // Nobody could stop it any more.
+                let _ = volume.stop(Shutdown::Force);
+                return Err(DaemonError::Threads(error));
+            }
+        };
         tracing::info!(name, device = %status.device.display(), size = status.size_bytes, "serving");
         for notice in &notices {
             tracing::warn!("{notice}");
@@ -159,12 +189,12 @@ impl Served {
         if let Some(manager) = &manager {
             manager.ready(&format!("serving {}", status.device.display()));
         }
-        Ok(Served { volume, control, notices, log_to, hardening, manager, lock })
+        Ok(Served { volume, control, hook, metrics, notices, log_to, own, manager, lock })
     }
 
     /// How the volume is.
     pub fn status(&self) -> VolumeStatus {
-        status(&self.volume, self.hardening)
+        status(&self.volume, &self.own)
     }
 
     /// What the user should know.
@@ -185,8 +215,14 @@ impl Served {
         }
         tracing::info!("stopped");
         self.control.close();
+        drop(self.metrics);
+        // Who waits for the next daemon does not wait for a hook.
+        let hook = self.hook.filter(|_| !self.volume.is_handed_over());
         drop(self.volume);
         drop(self.lock);
+        if let Some(hook) = hook {
+            hook.finish(HOOK_PATIENCE);
+        }
     }
 }
 
@@ -208,7 +244,16 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
         own_mounts: true,
         resync_rate: spec.resync_rate,
         leg_timeout: serve.leg_timeout.map(|seconds| Duration::from_secs(seconds.into())),
+        latencies: false,
     }
+}
+
+/// Where metrics will be answered. That they cannot be is no reason not to serve: whoever asked for them just
+/// now was told before.
+fn listen(address: &str, notices: &mut Vec<String>) -> Option<Listener> {
+    let listener = address.parse::<Address>().map_err(|error| format!("--metrics {address}: {error}"));
+    let listener = listener.and_then(|address| Listener::bind(&address).map_err(|error| describe(&error)));
+    listener.map_err(|text| notices.push(text)).ok()
 }
 
 fn start_threads(
@@ -216,12 +261,11 @@ fn start_threads(
     volume: &Arc<Volume>,
     control: &mut ControlServer,
     mut signals: Signals,
-    hardening: Hardening,
+    own: &Own,
     manager: Option<Manager>,
 ) -> std::io::Result<()> {
-    let answering = Arc::clone(volume);
-    let dirs = dirs.clone();
-    control.serve(Arc::new(move |request| answer(&answering, &dirs, hardening, request)))?;
+    let (answering, own, dirs) = (Arc::clone(volume), own.clone(), dirs.clone());
+    control.serve(Arc::new(move |request| answer(&answering, &dirs, &own, request)))?;
     // Weak: this thread waits for ever and must not keep the volume.
     let stopping = Arc::downgrade(volume);
     let on_signal = move || {
@@ -237,6 +281,20 @@ fn start_threads(
     thread::Builder::new().name("mirrord-signals".to_owned()).spawn(on_signal).map(drop)
 }
 
+/// The event hook, if there is one. That it cannot be run is no reason not to serve.
+fn start_hook(
+    volume: &Volume,
+    status: &VolumeStatus,
+    serve: &ServeChoice,
+    notices: &mut Vec<String>,
+) -> std::io::Result<Option<Hook>> {
+    let Some(program) = &serve.event_hook else { return Ok(None) };
+    if let Err(error) = check_hook(program) {
+        notices.push(describe(&error));
+    }
+    Hook::start(program, volume.journal(), &status.device).map(Some)
+}
+
 /// Whoever sends a signal means it. A device in use is left to the next daemon, its users waiting; a file in
 /// use goes away.
 fn stop_on_signal(volume: &Volume) {
@@ -249,14 +307,14 @@ fn stop_on_signal(volume: &Volume) {
     }
 }
 
-fn status(volume: &Volume, hardening: Hardening) -> VolumeStatus {
-    VolumeStatus { hardening: Some(hardening), ..volume.status() }
+fn status(volume: &Volume, own: &Own) -> VolumeStatus {
+    VolumeStatus { hardening: Some(own.hardening), metrics: own.metrics.clone(), ..volume.status() }
 }
 
-fn answer(volume: &Volume, dirs: &Dirs, hardening: Hardening, request: Request) -> Response {
-    match request {
+fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
+    let response = match request {
         Request::Ping => Response::Pong { name: volume.status().name, pid: std::process::id() },
-        Request::Status => Response::Status { status: Box::new(status(volume, hardening)) },
+        Request::Status => Response::Status { status: Box::new(status(volume, own)) },
         Request::Map { cells, from } => Response::Map { map: Box::new(volume.map(cells, from)) },
         Request::Resync { rate, pause } => {
             if let Some(rate) = rate {
@@ -267,13 +325,18 @@ fn answer(volume: &Volume, dirs: &Dirs, hardening: Hardening, request: Request) 
             }
             Response::done()
         }
+        Request::Events { since } => match volume.journal().reader(since) {
+            Ok(reader) => return Answer::Events(reader),
+            Err(error) => Response::Failed { reason: Failure::Error, message: describe(&error) },
+        },
         Request::Stop { force } => stop(volume, if force { Shutdown::Force } else { Shutdown::Clean }),
         Request::HandOver => stop(volume, Shutdown::HandOver),
         Request::FailLeg { leg } => legs::fail(volume, &leg),
         Request::AddLeg { path } => legs::add(volume, dirs, &path),
         Request::SplitLeg { leg } => legs::split(volume, dirs, &leg),
         Request::MergeLeg { leg, full } => legs::merge(volume, dirs, &leg, full),
-    }
+    };
+    response.into()
 }
 
 fn stop(volume: &Volume, how: Shutdown) -> Response {

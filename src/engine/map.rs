@@ -3,7 +3,7 @@
 use mirrord_raid::{LegSet, Region, RegionState};
 
 use super::shared::{Shared, lock};
-use super::status::{Facts, leg_words};
+use super::status::{Facts, leg_state};
 use crate::map::{Condition, LegInMap, VolumeMap, reduce};
 
 /// The map from region `from` on, in cells of `per_cell` regions.
@@ -31,7 +31,7 @@ pub(super) fn map(facts: &Facts, shared: &Shared, from: u32, per_cell: u32) -> V
         LegInMap {
             index: leg.index(),
             path: known.path.clone(),
-            state: leg_words(states.of(leg)).0.to_owned(),
+            state: leg_state(states.of(leg)).0.to_owned(),
             stale_regions,
             resyncing_regions,
         }

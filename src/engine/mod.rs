@@ -15,6 +15,7 @@
 
 mod background;
 mod front;
+mod latency;
 mod legs;
 mod log;
 mod map;
@@ -23,6 +24,7 @@ mod queue;
 mod shared;
 mod status;
 mod throttle;
+mod watch;
 mod worker;
 
 use std::io;
@@ -44,6 +46,7 @@ use mirrord_ublk::{
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::events::Journal;
 use crate::leg::Holder;
 use crate::map::{VolumeMap, regions_per_cell};
 use crate::start::{Opened, leg_paths};
@@ -51,12 +54,16 @@ use crate::status::VolumeStatus;
 use background::READY;
 use front::Serving;
 pub(crate) use front::default_queues;
+pub use latency::Histogram;
+use latency::Latencies;
+pub(crate) use latency::{BUCKETS, KINDS};
 pub use legs::ChangeError;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
 use throttle::Throttle;
+use watch::{Seen, Watch};
 use worker::{Durable, LegMeta, Worker};
 
 /// Which front end to serve through.
@@ -95,6 +102,8 @@ pub struct ServeOptions {
     pub resync_rate: Option<u64>,
     /// A leg that takes longer over an IO is given up; zero: never. `None`: never, unless the kernel would not wait.
     pub leg_timeout: Option<Duration>,
+    /// Take the time of every request, for [`Volume::latencies`].
+    pub latencies: bool,
 }
 
 /// Why a volume cannot be served.
@@ -173,6 +182,9 @@ pub struct Volume {
     meter: Mutex<Meter>,
     threads: Mutex<Threads>,
     closing: Arc<Closing>,
+    journal: Arc<Journal>,
+    watch: Arc<Mutex<Watch>>,
+    handed_over: AtomicBool,
     pool: Arc<BufferPool>,
     files: Mutex<LegMap<Option<Arc<LegFile>>>>,
     /// One leg comes or goes at a time.
@@ -254,9 +266,16 @@ impl Volume {
             resync_paused: AtomicBool::new(false),
             log_failed: AtomicBool::new(false),
             split_pause: AtomicU64::new(0),
+            latencies: options.latencies.then(|| (0..queues).map(|_| Arc::<Latencies>::default()).collect()),
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })
             .map_err(ServeError::Engine)?;
+
+        let journal = Journal::new(&template.name, template.volume);
+        let watch = {
+            let paths = paths.iter().map(|(_, path)| path.display().to_string()).collect();
+            Arc::new(Mutex::new(Watch::new(Arc::clone(&journal), paths, Seen::of(&shared))))
+        };
 
         let mut facts = Facts {
             name: template.name.clone(),
@@ -285,13 +304,14 @@ impl Volume {
         let machine =
             LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs);
         let worker_thread = {
-            let shared = Arc::clone(&shared);
+            let (shared, watch) = (Arc::clone(&shared), Arc::clone(&watch));
             let (tell, ready) = sync_channel(1);
             let durable = move |io: MetaIo| Durable { legs: metas, log, log_file, superblock: template, io };
             let blocking = options.threads_engine;
             let thread = spawn("mirrord-log", move || {
                 let io = if blocking { MetaIo::blocking() } else { MetaIo::new() };
-                run_worker(&shared, machine, durable(io.with_time_out(leg_timeout)), &states, &tell);
+                let worker = Worker::new(shared, machine, durable(io.with_time_out(leg_timeout)), watch);
+                run_worker(worker, &states, &tell);
             })?;
             await_ready(&ready).map_err(ServeError::Record)?;
             thread
@@ -321,6 +341,9 @@ impl Volume {
             meter: Mutex::default(),
             threads: Mutex::new(threads),
             closing,
+            journal,
+            watch,
+            handed_over: AtomicBool::new(false),
             pool,
             files: Mutex::new(files),
             changing: Mutex::new(()),
@@ -338,6 +361,9 @@ impl Volume {
                 return Err(error);
             }
         }
+        lock(&volume.watch).started(volume.facts.device.display().to_string());
+        // What changed meanwhile is told at the worker's next turn.
+        volume.shared.mailbox.wake();
         Ok(volume)
     }
 
@@ -352,6 +378,21 @@ impl Volume {
     pub fn map(&self, cells: Option<NonZeroU32>, from: u32) -> VolumeMap {
         let regions = self.shared.mirror.geometry.regions();
         map::map(&self.facts, &self.shared, from, regions_per_cell(regions, cells))
+    }
+
+    /// What happens to it. Closed once it is stopped.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// How long reads, writes and flushes took, if that is measured.
+    pub fn latencies(&self) -> Option<[Histogram; KINDS.len()]> {
+        self.shared.latencies.as_deref().map(latency::sum)
+    }
+
+    /// Whether its device was left to the next daemon.
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::SeqCst)
     }
 
     /// What the user should know about how it is served.
@@ -390,6 +431,7 @@ impl Volume {
     pub fn stop(&self, how: Shutdown) -> Result<(), StopError> {
         if let Some(front) = lock(&self.front).as_mut() {
             front.shutdown(how)?;
+            self.handed_over.store(how == Shutdown::HandOver, Ordering::SeqCst);
         }
         self.close();
         Ok(())
@@ -430,6 +472,7 @@ impl Volume {
     fn close(&self) {
         let mut threads = lock(&self.threads);
         let Some(worker) = threads.worker.take() else { return };
+        lock(&self.watch).stopping(self.is_handed_over());
         drop(lock(&self.front).take());
         while self.shared.in_flight.load(Ordering::SeqCst) > 0 {
             std::thread::sleep(Duration::from_millis(1));
@@ -453,6 +496,7 @@ impl Volume {
                 let _ = flock(file.file(), FlockOperation::Unlock);
             }
         }
+        self.journal.close();
         self.closing.closed();
     }
 }
@@ -470,21 +514,18 @@ fn await_ready<T>(ready: &Receiver<io::Result<T>>) -> io::Result<T> {
 
 /// Brings the log up to date everywhere, records the states, and serves until the stop.
 fn run_worker(
-    shared: &Arc<Shared>,
-    machine: LogWorker,
-    mut durable: Durable,
+    mut worker: Worker,
     states: &LegMap<LegState>,
     tell: &std::sync::mpsc::SyncSender<io::Result<()>>,
 ) {
     let in_use = |state| matches!(state, LegState::InSync | LegState::Syncing);
     let legs: LegSet = states.iter().filter(|&(_, &state)| in_use(state)).map(|(leg, _)| leg).collect();
-    let (errors, log_error) = durable.write_whole_log(legs);
+    let (errors, log_error) = worker.durable.write_whole_log(legs);
     let failed = errors.iter().enumerate().find_map(|(leg, errno)| Some((format!("leg {leg}"), (*errno)?)));
     if let Some((place, errno)) = log_error.map(|errno| ("its file".to_owned(), errno)).or(failed) {
         let _ = tell.send(Err(io::Error::other(format!("the log cannot be written on {place}: {errno}"))));
         return;
     }
-    let mut worker = Worker::new(Arc::clone(shared), machine, durable);
     let started = worker.start();
     let failed = started.is_err();
     let _ = tell.send(started);

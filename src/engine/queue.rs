@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use mirrord_raid::{Action, Event, LegMap, MirrorQueue, QueueId};
 use mirrord_ublk::{LegDone, LegFile, Op, Pulled, Request, Ring, RingConfig, Source, Wakeup};
 
+use super::latency::Stopwatch;
 use super::shared::Shared;
 
 /// [`Source::batch`] while there is no source.
@@ -28,10 +29,12 @@ pub(super) fn run(
         Err(error) => return ready(Err(error)),
     };
     ready(Ok(ring.kind()));
+    let latencies = shared.latencies.as_ref().map(|all| Arc::clone(&all[usize::from(id.0)]));
     let mut queue = Queue {
         shared: Arc::clone(shared),
         id,
         ring,
+        stopwatch: latencies.map(|latencies| Stopwatch::new(tags, latencies)),
         machine: MirrorQueue::new(Arc::clone(&shared.mirror), id),
         pending: (0..tags).map(|_| None).collect(),
         free: (0..tags).rev().collect(),
@@ -48,6 +51,8 @@ struct Queue {
     shared: Arc<Shared>,
     id: QueueId,
     ring: Ring,
+    /// Takes the time of requests, if somebody wants to know.
+    stopwatch: Option<Stopwatch>,
     machine: MirrorQueue,
     /// Requests under way by tag; their buffers are with the ring.
     pending: Vec<Option<Request>>,
@@ -146,6 +151,9 @@ impl Queue {
     }
 
     fn start(&mut self, tag: u32, mut request: Request) {
+        if let Some(stopwatch) = &mut self.stopwatch {
+            stopwatch.begin(tag);
+        }
         if let Some(buffer) = request.buf.take() {
             self.ring.attach(tag, buffer);
         }
@@ -187,12 +195,19 @@ impl Queue {
     fn complete(&mut self, tag: u32, result: Result<(), mirrord_raid::Errno>) {
         let request = self.pending[tag as usize].take().expect("a request under way");
         self.free.push(tag);
+        if let Some(stopwatch) = &self.stopwatch {
+            stopwatch.end(tag, request.op);
+        }
         // Who is answered is likely to ask anew at once.
         self.more = true;
         let buffer = match request.op {
             Op::Read | Op::Write => Some(self.ring.detach(tag)),
             Op::Zero { .. } | Op::Flush => None,
         };
+        if result.is_err() {
+            // The log worker tells of errors, and not all of them come by it.
+            self.shared.mailbox.wake();
+        }
         request.done.complete(result, buffer);
         self.shared.in_flight.fetch_sub(1, Ordering::SeqCst);
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use mirrord_raid::{Action, Leg, Mirror, QueueId, WorkerAction, WorkerEvent};
 use mirrord_ublk::{Engine, LegFile, Request, Ring, Source, Wake};
 
+use super::latency::Latencies;
 use super::throttle::Throttle;
 use super::worker::LegMeta;
 
@@ -74,7 +75,8 @@ struct Mail {
 }
 
 impl Mailbox {
-    fn wake(&self) {
+    /// Makes the log worker take a turn.
+    pub(super) fn wake(&self) {
         let mut mail = lock(&self.events);
         if !mail.woken {
             mail.woken = true;
@@ -140,6 +142,8 @@ pub(super) struct Shared {
     pub(super) log_failed: AtomicBool,
     /// How long writes waited for the last split, in microseconds; 0: there was none.
     pub(super) split_pause: AtomicU64,
+    /// One per queue, if requests are timed.
+    pub(super) latencies: Option<Box<[Arc<Latencies>]>>,
 }
 
 impl Shared {

@@ -82,6 +82,7 @@ pub(super) fn status(
             dirty_regions: mirror.regions.unclean(),
             dirty_regions_at_start: facts.dirty_at_start,
             commits: read(&counters.commits),
+            failed: shared.log_failed.load(Relaxed),
             note: if shared.log_failed.load(Relaxed) {
                 Some("the log cannot be written: after a crash the whole volume is resynced".to_owned())
             } else {
@@ -106,10 +107,12 @@ pub(super) fn status(
             errors: read(&counters.errors),
         },
         hardening: None,
+        metrics: None,
     }
 }
 
-fn state(shared: &Shared) -> VolumeState {
+/// The state of the volume.
+pub(super) fn state(shared: &Shared) -> VolumeState {
     let legs = &shared.mirror.legs;
     let states = legs.states();
     if legs.flush_broken() {
@@ -131,8 +134,8 @@ fn place(log: &LogPlace) -> Option<String> {
     }
 }
 
-/// A leg's state and why it is failed, in the words of the JSON.
-pub(super) fn leg_words(state: LegState) -> (&'static str, Option<&'static str>) {
+/// The words for a leg's state and, if it is out, for why.
+pub(super) fn leg_state(state: LegState) -> (&'static str, Option<&'static str>) {
     match state {
         LegState::InSync => ("in_sync", None),
         LegState::Syncing => ("syncing", None),
@@ -154,7 +157,7 @@ fn leg_status(
     let counters = &table.counters[leg];
     let read = |counter: &AtomicU64| counter.load(Relaxed);
     let state = table.states().of(leg);
-    let (name, reason) = leg_words(state);
+    let (name, reason) = leg_state(state);
     let stale = match state {
         LegState::InSync => 0,
         LegState::Syncing => table.stale_count(leg),

@@ -3,8 +3,8 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mirrord_log::{
@@ -16,7 +16,8 @@ use mirrord_raid::{
 };
 use mirrord_ublk::LegFile;
 
-use super::shared::{MetaChange, Shared};
+use super::shared::{MetaChange, Shared, lock};
+use super::watch::{Seen, Watch};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -164,9 +165,11 @@ fn errno(result: io::Result<()>) -> Result<(), Errno> {
 pub(super) struct Worker {
     shared: Arc<Shared>,
     machine: LogWorker,
-    durable: Durable,
+    pub(super) durable: Durable,
     events: Vec<WorkerEvent>,
-    states: Vec<LegState>,
+    watch: Arc<Mutex<Watch>>,
+    /// There are counters to tell of at the next tick.
+    untold: bool,
     /// Writes wait.
     frozen_since: Option<Instant>,
     ticks: u32,
@@ -175,9 +178,14 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, machine: LogWorker, durable: Durable) -> Worker {
-        let (events, states, frozen_since, looking) = Default::default();
-        Worker { shared, machine, durable, events, states, frozen_since, ticks: 0, looking }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        machine: LogWorker,
+        durable: Durable,
+        watch: Arc<Mutex<Watch>>,
+    ) -> Worker {
+        let (events, frozen_since, looking) = Default::default();
+        Worker { shared, machine, durable, events, watch, untold: false, frozen_since, ticks: 0, looking }
     }
 
     /// Records that the volume is served.
@@ -198,7 +206,8 @@ impl Worker {
         let mut next_tick = Instant::now() + TICK;
         loop {
             let now = Instant::now();
-            let timeout = self.machine.wants_tick().then(|| next_tick.saturating_duration_since(now));
+            let wants_tick = self.machine.wants_tick() || self.untold;
+            let timeout = wants_tick.then(|| next_tick.saturating_duration_since(now));
             let came = self.shared.mailbox.receive(&mut self.events, timeout);
             for MetaChange { leg, meta, done } in self.shared.mailbox.take_changes() {
                 self.durable.legs[leg] = meta;
@@ -220,6 +229,7 @@ impl Worker {
     fn work(&mut self) -> bool {
         let mut actions = Vec::new();
         let mut stopped = false;
+        let ticked = self.events.contains(&WorkerEvent::Tick);
         while !self.events.is_empty() {
             for event in std::mem::take(&mut self.events) {
                 self.machine.handle(event, &mut actions);
@@ -228,7 +238,7 @@ impl Worker {
                 }
             }
         }
-        self.show();
+        self.show(ticked || stopped);
         stopped
     }
 
@@ -257,20 +267,12 @@ impl Worker {
         false
     }
 
-    /// Shows figures to status, and says aloud when a leg changed its state.
-    fn show(&mut self) {
+    /// Shows figures to status, and tells what changed; counters too `with_counts`.
+    fn show(&mut self, with_counts: bool) {
         let shared = &self.shared;
         shared.event_count.store(self.machine.event_count(), Ordering::Relaxed);
         shared.resync_paused.store(self.machine.paused(), Ordering::Relaxed);
         shared.log_failed.store(self.machine.log_failed(), Ordering::Relaxed);
-        let states = shared.mirror.legs.states();
-        let now: Vec<LegState> = shared.mirror.all_legs().map(|leg| states.of(leg)).collect();
-        for (index, (&state, old)) in now.iter().zip(&self.states).enumerate() {
-            if state != *old {
-                tracing::warn!(leg = index, from = ?old, to = ?state, "a leg changed its state");
-            }
-        }
-        self.states = now;
         match (shared.mirror.is_frozen(), self.frozen_since) {
             (true, None) => self.frozen_since = Some(Instant::now()),
             (false, Some(since)) => {
@@ -281,6 +283,7 @@ impl Worker {
             }
             _ => {}
         }
+        self.untold = lock(&self.watch).look(Seen::of(shared), with_counts);
     }
 
     /// A leg that ran out of space comes back when its file system has room for what is stale: unless something
