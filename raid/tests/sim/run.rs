@@ -166,6 +166,10 @@ impl Sim {
     /// Opens the leg's files anew. The generation is read only if it was not known: after a write that
     /// failed, the cache may show a superblock that the disk has not.
     fn give_back(&mut self, leg: mirrord_raid::Leg) {
+        if self.live().meta.as_ref().is_some_and(|meta| meta.pending.contains(leg)) {
+            // The thread that opens a leg's files anew is the one that writes metadata there.
+            return;
+        }
         self.disks[leg.index()].reopen();
         if !self.attached.contains(leg) {
             self.attached.insert(leg);
