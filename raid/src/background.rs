@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
-use crate::queue::Action;
 use crate::ranges::{Hold, Owner};
 use crate::region::Begin;
+use crate::request::Action;
 use crate::types::{Errno, Leg, LegIo, LegOp, LegSet, MAX_LEGS};
 
 /// Slots, each with a buffer: one for repairs, the others for copies.

@@ -20,6 +20,7 @@ mod legs;
 mod log;
 mod map;
 mod meter;
+mod opened;
 mod queue;
 mod shared;
 mod status;
@@ -36,7 +37,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mirrord_log::{Backing, LogKind, MetaIo};
+use mirrord_log::{LogKind, MetaIo};
 use mirrord_raid::{COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, WorkerEvent};
 use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{
@@ -60,11 +61,12 @@ pub(crate) use latency::{BUCKETS, KINDS};
 pub use legs::ChangeError;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
+use opened::{block_size, legs_metadata, physical_block_size};
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
 use throttle::Throttle;
 use watch::{Seen, Watch};
-use worker::{Durable, LegMeta, Worker};
+use worker::{Durable, Worker};
 
 /// Which front end to serve through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -569,39 +571,4 @@ fn start_ring(
     })?;
     let kind = await_ready(&ready).map_err(ServeError::Engine)?;
     Ok((thread, kind))
-}
-
-/// The unit of leg IO: the largest that any leg needs.
-fn block_size(opened: &Opened) -> Result<u32, ServeError> {
-    let mut largest = 512;
-    for (_, member) in opened.members.iter() {
-        let Some(member) = member else { continue };
-        let align = member.leg.data.offset_align();
-        let fits = opened.geometry.size().is_multiple_of(align.into())
-            && opened.geometry.region_size().is_multiple_of(align.into());
-        if !fits {
-            return Err(ServeError::BlockSize { path: member.leg.path.clone(), block_size: align });
-        }
-        largest = largest.max(align);
-    }
-    Ok(largest)
-}
-
-/// What IO on the volume is best a multiple of: the largest that any leg says.
-fn physical_block_size(opened: &Opened) -> u32 {
-    let legs = opened.members.iter().filter_map(|(_, member)| member.as_ref());
-    legs.map(|member| member.leg.data.physical_block()).max().unwrap_or(4096)
-}
-
-/// What the log worker needs of each leg.
-fn legs_metadata(mut opened: Opened) -> LegMap<Option<LegMeta>> {
-    LegMap::from_fn(opened.members.len(), |leg| {
-        opened.members[leg].take().map(|member| LegMeta {
-            grows: member.leg.backing == Backing::File,
-            data: member.leg.data,
-            file: member.leg.meta,
-            layout: member.metadata.layout,
-            generation: member.metadata.generation,
-        })
-    })
 }
