@@ -14,6 +14,7 @@ use super::output::{fail, print, print_json};
 use super::status::{not_running, progress};
 use crate::control::{Client, ClientError, Failure};
 use crate::map::{self, VolumeMap};
+use crate::registry::volume_on;
 use crate::status::VolumeStatus;
 
 /// Between two looks of `--watch`.
@@ -146,6 +147,10 @@ fn title(status: &VolumeStatus) -> String {
 
 /// Writes a picture; a file that is there is overwritten only by `force`.
 fn write(path: &Path, force: bool, picture: &str) -> anyhow::Result<()> {
+    let is_other = std::fs::metadata(path).is_ok_and(|found| !found.is_file());
+    if is_other || volume_on(path).is_some() {
+        anyhow::bail!("{} is a leg of a volume, or no file: name another", path.display());
+    }
     let mut options = File::options();
     if force {
         options.create(true).truncate(true)

@@ -177,6 +177,7 @@ fn a_picture_is_written_and_never_over_a_file_unless_told() {
     let args = ["map", "v", "--svg", "mine"];
     error_of(&args, &rig.run(&args), 1, &["mine", "there already", "another file", "--force"]);
     assert_eq!(fs::read(rig.path("mine")).unwrap(), b"mine");
+    error_of(&args, &rig.run(&["map", "v", "--svg", "a", "--force"]), 1, &["a is a leg"]);
     rig.ok(&["map", "v", "--svg", "mine", "--force"]);
     assert!(fs::read_to_string(rig.path("mine")).unwrap().starts_with("<svg "));
     let args = ["map", "v", "--svg", "nix/map.svg"];
