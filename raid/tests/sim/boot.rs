@@ -24,9 +24,14 @@ impl Sim {
     /// The daemon is killed, or the power fails.
     pub(crate) fn crash(&mut self, mut how: Recovery) {
         let mut daemon = self.daemon.take().expect("the daemon lives");
-        self.saw.saw_if(Saw::CrashInStart, matches!(daemon.phase, Phase::Filling | Phase::Recording));
+        let in_start = matches!(daemon.phase, Phase::Filling | Phase::Recording);
+        self.saw.saw_if(Saw::CrashInStart, in_start);
         let states = daemon.mirror.legs.states();
+        // A start that comes to nothing records nothing: what was not recorded before is not now.
+        let came_to_nothing = in_start || daemon.phase == Phase::Failed;
+        let before = if came_to_nothing { self.unrecorded } else { LegSet::EMPTY };
         self.unrecorded = states.all().iter().filter(|&leg| !states.recorded(leg)).collect();
+        self.unrecorded = self.unrecorded.union(before);
         let jobs: Vec<_> = daemon.leg_jobs().copied().collect();
         let meta = daemon.meta.take();
         let late = std::mem::take(&mut daemon.late);
