@@ -175,7 +175,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     }
     let at = LegMap::from_fn(authority.legs.len(), |leg| found.iter().position(|r| r.index == leg));
     let recorded = |leg: Leg| authority.legs[leg].1;
-    let in_use = |leg: Leg| matches!(recorded(leg), LegState::InSync | LegState::Syncing);
+    let in_use = |leg: Leg| recorded(leg).is_in_use();
 
     let missing: LegSet = at.legs().filter(|&leg| at[leg].is_none() && in_use(leg)).collect();
     if !missing.is_empty() && !options.degraded {

@@ -43,10 +43,6 @@ fn state(byte: u64) -> LegState {
     }
 }
 
-fn is_in_use(byte: u64) -> bool {
-    matches!(state(byte), LegState::InSync | LegState::Syncing)
-}
-
 /// All legs' states as of one moment.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LegStates {
@@ -89,7 +85,7 @@ impl LegStates {
 
     /// Legs that every write goes to: in sync or syncing.
     pub fn in_use(self) -> LegSet {
-        self.those(is_in_use)
+        self.those(|b| state(b).is_in_use())
     }
 
     /// Legs that were split off and are tracked.
@@ -99,7 +95,7 @@ impl LegStates {
 
     /// Legs that are out and durably recorded so.
     pub fn out_and_recorded(self) -> LegSet {
-        self.those(|b| b & RECORDED != 0 && !is_in_use(b))
+        self.those(|b| b & RECORDED != 0 && !state(b).is_in_use())
     }
 
     /// Whether the superblocks say the same of this leg.

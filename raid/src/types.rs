@@ -263,8 +263,15 @@ pub enum LegState {
     Syncing,
     /// Not written to since the event that recorded this; stale in the regions that the log has set.
     Failed(FailReason),
-    /// Split off with its differences counted (a later verb makes these).
+    /// Split off: not written to since then, and what the volume changed is kept track of.
     Tracked,
+}
+
+impl LegState {
+    /// Whether every write goes to the leg.
+    pub const fn is_in_use(self) -> bool {
+        matches!(self, LegState::InSync | LegState::Syncing)
+    }
 }
 
 /// Why a leg was failed.

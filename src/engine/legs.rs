@@ -170,7 +170,7 @@ impl Volume {
     pub fn fail_leg(&self, leg: Leg) -> Result<(), ChangeError> {
         let _one = lock(&self.changing);
         let state = self.state(leg);
-        if !matches!(state, LegState::InSync | LegState::Syncing) {
+        if !state.is_in_use() {
             return Err(self.wrong_state(leg, "only a leg in use can be failed"));
         }
         self.check_not_last(leg)?;
@@ -238,7 +238,7 @@ impl Volume {
         }
         self.let_go(leg)?;
         let open = OpenLeg::open_waiting(path, Patience::SHORT)?;
-        let metadata = metadata_of(&open)?;
+        let metadata = read(&open.meta, open.backing, open.len, &open.path)?;
         self.check_returning(leg, &open, &metadata)?;
         let meta = LegMeta {
             grows: open.backing == Backing::File,
@@ -256,7 +256,7 @@ impl Volume {
         lock(&self.files)[leg] = Some(open.data);
         self.shared.mailbox.send(WorkerEvent::Return { leg, full });
         self.await_state(leg, "writing its log and recording that it is back", |volume| {
-            Ok(matches!(volume.state(leg), LegState::InSync | LegState::Syncing) && volume.is_recorded(leg))
+            Ok(volume.state(leg).is_in_use() && volume.is_recorded(leg))
         })?;
         Ok(leg)
     }
@@ -404,10 +404,9 @@ fn read_at(path: &Path) -> Result<LegMetadata, ChangeError> {
     }
     let file = File::open(path).map_err(failed)?;
     let (backing, len) = measure(&file).map_err(failed)?;
-    read_leg(&file, backing, len).map_err(|source| ChangeError::Metadata { path: path.to_owned(), source })
+    read(&file, backing, len, path)
 }
 
-fn metadata_of(open: &OpenLeg) -> Result<LegMetadata, ChangeError> {
-    read_leg(&open.meta, open.backing, open.len)
-        .map_err(|source| ChangeError::Metadata { path: open.path.clone(), source })
+fn read(file: &File, backing: Backing, len: u64, path: &Path) -> Result<LegMetadata, ChangeError> {
+    read_leg(file, backing, len).map_err(|source| ChangeError::Metadata { path: path.to_owned(), source })
 }

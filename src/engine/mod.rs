@@ -520,8 +520,7 @@ fn run_worker(
     states: &LegMap<LegState>,
     tell: &std::sync::mpsc::SyncSender<io::Result<()>>,
 ) {
-    let in_use = |state| matches!(state, LegState::InSync | LegState::Syncing);
-    let legs: LegSet = states.iter().filter(|&(_, &state)| in_use(state)).map(|(leg, _)| leg).collect();
+    let legs: LegSet = states.iter().filter(|(_, state)| state.is_in_use()).map(|(leg, _)| leg).collect();
     let (errors, log_error) = worker.durable.write_whole_log(legs);
     let failed = errors.iter().enumerate().find_map(|(leg, errno)| Some((format!("leg {leg}"), (*errno)?)));
     if let Some((place, errno)) = log_error.map(|errno| ("its file".to_owned(), errno)).or(failed) {

@@ -17,8 +17,7 @@ impl LogWorker {
     }
 
     pub(super) fn in_use(&self) -> LegSet {
-        let in_use = |s| matches!(s, LegState::InSync | LegState::Syncing);
-        self.states.iter().filter(|&(_, &s)| in_use(s)).map(|(leg, _)| leg).collect()
+        self.states.iter().filter(|(_, s)| s.is_in_use()).map(|(leg, _)| leg).collect()
     }
 
     /// Legs in sync that are recorded so: the others among the legs in sync are on their way there, and
@@ -29,7 +28,7 @@ impl LogWorker {
 
     /// Takes a leg out of use, at once for the queues and soon for the superblocks.
     pub(super) fn fail(&mut self, leg: Leg, errno: Errno) {
-        if matches!(self.states[leg], LegState::InSync | LegState::Syncing) {
+        if self.states[leg].is_in_use() {
             let reason = if errno.is_no_space() { FailReason::NoSpace } else { FailReason::Io };
             self.states[leg] = LegState::Failed(reason);
             self.mirror.legs.set(leg, self.states[leg]);
@@ -39,8 +38,7 @@ impl LogWorker {
 
     /// Takes a leg out because the administrator says so, unless none in sync would be left.
     pub(super) fn fail_by_hand(&mut self, leg: Leg) {
-        let is_in_use = matches!(self.states[leg], LegState::InSync | LegState::Syncing);
-        if is_in_use && !self.surely_in_sync().minus(LegSet::one(leg)).is_empty() {
+        if self.states[leg].is_in_use() && !self.surely_in_sync().minus(LegSet::one(leg)).is_empty() {
             self.states[leg] = LegState::Failed(FailReason::Admin);
             self.mirror.legs.set(leg, self.states[leg]);
             self.record_wanted = true;
