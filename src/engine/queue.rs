@@ -159,12 +159,7 @@ impl Queue {
         }
         let event = mirrord_raid::Request {
             tag,
-            op: match request.op {
-                Op::Read => mirrord_raid::Op::Read,
-                Op::Write => mirrord_raid::Op::Write,
-                Op::Zero { keep } => mirrord_raid::Op::Zero { keep },
-                Op::Flush => mirrord_raid::Op::Flush,
-            },
+            op: request.op,
             offset: request.offset,
             len: request.len,
             fua: request.fua,

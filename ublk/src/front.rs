@@ -13,25 +13,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use mirrord_raid::Op;
+
 use crate::buffer::Buffer;
 use crate::done::Done;
 use crate::ring::Ring;
-
-/// What a client asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Op {
-    /// Read into the buffer.
-    Read,
-    /// Write from the buffer.
-    Write,
-    /// Make the range read as zeroes.
-    Zero {
-        /// The space is to stay allocated; else it is given back where that is possible.
-        keep: bool,
-    },
-    /// Make every write that was acknowledged durable.
-    Flush,
-}
 
 /// One request, with its buffer and the answer it owes. Sizes in bytes.
 #[derive(Debug)]
