@@ -187,6 +187,7 @@ pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {
         region_size: superblock.region_size,
         event_count: superblock.event_count,
         legs: legs.into(),
+        replaces: superblock.replaces(),
         clean: superblock.clean,
         log_failed: superblock.log_failed,
         lineage: superblock.lineage.clone(),

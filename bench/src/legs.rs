@@ -166,7 +166,7 @@ impl VolumeSpec {
         let region_size = self.region_size.unwrap_or_else(|| Geometry::default_region_size(self.size));
         let regions = Geometry::new(self.size, region_size)?.regions();
         let layout = Layout::for_file(self.size, regions)?;
-        let entry = |_: &PathBuf| LegEntry { uuid: Uuid::new_v4(), state: LegState::InSync };
+        let entry = |_: &PathBuf| LegEntry::new(Uuid::new_v4(), LegState::InSync);
         let mut superblock = Superblock {
             volume: Uuid::new_v4(),
             name: "bench".to_owned(),

@@ -10,7 +10,7 @@ mod raw;
 
 use std::path::PathBuf;
 
-use mirrord_raid::{Geometry, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST};
+use mirrord_raid::{Geometry, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST, Replaces};
 use uuid::Uuid;
 
 use crate::log::LogKind;
@@ -54,6 +54,18 @@ pub struct LegEntry {
     pub uuid: Uuid,
     /// Its state.
     pub state: LegState,
+    /// The leg whose place it takes once it is in sync.
+    pub replaces: Option<Leg>,
+}
+
+impl LegEntry {
+    /// Of an index that no leg has.
+    pub const VACANT: LegEntry = LegEntry { uuid: Uuid::nil(), state: LegState::Vacant, replaces: None };
+
+    /// A leg that replaces no other.
+    pub const fn new(uuid: Uuid, state: LegState) -> LegEntry {
+        LegEntry { uuid, state, replaces: None }
+    }
 }
 
 /// What a superblock says. The generation is not part of it: it belongs to the write.
@@ -65,7 +77,7 @@ pub struct Superblock {
     pub name: String,
     /// Which of `legs` this leg is.
     pub leg: Leg,
-    /// Every leg of the volume by index: 1 to [`MAX_LEGS`].
+    /// Every leg of the volume by index: 1 to [`MAX_LEGS`]; indices beyond are vacant.
     pub legs: Vec<LegEntry>,
     /// Size of the volume in bytes.
     pub size: u64,
@@ -158,6 +170,15 @@ impl Superblock {
         self.legs[self.leg.index()].uuid
     }
 
+    /// By leg: the leg whose place it takes once it is in sync.
+    pub fn replaces(&self) -> Replaces {
+        let mut replaces = Replaces::default();
+        for (slot, entry) in replaces.iter_mut().zip(&self.legs) {
+            *slot = entry.replaces;
+        }
+        replaces
+    }
+
     /// Size of the volume and of its regions. `None` if they do not fit together.
     pub fn geometry(&self) -> Option<Geometry> {
         Geometry::new(self.size, self.region_size).ok()
@@ -177,6 +198,7 @@ impl Superblock {
             ("name", (1..=MAX_NAME).contains(&self.name.len()) && !self.name.contains('\0')),
             ("number of legs", (1..=MAX_LEGS).contains(&self.legs.len())),
             ("leg index", self.leg.index() < self.legs.len()),
+            ("leg", self.legs.get(self.leg.index()).is_some_and(|leg| leg.state != LegState::Vacant)),
             ("size or region size", self.geometry().is_some()),
             ("log place", (1..=MAX_PLACE).contains(&place)),
             ("lineage", self.lineage.past.len() <= MAX_PAST),

@@ -30,6 +30,7 @@ fn superblock() -> Superblock {
     let leg = |index: u128, state| LegEntry {
         uuid: Uuid::from_u128(0x6d69_7272_6f72_4c01_8000_0000_0000_0000 + index),
         state,
+        replaces: None,
     };
     Superblock {
         volume: VOLUME,

@@ -18,7 +18,7 @@ fn superblock() -> Superblock {
         volume: Uuid::from_u128(1),
         name: "v".into(),
         leg: Leg::new(0),
-        legs: vec![LegEntry { uuid: Uuid::from_u128(2), state: LegState::InSync }],
+        legs: vec![LegEntry::new(Uuid::from_u128(2), LegState::InSync)],
         size: SIZE,
         region_size: 4096,
         log: LogPlace::Internal,
@@ -74,8 +74,7 @@ fn a_device_is_read_from_its_last_whole_block() {
 fn superblock_writes_take_turns() {
     let file = made();
     for generation in 2..6 {
-        let legs =
-            vec![LegEntry { uuid: Uuid::from_u128(100 + u128::from(generation)), state: LegState::InSync }];
+        let legs = vec![LegEntry::new(Uuid::from_u128(100 + u128::from(generation)), LegState::InSync)];
         let new = Superblock { event_count: generation * 10, legs, ..superblock() };
         let write = superblock_write(&layout(), &new, generation);
         assert_eq!(write.offset, layout().slots[(generation % 2) as usize]);

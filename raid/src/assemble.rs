@@ -8,6 +8,7 @@
 //! | found | then |
 //! |---|---|
 //! | legs of two volumes, the same leg twice, sizes that differ | refuse |
+//! | a leg that the deciding record does not name | refuse: it was removed, or never came to be one |
 //! | no record that all others are behind | split brain: refuse, unless a source is named |
 //! | a leg in use by the deciding record is missing | refuse, unless degraded is allowed |
 //! | no present leg was in sync in the deciding record | refuse, unless a source is named |
@@ -16,9 +17,10 @@
 //! Which regions are dirty is the union of the logs of [`Assembly::trusted`]. A leg that the newest
 //! record has as failed is back: it is syncing, stale in the dirty regions. If any region is dirty,
 //! every leg but the source is syncing until it is resynced, so that reads do not depend on the leg.
+//! A spare is a spare, whether it is there or not.
 
 use crate::lineage::{Lineage, is_behind};
-use crate::types::{FailReason, Leg, LegMap, LegSet, LegState};
+use crate::types::{FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
 /// A 16-byte UUID.
 type Uuid = [u8; 16];
@@ -38,14 +40,32 @@ pub struct LegRecord {
     pub region_size: u64,
     /// Event count of the record.
     pub event_count: u64,
-    /// UUID and state of every leg.
+    /// UUID and state of every leg; beyond the last, all are vacant.
     pub legs: LegMap<(Uuid, LegState)>,
+    /// By leg: the leg whose place it takes once it is in sync.
+    pub replaces: Replaces,
     /// The volume was stopped with a clean log.
     pub clean: bool,
     /// The log lost a mark.
     pub log_failed: bool,
     /// Where the record comes from.
     pub lineage: Lineage,
+}
+
+/// By leg: the leg whose place it takes once it is in sync.
+pub type Replaces = [Option<Leg>; MAX_LEGS];
+
+impl LegRecord {
+    /// What the record says of a leg.
+    pub fn state_of(&self, leg: Leg) -> LegState {
+        self.legs.get(leg).map_or(LegState::Vacant, |&(_, state)| state)
+    }
+
+    /// Whether it names the leg that the other record is on.
+    fn names(&self, other: &LegRecord) -> bool {
+        let named = self.legs.get(other.index).filter(|&&(_, state)| state != LegState::Vacant);
+        named.is_some_and(|&(leg, _)| leg == other.leg)
+    }
 }
 
 /// What the user allows.
@@ -89,8 +109,8 @@ pub enum AssembleError {
         /// Which.
         at: usize,
     },
-    /// Sizes or number of legs differ.
-    #[error("the legs disagree on the volume's size, region size or number of legs")]
+    /// Sizes differ.
+    #[error("the legs disagree on the volume's size or region size")]
     Mismatch {
         /// A leg.
         one: usize,
@@ -117,6 +137,9 @@ pub enum AssembleError {
         /// Legs that were.
         in_sync: LegSet,
     },
+    /// The leg named as source is a spare.
+    #[error("the leg named as source is a spare: it holds nothing of the volume")]
+    SourceIsSpare,
     /// The leg named as source is not there.
     #[error("the leg named as source was not given")]
     SourceMissing,
@@ -137,6 +160,8 @@ pub struct Assembly {
     pub all_dirty: bool,
     /// Legs that were failed and are back.
     pub returned: LegSet,
+    /// By leg: the leg whose place it takes once it is in sync.
+    pub replaces: Replaces,
     states: LegMap<LegState>,
     lineage: Lineage,
 }
@@ -165,11 +190,11 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     check_same_volume(found)?;
     let newest = match options.source {
         Some(source) => found.iter().position(|r| r.index == source).ok_or(AssembleError::SourceMissing)?,
-        None => deciding(found)?,
+        None => deciding(found).map_err(|error| stranger(found).unwrap_or(error))?,
     };
     let authority = &found[newest];
     for (at, record) in found.iter().enumerate() {
-        if authority.legs[record.index].0 != record.leg {
+        if !authority.names(record) {
             return Err(AssembleError::Stranger { at });
         }
     }
@@ -183,6 +208,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     }
     let in_sync: LegSet = at.legs().filter(|&leg| recorded(leg) == LegState::InSync).collect();
     let source = match options.source {
+        Some(source) if !recorded(source).is_copy() => return Err(AssembleError::SourceIsSpare),
         Some(source) => source,
         None => {
             let present = in_sync.iter().find(|&leg| at[leg].is_some());
@@ -196,7 +222,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         }
         match (recorded(leg), at[leg]) {
             (LegState::Failed(FailReason::Admin), _) => LegState::Failed(FailReason::Admin),
-            (LegState::Tracked, _) => LegState::Tracked,
+            (out @ (LegState::Tracked | LegState::Spare | LegState::Vacant), _) => out,
             (LegState::Failed(reason), None) => LegState::Failed(reason),
             (_, None) => LegState::Failed(FailReason::Missing),
             (LegState::Failed(_), Some(_)) => {
@@ -210,13 +236,16 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     });
     let present: LegSet = at.legs().filter(|&leg| at[leg].is_some()).collect();
     let forced = options.source.is_some();
-    let trusted = if forced { present } else { present.iter().filter(|&leg| in_use(leg)).collect() };
+    let copies: LegSet = present.iter().filter(|&leg| recorded(leg).is_copy()).collect();
+    let trusted = if forced { copies } else { present.iter().filter(|&leg| in_use(leg)).collect() };
     let unclean_core = options.log_is_core && trusted.iter().any(|l| !found[at[l].unwrap_or(newest)].clean);
     let all_dirty =
         found.iter().any(|record| record.log_failed) || unclean_core || (forced && !options.log_on_legs);
     let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
     let lineage = Lineage::after(found, newest);
-    Ok(Assembly { at, source, event_count, trusted, all_dirty, returned, states, lineage })
+    // One that is back is not to be replaced.
+    let replaces = authority.replaces.map(|replaced| replaced.filter(|&leg| !returned.contains(leg)));
+    Ok(Assembly { at, source, event_count, trusted, all_dirty, returned, replaces, states, lineage })
 }
 
 /// The record that all others are behind.
@@ -242,6 +271,12 @@ fn deciding(found: &[LegRecord]) -> Result<usize, AssembleError> {
     Err(AssembleError::SplitBrain { one: newest.min(other), other: newest.max(other) })
 }
 
+/// A record that the one with the most events does not name: its leg was removed, and that explains it.
+fn stranger(found: &[LegRecord]) -> Option<AssembleError> {
+    let newest = found.iter().max_by_key(|record| record.event_count)?;
+    found.iter().position(|record| !newest.names(record)).map(|at| AssembleError::Stranger { at })
+}
+
 fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {
     for other in 1..found.len() {
         for one in 0..other {
@@ -249,10 +284,10 @@ fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {
             if a.volume != b.volume {
                 return Err(AssembleError::OtherVolume { one, other });
             }
-            if a.leg == b.leg || a.index == b.index {
+            if a.leg == b.leg {
                 return Err(AssembleError::SameLeg { one, other });
             }
-            if (a.size, a.region_size, a.legs.len()) != (b.size, b.region_size, b.legs.len()) {
+            if (a.size, a.region_size) != (b.size, b.region_size) {
                 return Err(AssembleError::Mismatch { one, other });
             }
         }
@@ -264,7 +299,6 @@ fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {
 mod tests {
     use super::*;
     use crate::lineage::Past;
-    use crate::types::MAX_LEGS;
     use LegState::{InSync, Syncing};
 
     const OUT: LegState = LegState::Failed(FailReason::Io);
@@ -285,6 +319,7 @@ mod tests {
             legs: LegMap::from_fn(states.len(), |leg| (uuid(leg.index()), states[leg.index()])),
             clean: false,
             log_failed: false,
+            replaces: Replaces::default(),
             lineage: in_session(1, &[], states.iter().map(|&state| (state == OUT, event_count))),
         }
     }
@@ -539,6 +574,44 @@ mod tests {
         stranger.leg = uuid(77);
         let found = [record(0, 3, &both), stranger];
         assert_eq!(assemble(&found, internal()), Err(AssembleError::Stranger { at: 1 }));
+    }
+
+    #[test]
+    fn legs_that_came_and_went() {
+        use LegState::{Spare, Vacant};
+        // Leg 1 was removed and another took its index; leg 2 was added since: leg 0 alone knows all.
+        let mut newest = record(0, 9, &[InSync, InSync, InSync]);
+        newest.legs[leg(1)].0 = uuid(70);
+        let removed = record(1, 5, &[InSync, InSync]);
+        assert_eq!(assemble(&[newest.clone(), removed], internal()), Err(AssembleError::Stranger { at: 1 }));
+        let mut taken = record(1, 8, &[InSync, Syncing]);
+        (taken.leg, taken.legs[leg(1)].0) = (uuid(70), uuid(70));
+        let found = [newest, taken, record(2, 9, &[InSync, InSync, InSync])];
+        assert_eq!(assemble(&found, internal()).unwrap().states(false), LegMap::from(vec![InSync; 3]));
+        // One whose adding never was recorded, and one that was removed and whose index is free.
+        let found = [record(0, 9, &[InSync, InSync]), record(2, 8, &[InSync, InSync, OUT])];
+        assert_eq!(assemble(&found, internal()), Err(AssembleError::Stranger { at: 1 }));
+        let found = [record(0, 9, &[InSync, Vacant, InSync]), record(1, 8, &[InSync, InSync, InSync])];
+        let degraded = AssembleOptions { degraded: true, ..internal() };
+        assert_eq!(assemble(&found, degraded), Err(AssembleError::Stranger { at: 1 }));
+        // One that was removed sessions ago: nobody knows its record any more.
+        let found = [later(9, &[], 0, 9, &[InSync, Vacant]), record(1, 8, &[InSync, InSync])];
+        assert_eq!(assemble(&found, degraded), Err(AssembleError::Stranger { at: 1 }));
+        let found = [later(9, &[], 0, 9, &[InSync, OUT]), later(8, &[], 1, 8, &[Vacant, InSync])];
+        assert_eq!(assemble(&found, degraded), Err(SPLIT));
+        // A spare stays one, there or not, and its log says nothing, even if a source is named.
+        for (found, source) in [
+            (vec![record(0, 9, &[InSync, Spare])], None),
+            (vec![record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])], None),
+            (vec![record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])], Some(leg(0))),
+        ] {
+            let a = assemble(&found, AssembleOptions { source, ..internal() }).unwrap();
+            assert_eq!(a.states(true), LegMap::from(vec![InSync, Spare]));
+            assert_eq!(a.trusted, LegSet::one(leg(0)));
+        }
+        let spare = AssembleOptions { source: Some(leg(1)), ..internal() };
+        let found = [record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])];
+        assert_eq!(assemble(&found, spare), Err(AssembleError::SourceIsSpare));
     }
 
     #[test]

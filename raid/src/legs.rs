@@ -14,32 +14,37 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use crate::geometry::Region;
-use crate::types::{FailReason, Leg, LegMap, LegSet, LegState};
+use crate::types::{FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
-const RECORDED: u64 = 0x80;
-
-fn code(state: LegState) -> u64 {
-    match state {
-        LegState::InSync => 1,
-        LegState::Syncing => 2,
-        LegState::Tracked => 3,
-        LegState::Failed(FailReason::Io) => 4,
-        LegState::Failed(FailReason::NoSpace) => 5,
-        LegState::Failed(FailReason::Missing) => 6,
-        LegState::Failed(FailReason::Admin) => 7,
-    }
+/// The planes of a [`LegStates`] word: a byte each, in which leg n has bit n. A leg is in at most one of the
+/// first five; none has one that is vacant.
+mod plane {
+    pub(super) const IN_SYNC: u32 = 0;
+    pub(super) const SYNCING: u32 = 8;
+    pub(super) const TRACKED: u32 = 16;
+    pub(super) const SPARE: u32 = 24;
+    pub(super) const FAILED: u32 = 32;
+    /// Two bits of why it is failed.
+    pub(super) const REASON: [u32; 2] = [40, 48];
+    pub(super) const RECORDED: u32 = 56;
 }
 
-fn state(byte: u64) -> LegState {
-    match byte & !RECORDED {
-        1 => LegState::InSync,
-        2 => LegState::Syncing,
-        3 => LegState::Tracked,
-        4 => LegState::Failed(FailReason::Io),
-        5 => LegState::Failed(FailReason::NoSpace),
-        6 => LegState::Failed(FailReason::Missing),
-        7 => LegState::Failed(FailReason::Admin),
-        other => unreachable!("leg state code {other}"),
+const REASONS: [FailReason; 4] =
+    [FailReason::Io, FailReason::NoSpace, FailReason::Missing, FailReason::Admin];
+
+/// The bits of leg 0 in this state.
+fn code(state: LegState) -> u64 {
+    match state {
+        LegState::InSync => 1 << plane::IN_SYNC,
+        LegState::Syncing => 1 << plane::SYNCING,
+        LegState::Tracked => 1 << plane::TRACKED,
+        LegState::Spare => 1 << plane::SPARE,
+        LegState::Vacant => 0,
+        LegState::Failed(reason) => {
+            let reason = REASONS.iter().position(|&r| r == reason).unwrap_or(0) as u64;
+            let [low, high] = plane::REASON;
+            1 << plane::FAILED | (reason & 1) << low | (reason >> 1) << high
+        }
     }
 }
 
@@ -47,67 +52,91 @@ fn state(byte: u64) -> LegState {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LegStates {
     word: u64,
-    count: u8,
 }
 
 impl LegStates {
-    fn legs(self) -> impl Iterator<Item = (Leg, u64)> {
-        (0..self.count as usize).map(move |i| (Leg::new(i), (self.word >> (8 * i)) & 0xff))
-    }
-
-    fn those(self, wanted: impl Fn(u64) -> bool) -> LegSet {
-        let mut set = LegSet::EMPTY;
-        for (leg, _) in self.legs().filter(|&(_, b)| wanted(b)) {
-            set.insert(leg);
-        }
-        set
+    fn plane(self, plane: u32) -> LegSet {
+        LegSet::from_bits((self.word >> plane) as u8)
     }
 
     /// The state of one leg.
     pub fn of(self, leg: Leg) -> LegState {
-        state((self.word >> (8 * leg.index())) & 0xff)
+        let is = |plane| self.plane(plane).contains(leg);
+        if is(plane::IN_SYNC) {
+            LegState::InSync
+        } else if is(plane::SYNCING) {
+            LegState::Syncing
+        } else if is(plane::TRACKED) {
+            LegState::Tracked
+        } else if is(plane::SPARE) {
+            LegState::Spare
+        } else if is(plane::FAILED) {
+            let [low, high] = plane::REASON.map(|plane| usize::from(is(plane)));
+            LegState::Failed(REASONS[low + 2 * high])
+        } else {
+            LegState::Vacant
+        }
     }
 
-    /// Every leg of the volume.
+    /// Every leg that is a copy of the volume, of whatever age, or of which the superblocks may say so still.
     pub fn all(self) -> LegSet {
-        LegSet::first(self.count as usize)
+        let copies = self.in_use().union(self.tracked()).union(self.plane(plane::FAILED));
+        // A spare never was one, and what is vacant now may have been.
+        copies.union(LegSet::first(MAX_LEGS).minus(self.plane(plane::RECORDED)).minus(self.spare()))
+    }
+
+    /// Whether the superblocks say the same of every leg.
+    pub fn all_recorded(self) -> bool {
+        self.plane(plane::RECORDED) == LegSet::first(MAX_LEGS)
     }
 
     /// Legs that are in sync.
     pub fn in_sync(self) -> LegSet {
-        self.those(|b| state(b) == LegState::InSync)
+        self.plane(plane::IN_SYNC)
     }
 
     /// Legs that are syncing.
     pub fn syncing(self) -> LegSet {
-        self.those(|b| state(b) == LegState::Syncing)
+        self.plane(plane::SYNCING)
     }
 
     /// Legs that every write goes to: in sync or syncing.
     pub fn in_use(self) -> LegSet {
-        self.those(|b| state(b).is_in_use())
+        self.in_sync().union(self.syncing())
     }
 
     /// Legs that were split off and are tracked.
     pub fn tracked(self) -> LegSet {
-        self.those(|b| state(b) == LegState::Tracked)
+        self.plane(plane::TRACKED)
+    }
+
+    /// Legs that wait for another to fail.
+    pub fn spare(self) -> LegSet {
+        self.plane(plane::SPARE)
+    }
+
+    /// Indices that no leg has.
+    pub fn vacant(self) -> LegSet {
+        let copies = self.in_use().union(self.tracked()).union(self.plane(plane::FAILED));
+        LegSet::first(MAX_LEGS).minus(copies.union(self.spare()))
     }
 
     /// Legs that are out and durably recorded so.
     pub fn out_and_recorded(self) -> LegSet {
-        self.those(|b| b & RECORDED != 0 && !state(b).is_in_use())
+        self.plane(plane::RECORDED).minus(self.in_use())
     }
 
     /// Whether the superblocks say the same of this leg.
     pub fn recorded(self, leg: Leg) -> bool {
-        (self.word >> (8 * leg.index())) & RECORDED != 0
+        self.plane(plane::RECORDED).contains(leg)
     }
 }
 
 impl std::fmt::Debug for LegStates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = |b| (state(b), if b & RECORDED != 0 { "recorded" } else { "" });
-        f.debug_map().entries(self.legs().map(|(leg, b)| (leg, name(b)))).finish()
+        let there = LegSet::first(MAX_LEGS).minus(self.vacant().intersect(self.out_and_recorded()));
+        let state = |leg| (leg, (self.of(leg), if self.recorded(leg) { "recorded" } else { "" }));
+        f.debug_map().entries(there.iter().map(state)).finish()
     }
 }
 
@@ -145,7 +174,6 @@ pub struct LegCounters {
 #[derive(Debug)]
 pub struct LegTable {
     word: AtomicU64,
-    count: u8,
     regions: u32,
     stale: LegMap<Stale>,
     /// Per leg counters.
@@ -156,13 +184,13 @@ pub struct LegTable {
 }
 
 impl LegTable {
-    /// Legs in these states, all recorded, stale nowhere.
+    /// Legs in these states, all recorded, stale nowhere. Indices beyond are vacant, for good.
     pub fn new(states: &LegMap<LegState>, regions: u32) -> LegTable {
-        let word = states.iter().fold(0, |w, (leg, &s)| w | (code(s) | RECORDED) << (8 * leg.index()));
+        let recorded = 0xff << plane::RECORDED;
+        let word = states.iter().fold(recorded, |word, (leg, &state)| word | code(state) << leg.index());
         let words = regions.div_ceil(64) as usize;
         LegTable {
             word: AtomicU64::new(word),
-            count: states.len() as u8,
             regions,
             stale: LegMap::from_fn(states.len(), |_| Stale {
                 words: (0..words).map(|_| AtomicU64::new(0)).collect(),
@@ -177,7 +205,7 @@ impl LegTable {
 
     /// All states as of now.
     pub fn states(&self) -> LegStates {
-        LegStates { word: self.word.load(SeqCst), count: self.count }
+        LegStates { word: self.word.load(SeqCst) }
     }
 
     /// Moves a leg to a state that is not recorded yet. Log worker only.
@@ -188,14 +216,15 @@ impl LegTable {
     /// The superblocks say `to` of this leg; nothing if it moved on meanwhile. Log worker only.
     pub(crate) fn set_recorded(&self, leg: Leg, to: LegState) {
         if self.states().of(leg) == to {
-            self.put(leg, code(to) | RECORDED);
+            self.put(leg, code(to) | 1 << plane::RECORDED);
         }
     }
 
-    fn put(&self, leg: Leg, byte: u64) {
-        let shift = 8 * leg.index();
-        let word = self.word.load(SeqCst);
-        self.word.store((word & !(0xff << shift)) | (byte << shift), SeqCst);
+    fn put(&self, leg: Leg, bits: u64) {
+        // Bit 0 of every byte.
+        let every_plane = 0x0101_0101_0101_0101;
+        let word = self.word.load(SeqCst) & !(every_plane << leg.index());
+        self.word.store(word | bits << leg.index(), SeqCst);
     }
 
     /// Whether `leg` is stale in `region` (meant for legs that are syncing).
@@ -309,13 +338,39 @@ mod tests {
         assert_eq!(table.states().in_sync(), LegSet::first(2));
         assert_eq!(table.states().in_use(), LegSet::first(3));
         table.set(b, LegState::Failed(FailReason::Io));
-        assert_eq!(table.states().out_and_recorded(), LegSet::EMPTY);
+        assert!(!table.states().out_and_recorded().contains(b));
         table.set_recorded(b, LegState::InSync);
         assert!(!table.states().recorded(b), "recorded as something else");
         table.set_recorded(b, LegState::Failed(FailReason::Io));
-        assert_eq!(table.states().out_and_recorded(), LegSet::one(b));
+        assert!(table.states().out_and_recorded().contains(b));
         assert_eq!(table.states().in_sync(), LegSet::one(a));
         assert_eq!(table.states().of(c), LegState::Syncing);
+    }
+
+    #[test]
+    fn every_state_of_every_leg_is_told_from_the_others() {
+        let failed = REASONS.map(LegState::Failed);
+        let others =
+            [LegState::InSync, LegState::Syncing, LegState::Tracked, LegState::Spare, LegState::Vacant];
+        for state in others.into_iter().chain(failed) {
+            for leg in LegSet::first(MAX_LEGS).iter() {
+                let table = LegTable::new(&LegMap::from_fn(MAX_LEGS, |_| LegState::Vacant), 1);
+                assert_eq!((table.states().all(), table.states().vacant().len()), (LegSet::EMPTY, MAX_LEGS));
+                table.set(leg, LegState::Failed(FailReason::Admin));
+                table.set(leg, state);
+                let states = table.states();
+                assert_eq!((states.of(leg), states.recorded(leg)), (state, false));
+                let may_be_copy = if state == LegState::Spare { LegSet::EMPTY } else { LegSet::one(leg) };
+                assert_eq!((states.all(), states.all_recorded()), (may_be_copy, false));
+                table.set_recorded(leg, state);
+                let states = table.states();
+                assert_eq!((states.of(leg), states.recorded(leg), states.all_recorded()), (state, true, true));
+                assert_eq!(states.all().contains(leg), state.is_copy(), "{state:?}");
+                assert_eq!(states.in_use().contains(leg), state.is_in_use(), "{state:?}");
+                assert_eq!(states.vacant().contains(leg), state == LegState::Vacant, "{state:?}");
+                assert_eq!(states.vacant().len(), MAX_LEGS - usize::from(state != LegState::Vacant));
+            }
+        }
     }
 
     #[test]

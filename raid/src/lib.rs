@@ -26,7 +26,7 @@ mod sync;
 mod types;
 mod worker;
 
-pub use assemble::{AssembleError, AssembleOptions, Assembly, LegRecord, assemble};
+pub use assemble::{AssembleError, AssembleOptions, Assembly, LegRecord, Replaces, assemble};
 pub use background::{Background, BackgroundAction, BackgroundEvent, COPY_SLOTS, WINDOW};
 pub use geometry::{Geometry, GeometryError, MAX_REGIONS, Parts, Region, SECTOR};
 pub use legs::{LegCounters, LegStates, LegTable};

@@ -13,7 +13,7 @@
 //! none of them was ever complete. For that a record has the event at which each leg was last out.
 
 use crate::assemble::LegRecord;
-use crate::types::{LegSet, LegState, MAX_LEGS};
+use crate::types::{Leg, LegSet, LegState, MAX_LEGS};
 
 /// Most sessions that a record names besides its own. A volume whose legs are all there needs none; a
 /// leg that is out, one or two; one more is needed for each start in a row that ended before its first
@@ -86,6 +86,12 @@ impl Lineage {
         }
     }
 
+    /// The leg is none of the volume's any more: what it holds counts no longer.
+    pub(crate) fn forget(&mut self, leg: Leg) {
+        self.written.remove(leg);
+        self.taken(LegSet::one(leg));
+    }
+
     /// These legs hold a record of this session now, and none of another.
     pub(crate) fn taken(&mut self, legs: LegSet) {
         for past in &mut self.past {
@@ -99,7 +105,7 @@ impl Lineage {
 pub(crate) fn is_behind(record: &LegRecord, other: &LegRecord, found: &[LegRecord]) -> bool {
     if record.lineage.session == 0 {
         // It does not say where it comes from: the other leg was in sync under it, that is all.
-        return record == other || record.legs[other.index].1 == LegState::InSync;
+        return record == other || record.state_of(other.index) == LegState::InSync;
     }
     let Some(parted) = parted(record, other) else { return false };
     let lacks_the_rest = |leg: &LegRecord| self::parted(record, leg).is_some_and(|event| event <= parted);
@@ -124,7 +130,7 @@ fn parted(one: &LegRecord, other: &LegRecord) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Leg, LegMap};
+    use crate::types::LegMap;
 
     fn legs(bits: u8) -> LegSet {
         LegSet::from_bits(bits)
@@ -139,6 +145,7 @@ mod tests {
             region_size: 4096,
             event_count,
             legs: LegMap::from_fn(3, |leg| ([leg.index() as u8; 16], LegState::InSync)),
+            replaces: Default::default(),
             clean: false,
             log_failed: false,
             lineage,

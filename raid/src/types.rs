@@ -150,7 +150,18 @@ impl<T> LegMap<T> {
         LegMap((0..count).map(|i| make(Leg::new(i))).collect())
     }
 
-    /// How many legs the volume has.
+    /// With `value` for every index that a leg can have and this has none for.
+    pub fn filled(mut self, mut value: impl FnMut() -> T) -> LegMap<T> {
+        self.0.resize_with(MAX_LEGS, &mut value);
+        self
+    }
+
+    /// The value of a leg that may be beyond the last.
+    pub fn get(&self, leg: Leg) -> Option<&T> {
+        self.0.get(leg.index())
+    }
+
+    /// How many indices it has.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -265,12 +276,21 @@ pub enum LegState {
     Failed(FailReason),
     /// Split off: not written to since then, and what the volume changed is kept track of.
     Tracked,
+    /// Holds nothing of the volume, and takes the place of a leg that fails.
+    Spare,
+    /// No leg has this index: it was removed, or there never was one.
+    Vacant,
 }
 
 impl LegState {
     /// Whether every write goes to the leg.
     pub const fn is_in_use(self) -> bool {
         matches!(self, LegState::InSync | LegState::Syncing)
+    }
+
+    /// Whether it is a copy of the volume, of whatever age.
+    pub const fn is_copy(self) -> bool {
+        !matches!(self, LegState::Spare | LegState::Vacant)
     }
 }
 

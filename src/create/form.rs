@@ -81,7 +81,7 @@ pub(super) fn form(
         Origin::Leg(source) if source != index => LegState::Syncing,
         Origin::Equal | Origin::Leg(_) => LegState::InSync,
     };
-    let entry = |index| LegEntry { uuid: Uuid::new_v4(), state: state(index) };
+    let entry = |index| LegEntry::new(Uuid::new_v4(), state(index));
     let mut superblock = Superblock {
         volume: Uuid::new_v4(),
         name: name.to_owned(),

@@ -15,8 +15,11 @@ use crate::layout::PAGE;
 
 /// The format version written and read.
 pub const SUPERBLOCK_VERSION: u32 = 1;
-/// Incompatible features that this version knows: none yet.
-pub const KNOWN_FLAGS: u64 = 0;
+/// Incompatible features that this version knows.
+pub const KNOWN_FLAGS: u64 = FEATURE_ROSTER;
+
+/// An index is vacant, or its leg is a spare.
+const FEATURE_ROSTER: u64 = 1;
 
 const MAGIC: [u8; 8] = *b"mirrordS";
 const FLAG_CLEAN: u8 = 1;
@@ -28,7 +31,9 @@ struct RawLeg {
     uuid: [u8; 16],
     state: u8,
     reason: u8,
-    reserved: [u8; 6],
+    /// One more than the index of the leg whose place it takes; 0: none. It may be ignored: then both stay.
+    replaces: u8,
+    reserved: [u8; 5],
 }
 
 #[repr(C)]
@@ -112,6 +117,11 @@ impl RawSlot {
     }
 
     #[cfg(test)]
+    pub(super) fn set_replaces(&mut self, index: usize, replaces: u8) {
+        self.legs[index].replaces = replaces;
+    }
+
+    #[cfg(test)]
     pub(super) fn set_past_count(&mut self, count: u8) {
         self.lineage.past_count = count;
     }
@@ -127,7 +137,8 @@ impl Superblock {
         let mut raw = RawSlot::new_zeroed();
         raw.magic = MAGIC;
         raw.version = SUPERBLOCK_VERSION.into();
-        raw.incompatible = KNOWN_FLAGS.into();
+        let has_roster = self.legs.iter().any(|leg| !leg.state.is_copy());
+        raw.incompatible = if has_roster { FEATURE_ROSTER } else { 0 }.into();
         raw.generation = generation.into();
         raw.volume = *self.volume.as_bytes();
         raw.leg = *self.leg_uuid().as_bytes();
@@ -153,7 +164,8 @@ impl Superblock {
         raw.place[..place.len()].copy_from_slice(place);
         for (slot, entry) in raw.legs.iter_mut().zip(&self.legs) {
             let (state, reason) = codes(entry.state);
-            *slot = RawLeg { uuid: *entry.uuid.as_bytes(), state, reason, reserved: [0; 6] };
+            let replaces = entry.replaces.map_or(0, |leg| leg.index() as u8 + 1);
+            *slot = RawLeg { uuid: *entry.uuid.as_bytes(), state, reason, replaces, reserved: [0; 5] };
         }
         raw.lineage = raw_lineage(&self.lineage);
         raw.checksum();
@@ -270,6 +282,8 @@ fn codes(state: LegState) -> (u8, u8) {
         LegState::Failed(FailReason::Missing) => (3, 3),
         LegState::Failed(FailReason::Admin) => (3, 4),
         LegState::Tracked => (4, 0),
+        LegState::Spare => (5, 0),
+        LegState::Vacant => (6, 0),
     }
 }
 
@@ -282,7 +296,14 @@ fn entry(raw: &RawLeg) -> Result<LegEntry, SlotError> {
         (3, 3) => LegState::Failed(FailReason::Missing),
         (3, 4) => LegState::Failed(FailReason::Admin),
         (4, 0) => LegState::Tracked,
+        (5, 0) => LegState::Spare,
+        (6, 0) => LegState::Vacant,
         _ => return Err(SlotError::BadField { field: "leg state" }),
     };
-    Ok(LegEntry { uuid: Uuid::from_bytes(raw.uuid), state })
+    let replaces = match raw.replaces {
+        0 => None,
+        leg if usize::from(leg) <= MAX_LEGS => Some(Leg::new(usize::from(leg) - 1)),
+        _ => return Err(SlotError::BadField { field: "leg to replace" }),
+    };
+    Ok(LegEntry { uuid: Uuid::from_bytes(raw.uuid), state, replaces })
 }

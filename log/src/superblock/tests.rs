@@ -7,7 +7,7 @@ use super::raw::RawSlot;
 use super::*;
 
 fn superblock() -> Superblock {
-    let leg = |uuid, state| LegEntry { uuid: Uuid::from_u128(uuid), state };
+    let leg = |uuid, state| LegEntry::new(Uuid::from_u128(uuid), state);
     Superblock {
         volume: Uuid::from_u128(1),
         name: "home".into(),
@@ -56,6 +56,7 @@ fn each_fault_has_its_error() {
         (patched(1, |raw| raw.set_leg_codes(0, 9, 0)), bad("leg state")),
         (patched(1, |raw| raw.set_leg_codes(0, 3, 9)), bad("leg state")),
         (patched(1, |raw| raw.set_leg_codes(0, 0, 0)), bad("leg state")),
+        (patched(1, |raw| raw.set_replaces(0, 9)), bad("leg to replace")),
         (patched(1, |raw| raw.leg_count = 9), bad("number of legs")),
         (patched(1, |raw| raw.leg_count = 0), bad("number of legs")),
         (patched(1, |raw| raw.leg_count = 1), bad("leg index")),
@@ -72,6 +73,22 @@ fn each_fault_has_its_error() {
     ] {
         assert_eq!(Superblock::decode(&bytes), Err(error));
     }
+}
+
+#[test]
+fn legs_that_are_no_copies_need_a_reader_that_knows_them() {
+    let flags =
+        |superblock: &Superblock| RawSlot::read_from_bytes(&superblock.encode(1)).unwrap().incompatible.get();
+    let mut superblock = superblock();
+    assert_eq!(flags(&superblock), 0);
+    for state in [LegState::Spare, LegState::Vacant] {
+        superblock.legs[0] = LegEntry { state, replaces: Some(Leg::new(7)), ..LegEntry::VACANT };
+        assert_eq!(flags(&superblock), 1);
+        assert_eq!(Superblock::decode(&superblock.encode(1)), Ok((superblock.clone(), 1)));
+    }
+    // No leg says of itself that it is none.
+    superblock.legs[1].state = LegState::Vacant;
+    assert_eq!(superblock.check(), Err(SlotError::BadField { field: "leg" }));
 }
 
 #[test]
@@ -92,11 +109,11 @@ fn a_torn_slot_loses_only_itself() {
 fn a_whole_slot_that_is_not_understood_refuses_the_leg() {
     let good = superblock().encode(6);
     let newer = patched(3, |raw| raw.version = 2.into());
-    let flags = patched(3, |raw| raw.incompatible = 1.into());
+    let flags = patched(3, |raw| raw.incompatible = 2.into());
     let state = patched(3, |raw| raw.set_leg_codes(0, 7, 0));
     for (other, error) in [
         (newer, SlotError::NewerVersion { found: 2 }),
-        (flags, SlotError::UnknownFlags { flags: 1 }),
+        (flags, SlotError::UnknownFlags { flags: 2 }),
         (state, SlotError::BadField { field: "leg state" }),
     ] {
         for (slot0, slot1) in [(&good, &other), (&other, &good), (&other, &torn(7)), (&torn(8), &other)] {

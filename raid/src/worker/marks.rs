@@ -92,11 +92,13 @@ impl LogWorker {
         }
     }
 
-    /// Regions that are cleaning now. None while a leg is out: it is stale wherever the log is dirty.
+    /// Regions that are cleaning now. None while a leg is out, or on its way in to be copied whole: it is stale
+    /// wherever the log is dirty.
     pub(super) fn clearable(&self, at_once: bool) -> Vec<Region> {
         let legs = &self.mirror.legs;
         let every_leg = legs.states().all();
-        if self.in_use() != every_leg || legs.flush_broken() || self.mirror.regions.unclean() == 0 {
+        let is_one_out = self.in_use() != every_leg || !self.returning_full.is_empty();
+        if is_one_out || legs.flush_broken() || self.mirror.regions.unclean() == 0 {
             return Vec::new();
         }
         let table = &self.mirror.regions;
@@ -129,7 +131,8 @@ impl LogWorker {
             }
             Flushing::Clear(regions) => {
                 let every_leg = self.mirror.legs.states().all();
-                let flushed = failed.is_empty() && self.in_use() == every_leg;
+                let is_one_out = self.in_use() != every_leg || !self.returning_full.is_empty();
+                let flushed = failed.is_empty() && !is_one_out;
                 for region in regions {
                     let in_sync = self.mirror.legs.readable(region) == every_leg;
                     if !(flushed && in_sync) {

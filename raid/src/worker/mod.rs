@@ -15,7 +15,9 @@
 //! | syncing | failed | a write (other than for lack of space), flush, commit or record failed on it |
 //! | in sync, syncing | failed | by hand ([`WorkerEvent::Fail`]) |
 //! | in sync | tracked | by hand ([`WorkerEvent::Split`]), no write under way and all flushed |
-//! | failed, tracked | syncing | the driver says that it is back ([`WorkerEvent::Return`]), and it has the whole log |
+//! | failed, tracked, spare, vacant | syncing | the driver says that it is there ([`WorkerEvent::Return`]), or a leg failed that a spare takes the place of, and it has the whole log |
+//! | vacant | spare | by hand ([`WorkerEvent::AddSpare`]) |
+//! | any | vacant | by hand ([`WorkerEvent::Remove`]), or another that takes its place is in sync |
 //! | syncing | in sync | stale nowhere, flushed since, and recorded so |
 //!
 //! A leg is failed only while another leg in sync carried the operation out, so the last leg in
@@ -24,12 +26,14 @@
 mod marks;
 mod repair;
 mod resync;
+mod roster;
 mod split;
 mod states;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::assemble::Replaces;
 use crate::geometry::Region;
 use crate::lineage::Lineage;
 use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
@@ -84,12 +88,32 @@ pub enum WorkerEvent {
         /// Which.
         leg: Leg,
     },
-    /// A failed or tracked leg is back: its file is open on every queue.
+    /// A failed or tracked leg is back, a spare is to be used, or a new one is there at an index that was vacant:
+    /// its file is open on every queue.
     Return {
         /// Which.
         leg: Leg,
-        /// It holds nobody knows what: all of it is to be copied.
+        /// It holds nobody knows what: all of it is to be copied. A spare, or a new one, is in any case.
         full: bool,
+        /// The leg that is removed once this one is in sync.
+        replaces: Option<Leg>,
+    },
+    /// A new leg is there, at an index that was vacant, as a spare.
+    AddSpare {
+        /// Which.
+        leg: Leg,
+    },
+    /// A leg is to be the volume's no longer: nothing happens to the last one in sync.
+    Remove {
+        /// Which.
+        leg: Leg,
+    },
+    /// What is to be done when a leg fails.
+    Spares {
+        /// Spares whose files are open on every queue.
+        ready: LegSet,
+        /// One of them takes the place of a leg that fails.
+        allocate: bool,
     },
     /// Hold resync, or let it go on.
     PauseResync(bool),
@@ -129,6 +153,8 @@ pub struct Record {
     pub legs: LegSet,
     /// Every leg's state.
     pub states: LegMap<LegState>,
+    /// By leg: the leg whose place it takes once it is in sync.
+    pub replaces: Replaces,
     /// Greater than in every record before.
     pub event_count: u64,
     /// The volume was stopped with a clean log.
@@ -219,6 +245,11 @@ pub struct LogWorker {
     /// Repairs that each leg needed lately.
     repaired_lately: [u32; MAX_LEGS],
     splitting: Option<Splitting>,
+    replaces: Replaces,
+    /// Legs that are to be removed as soon as nothing is under way with them.
+    removals: LegSet,
+    /// Spares that can be used when a leg fails.
+    ready_spares: LegSet,
     paused: bool,
     hold_off: [u32; MAX_LEGS],
     ticks: u32,
@@ -261,6 +292,9 @@ impl LogWorker {
             repairs: VecDeque::new(),
             repaired_lately: [0; MAX_LEGS],
             splitting: None,
+            replaces: Replaces::default(),
+            removals: LegSet::EMPTY,
+            ready_spares: LegSet::EMPTY,
             paused: false,
             hold_off: [0; MAX_LEGS],
             ticks: 0,
@@ -268,6 +302,13 @@ impl LogWorker {
             wake: Vec::new(),
             notes: Vec::new(),
         }
+    }
+
+    /// The same, of which some legs are to take the place of others ([`crate::Assembly::replaces`]).
+    #[must_use]
+    pub fn with_replaces(mut self, replaces: Replaces) -> LogWorker {
+        self.replaces = replaces;
+        self
     }
 
     /// Takes one event and adds what is to be done to `actions`.
@@ -287,20 +328,11 @@ impl LogWorker {
             }
             WorkerEvent::Fail { leg } => self.fail_by_hand(leg),
             WorkerEvent::Split { leg } => self.split(leg),
-            WorkerEvent::Return { leg, full } => {
-                let is_under_way =
-                    self.returning.contains(&leg) || matches!(self.doing, Doing::Fill(now) if now == leg);
-                let is_out = matches!(self.states[leg], LegState::Failed(_) | LegState::Tracked);
-                if is_out && !is_under_way && !self.is_splitting(leg) {
-                    self.returning.push(leg);
-                    if full {
-                        self.returning_full.insert(leg);
-                        self.mark_for_full();
-                    }
-                    // The others know that it may have a record of this session before it gets one.
-                    self.record_wanted |= !self.lineage.written.contains(leg);
-                    self.lineage.written.insert(leg);
-                }
+            WorkerEvent::Return { leg, full, replaces } => self.take_back(leg, full, replaces),
+            WorkerEvent::AddSpare { leg } => self.add_spare(leg),
+            WorkerEvent::Remove { leg } => self.removals.insert(leg),
+            WorkerEvent::Spares { ready, allocate } => {
+                self.ready_spares = if allocate { ready } else { LegSet::EMPTY };
             }
             WorkerEvent::PauseResync(paused) => self.paused = paused,
             WorkerEvent::Stop => {
@@ -388,6 +420,7 @@ impl LogWorker {
     /// Starts the next durable operation, if none is under way, and hands out work.
     fn next(&mut self, actions: &mut Vec<WorkerAction>) {
         while self.go_on_splitting() {}
+        self.change_roster();
         if matches!(self.doing, Doing::Nothing) {
             if self.record_wanted && !self.record_held_off {
                 self.start_record(false, actions);

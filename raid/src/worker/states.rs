@@ -4,7 +4,7 @@ use super::{Doing, HOLD_OFF_TICKS, LogWorker, Record, Stopping, WorkerAction};
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::ranges::Owner;
-use crate::types::{Errno, FailReason, Leg, LegSet, LegState};
+use crate::types::{Errno, FailReason, Leg, LegSet, LegState, MAX_LEGS};
 
 /// Whether a flush that failed on all of these legs may have lost something on each.
 pub(super) fn is_lost(legs: LegSet, errors: &LegErrors) -> bool {
@@ -125,18 +125,18 @@ impl LogWorker {
     }
 
     pub(super) fn everything_is_recorded(&self) -> bool {
-        let states = self.mirror.legs.states();
-        !self.record_wanted && states.all().iter().all(|leg| states.recorded(leg))
+        !self.record_wanted && self.mirror.legs.states().all_recorded()
     }
 
     pub(super) fn start_record(&mut self, clean: bool, actions: &mut Vec<WorkerAction>) {
         self.record_wanted = false;
         self.event_count += 1;
-        self.lineage.record(self.event_count, self.in_use(), self.states.legs().collect());
+        self.lineage.record(self.event_count, self.in_use(), LegSet::first(MAX_LEGS));
         let record = Record {
             // A leg that is split off takes it with it.
             legs: self.in_use().union(self.being_recorded_as_split()),
             states: self.states.clone(),
+            replaces: self.replaces,
             event_count: self.event_count,
             clean,
             log_failed: self.log_failed,
@@ -216,7 +216,7 @@ mod tests {
     use crate::geometry::Geometry;
     use crate::lineage::Lineage;
     use crate::mirror::Mirror;
-    use crate::types::{LegMap, MAX_LEGS};
+    use crate::types::LegMap;
     use crate::worker::WorkerEvent;
 
     #[test]

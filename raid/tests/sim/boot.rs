@@ -77,7 +77,7 @@ impl Sim {
 
     /// Some legs are pulled, others given back; some log is damaged.
     pub(crate) fn meddle(&mut self, all_well: bool) {
-        for leg in self.all_legs().minus(self.attached).iter() {
+        for leg in self.members().minus(self.attached).iter() {
             if all_well || self.rng.coin() {
                 self.attached.insert(leg);
             }
@@ -107,34 +107,45 @@ impl Sim {
 
     /// Starts the daemon on the legs that are there, as the operator would.
     pub(crate) fn boot(&mut self) {
+        let mut strangers = LegSet::EMPTY;
+        let mut all_tried = false;
         let assembly = loop {
-            let found: Vec<LegRecord> = self.attached.iter().map(|leg| self.record_of(leg)).collect();
-            let source = self.attached.intersect(self.current).lowest();
+            let legs = self.attached.minus(strangers);
+            let found: Vec<LegRecord> = legs.iter().map(|leg| self.record_of(leg)).collect();
+            let source = legs.intersect(self.current).lowest();
             if source.is_some() && self.faults.may_come() && self.rng.chance(self.config.forced, 100) {
                 self.saw.saw(Saw::ForcedStart);
                 // Every log counts then, also that of a leg which was out.
                 self.stopped_clean = false;
-                break assemble(&found, AssembleOptions { source, ..DEGRADED }).expect("a source was named");
+                match assemble(&found, AssembleOptions { source, ..DEGRADED }) {
+                    Ok(assembly) => break assembly,
+                    Err(AssembleError::Stranger { at }) => {
+                        strangers.insert(self.leave_out(&found[at]));
+                        continue;
+                    }
+                    Err(error) => panic!("a source was named: {error}"),
+                }
             }
             match assemble(&found, PLAIN) {
                 Ok(assembly) => break assembly,
-                Err(AssembleError::Missing { .. }) if self.attached.intersect(self.current).is_empty() => {
-                    self.attached = self.all_legs();
+                Err(AssembleError::Stranger { at }) => {
+                    strangers.insert(self.leave_out(&found[at]));
+                    continue;
                 }
-                Err(AssembleError::Missing { .. }) => {
+                Err(AssembleError::Missing { .. }) if !legs.intersect(self.current).is_empty() => {
                     if let Ok(assembly) = assemble(&found, DEGRADED) {
                         self.saw.saw(Saw::DegradedStart);
                         break assembly;
                     }
-                    self.attached = self.all_legs();
                 }
-                Err(error) if self.attached != self.all_legs() => {
-                    trace!(self, "refused: {error}");
-                    self.attached = self.all_legs();
-                }
-                Err(error) => panic!("invariant 9: {:?} refused: {error}", self.attached),
+                Err(AssembleError::Missing { .. }) => {}
+                Err(error) => trace!(self, "refused: {error}"),
             }
+            assert!(!all_tried, "invariant 9: {legs:?} refused: {:?}", assemble(&found, PLAIN));
+            // Whoever starts it looks for more legs.
+            (self.attached, strangers, all_tried) = (self.members(), LegSet::EMPTY, true);
         };
+        self.attached = self.attached.minus(strangers);
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
         self.check_source(&assembly);
         self.start(&assembly);
@@ -164,7 +175,7 @@ impl Sim {
         self.check_splits(&states);
         let in_sync = states.iter().all(|(_, &state)| state == LegState::InSync);
         self.saw.saw_if(Saw::StartInSync, in_sync && dirty == 0);
-        for leg in self.all_legs().iter() {
+        for leg in self.members().iter() {
             if self.attached.contains(leg) {
                 let torn = self.is_torn(leg);
                 self.saw.saw_if(Saw::TornSuperblock, torn);
@@ -185,7 +196,8 @@ impl Sim {
         self.daemon = Some(Box::new(Daemon {
             queues: (0..queues).map(|id| MirrorQueue::new(mirror.clone(), QueueId(id))).collect(),
             background: Background::new(mirror.clone(), self.config.window),
-            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, true),
+            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, true)
+                .with_replaces(assembly.replaces),
             mirror,
             log,
             phase: Phase::Filling,

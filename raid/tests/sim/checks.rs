@@ -87,7 +87,12 @@ impl Sim {
             Phase::Filling | Phase::Recording => states.in_use(),
             _ => states.all().minus(states.out_and_recorded()),
         };
-        for leg in asked.iter() {
+        // A leg that is removed was out before, perhaps, and recorded so.
+        let was_out = |leg: Leg| {
+            let is_out = |on: Leg| !self.durable[on.index()].legs[leg.index()].state.is_in_use();
+            states.of(leg) == LegState::Vacant && states.in_sync().iter().all(is_out)
+        };
+        for leg in asked.iter().filter(|&leg| !was_out(leg)) {
             let marked = self.marks[leg.index()] & (1u64 << region.0) != 0;
             assert!(marked, "invariant 1: {:?} lands, {region:?} is not marked on {leg:?}", job.io);
         }
@@ -97,14 +102,16 @@ impl Sim {
     pub(crate) fn check_clear(&mut self, region: Region) {
         self.saw.saw(Saw::Clear);
         let sectors = self.region_sectors(region);
-        for leg in self.all_legs().iter() {
+        let states = self.live().mirror.legs.states();
+        let copies = states.all().minus(states.vacant());
+        for leg in copies.iter() {
             if let Some(sector) = self.disks[leg.index()].first_unflushed(sectors.clone()) {
                 panic!("invariant 2: {region:?} is cleared, sector {sector} is not flushed on {leg:?}");
             }
         }
         // A mark that could not be made durable is undone, also where a split leg was written to by others.
         let foreign = self.scribbled.intersect(self.live().mirror.legs.states().tracked());
-        let legs = self.all_legs().minus(foreign);
+        let legs = copies.minus(foreign);
         for sector in sectors {
             let stable = |leg: Leg| self.disks[leg.index()].stable(sector);
             let first = legs.lowest().map(stable);
@@ -127,6 +134,7 @@ impl Sim {
         if before == now {
             return;
         }
+        self.check_roster(before, now);
         let in_sync = before.in_sync().union(now.in_sync());
         for leg in self.all_legs().iter() {
             match (before.of(leg), now.of(leg)) {
@@ -152,7 +160,7 @@ impl Sim {
                     self.scribbled.remove(leg);
                     self.saw.saw(Saw::Promote);
                 }
-                (LegState::Failed(_), LegState::Syncing) => {
+                (LegState::Failed(_) | LegState::Spare | LegState::Vacant, LegState::Syncing) => {
                     self.full.remove(leg);
                     self.d().unflushed.remove(leg);
                     self.saw.saw(Saw::Return);
@@ -171,7 +179,7 @@ impl Sim {
     /// sync; 7, a durable one is stable on every leg in sync.
     pub(crate) fn check_written(&self, client: &Client) {
         let in_sync = self.live().mirror.legs.states().in_sync();
-        for leg in self.all_legs().iter() {
+        for leg in self.members().iter() {
             let landed = || client.landed.iter().filter(|&&(on, _)| on == leg);
             let count: usize = landed().map(|(_, sectors)| sectors.len()).sum();
             if count == client.count || self.holds(leg, client, in_sync) {

@@ -58,9 +58,15 @@ pub(crate) enum Saw {
     SplitSurvived,
     Merge,
     FullReturn,
+    Added,
+    SpareAdded,
+    SpareUsed,
+    Removed,
+    Replaced,
+    LeftOut,
 }
 
-const KINDS: usize = Saw::FullReturn as usize + 1;
+const KINDS: usize = Saw::LeftOut as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -73,6 +79,7 @@ const ALL: [Saw; KINDS] = {
         Copy, CopyOfZeroes, FlushBroken, PausedResync, Kill, PowerCut, CrashInStart, TornSuperblock,
         BadLogSector, DegradedStart, ForcedStart, CleanStop, UncleanStop, StopUnderErrors, DirtyStart,
         CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge, FullReturn,
+        Added, SpareAdded, SpareUsed, Removed, Replaced, LeftOut,
     ]
 };
 

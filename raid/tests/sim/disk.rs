@@ -96,6 +96,12 @@ impl Disk {
         (self.stable[sector], self.cached[sector]) = (value, value);
     }
 
+    /// Writes a sector anew and syncs it: nothing that was written there before comes after it.
+    pub(crate) fn overwrite(&mut self, sector: usize, value: u64) {
+        self.journal.retain(|entry| entry.sector as usize != sector);
+        self.format(sector, value);
+    }
+
     /// A write is submitted: its ticket.
     pub(crate) fn begin(&mut self) -> u32 {
         self.done.push(NEVER);

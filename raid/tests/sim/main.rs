@@ -29,6 +29,7 @@ mod legs;
 mod metadata;
 mod requests;
 mod rng;
+mod roster;
 mod run;
 mod sim;
 mod soak;

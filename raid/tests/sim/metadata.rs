@@ -18,7 +18,7 @@ impl Sim {
     /// Writes the metadata of a new volume, durable from the beginning of time.
     pub(crate) fn format(&mut self, volume: Uuid) {
         let legs = (0..self.config.legs as u64)
-            .map(|i| LegEntry { uuid: Uuid::from_u64_pair(2, i), state: LegState::InSync })
+            .map(|i| LegEntry::new(Uuid::from_u64_pair(2, i), LegState::InSync))
             .collect();
         let mut superblock = Superblock {
             volume,
@@ -35,19 +35,28 @@ impl Sim {
             created: 0,
             updated: 0,
         };
-        let log = InternalLog::new(volume, self.config.region_size(), self.config.regions, SyncMode::NoSync);
-        let mut writes = Vec::new();
         for leg in self.all_legs().iter() {
             superblock.leg = leg;
-            self.superblock_writes(&superblock, 1, &mut writes);
-            self.log_writes(&log.all_pages(), &mut writes);
-            for (sector, block) in writes.drain(..) {
-                self.disks[leg.index()].format(sector as usize, block);
-            }
-            self.generations[leg.index()] = 1;
             self.durable.push(superblock.clone());
-            self.look_at_marks(leg);
+            self.write_new(leg, &superblock);
         }
+    }
+
+    /// Makes a leg, durable from then on: its superblock, and a log that is clean.
+    pub(crate) fn write_new(&mut self, leg: Leg, superblock: &Superblock) {
+        let (region_size, regions) = (self.config.region_size(), self.config.regions);
+        let log = InternalLog::new(superblock.volume, region_size, regions, SyncMode::NoSync);
+        let mut writes = Vec::new();
+        for generation in [0, 1] {
+            self.superblock_writes(superblock, generation, &mut writes);
+        }
+        self.log_writes(&log.all_pages(), &mut writes);
+        for (sector, block) in writes.drain(..) {
+            self.disks[leg.index()].overwrite(sector as usize, block);
+        }
+        self.generations[leg.index()] = 1;
+        self.durable[leg.index()] = superblock.clone();
+        self.look_at_marks(leg);
     }
 
     fn superblock_writes(&mut self, superblock: &Superblock, generation: u64, writes: &mut Vec<(u32, u64)>) {
@@ -107,6 +116,7 @@ impl Sim {
                 .map(|entry| (*entry.uuid.as_bytes(), entry.state))
                 .collect::<Vec<_>>()
                 .into(),
+            replaces: superblock.replaces(),
             clean: superblock.clean,
             log_failed: superblock.log_failed,
             lineage: superblock.lineage.clone(),
@@ -149,8 +159,8 @@ impl Sim {
     fn superblock_of(&self, leg: Leg, record: &Record) -> Superblock {
         let mut superblock = self.durable[leg.index()].clone();
         superblock.leg = leg;
-        for (entry, (_, &state)) in superblock.legs.iter_mut().zip(record.states.iter()) {
-            entry.state = state;
+        for (entry, (leg, &state)) in superblock.legs.iter_mut().zip(record.states.iter()) {
+            *entry = self.roster.entry(leg, state, record.replaces[leg.index()]);
         }
         superblock.event_count = record.event_count;
         superblock.lineage.clone_from(&record.lineage);

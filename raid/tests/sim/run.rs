@@ -71,6 +71,9 @@ impl Sim {
                 return self.take_out_a_leg();
             }
         }
+        if self.live().phase == Phase::Serving {
+            self.change_roster();
+        }
         let tick = self.live().phase > Phase::Filling && self.rng.chance(self.config.ticks, 1000);
         let pending = self.live().pending.len() as u64;
         if (tick || pending == 0) && self.live().worker.wants_tick() {
@@ -142,7 +145,7 @@ impl Sim {
     /// A failed leg that is there, or could be, is given back to the running daemon.
     fn give_back_a_leg(&mut self) {
         let states = self.live().mirror.legs.states();
-        let out = states.all().minus(states.in_use());
+        let out = states.all().minus(states.in_use()).minus(states.vacant()).minus(states.spare());
         let Some(leg) = out.iter().nth(self.rng.below(4) as usize) else { return };
         if self.has_late(leg) {
             return;
@@ -187,7 +190,7 @@ impl Sim {
         if full {
             self.full.insert(leg);
         }
-        self.worker_event(WorkerEvent::Return { leg, full });
+        self.worker_event(WorkerEvent::Return { leg, full, replaces: None });
     }
 
     fn pause_resync(&mut self, pause: Option<bool>) {
@@ -232,7 +235,8 @@ impl Sim {
         self.pause_resync(Some(false));
         self.until("legs get back in sync", |sim| {
             let states = sim.live().mirror.legs.states();
-            if let Some(leg) = states.all().minus(states.in_use()).lowest()
+            let out = states.all().minus(states.in_use()).minus(states.vacant()).minus(states.spare());
+            if let Some(leg) = out.lowest()
                 && !sim.has_late(leg)
             {
                 sim.give_back(leg);
@@ -241,12 +245,13 @@ impl Sim {
         });
         self.check_equal();
         self.stop();
-        let clean = self.durable.iter().all(|superblock| superblock.clean);
+        let mut in_sync = self.current.iter();
+        let clean = in_sync.all(|leg| self.durable[leg.index()].clean);
         assert!(clean, "progress: stopped with all legs in sync and not recorded as clean");
         self.crash(Recovery::Power);
         self.boot();
-        let clean =
-            self.live().ever_dirty == 0 && self.live().mirror.legs.states().in_sync() == self.all_legs();
+        let states = self.live().mirror.legs.states();
+        let clean = self.live().ever_dirty == 0 && states.in_sync() == states.all();
         assert!(clean, "progress: not in sync after a clean stop");
         if self.rng.chance(1, 4) {
             self.read_repair();
@@ -274,7 +279,9 @@ impl Sim {
             let leg = self.rng.below(self.config.legs as u64) as usize;
             let sectors = self.config.region(region);
             let sector = self.rng.between(sectors.start as u64, sectors.end as u64 - 1) as usize;
-            if bad.len() < 10 && self.rng.chance(1, 4) && self.disks[leg].go_bad(sector) {
+            let copies = self.live().mirror.legs.states().in_sync();
+            let is_copy = copies.len() > 1 && copies.contains(Leg::new(leg));
+            if bad.len() < 10 && self.rng.chance(1, 4) && is_copy && self.disks[leg].go_bad(sector) {
                 bad.push((leg, sector));
             }
         }

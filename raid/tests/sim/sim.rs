@@ -16,6 +16,7 @@ use crate::disk::{Disk, ZERO};
 use crate::faults::Faults;
 use crate::history::History;
 use crate::rng::Rng;
+use crate::roster::Roster;
 use crate::splits::Split;
 
 /// Prints what happens, when a run is replayed.
@@ -75,6 +76,7 @@ pub(crate) struct Sim {
     pub(crate) scribbled: LegSet,
     /// What was split off.
     pub(crate) splits: Vec<Option<Split>>,
+    pub(crate) roster: Roster,
     pub(crate) daemon: Option<Box<Daemon>>,
 }
 
@@ -105,6 +107,7 @@ impl Sim {
             full: LegSet::EMPTY,
             scribbled: LegSet::EMPTY,
             splits: (0..config.legs).map(|_| None).collect(),
+            roster: Roster::draw(seed, config.legs),
             daemon: None,
             now: 1,
             saw: Coverage::default(),
@@ -116,7 +119,7 @@ impl Sim {
         sim
     }
 
-    /// Every leg of the volume.
+    /// Every leg that there is a disk for.
     pub(crate) fn all_legs(&self) -> LegSet {
         LegSet::first(self.config.legs)
     }

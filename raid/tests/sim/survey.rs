@@ -10,6 +10,7 @@ use mirrord_raid::{
 
 use crate::blocks;
 use crate::boot::{DEGRADED, PLAIN};
+use crate::coverage::Saw;
 use crate::sim::{Recovery, Sim};
 
 impl Sim {
@@ -49,8 +50,9 @@ impl Sim {
         let dirty = assembly.trusted.iter().fold(0, |all, leg| all | self.logged(leg));
         for (leg, at) in assembly.at.iter() {
             // What is split off is looked at when it is merged.
-            let is_split = assembly.states(false)[leg] == LegState::Tracked;
-            if at.is_some() && !assembly.all_dirty && !(is_split && self.scribbled.contains(leg)) {
+            let state = assembly.states(false)[leg];
+            let is_split = state == LegState::Tracked;
+            if at.is_some() && state.is_copy() && !assembly.all_dirty && !(is_split && self.scribbled.contains(leg)) {
                 let hidden = self.differences(assembly.source, leg) & !dirty;
                 assert!(hidden == 0, "invariant 10: {leg:?} differs in {hidden:#x}, not dirty: {assembly:?}");
             }
@@ -58,14 +60,17 @@ impl Sim {
     }
 
     /// Tries every set of legs.
-    pub(crate) fn survey(&self) {
-        let records: Vec<LegRecord> = self.all_legs().iter().map(|leg| self.record_of(leg)).collect();
+    pub(crate) fn survey(&mut self) {
+        let members = self.members().minus(self.strangers());
         let illegal: Vec<Option<usize>> =
             self.all_legs().iter().map(|leg| self.illegal_sector(leg)).collect();
-        self.survey_forks(&records, &illegal);
+        self.survey_forks(members, &illegal);
         for bits in 1..1u8 << self.config.legs {
             let legs = LegSet::from_bits(bits);
-            let found: Vec<LegRecord> = legs.iter().map(|leg| records[leg.index()].clone()).collect();
+            if !legs.minus(members).is_empty() {
+                continue;
+            }
+            let found = self.records(legs);
             // Legs that were all left behind are the operator's own risk.
             let may_miss = !legs.intersect(self.current).is_empty();
             for options in [PLAIN, DEGRADED].into_iter().take(1 + usize::from(may_miss)) {
@@ -77,31 +82,57 @@ impl Sim {
                         self.check_source(&assembly);
                     }
                     Err(AssembleError::Missing { .. } | AssembleError::NoSource { .. }) => {
-                        assert!(legs != self.all_legs(), "invariant 9: all legs are there and refused");
+                        assert!(legs != members, "invariant 9: all legs are there and refused");
                     }
                     // A leg that is not there may be the proof that a record was never complete.
                     Err(error) => {
-                        assert!(legs != self.all_legs(), "invariant 9: {legs:?} refused: {error}");
+                        assert!(legs != members, "invariant 9: {legs:?} refused: {error}");
                     }
                 }
             }
         }
     }
 
+    fn records(&self, legs: LegSet) -> Vec<LegRecord> {
+        legs.iter().map(|leg| self.record_of(leg)).collect()
+    }
+
+    /// Legs that came and were not recorded, or went and were not wiped, are no legs: whoever starts the volume
+    /// is told so.
+    fn strangers(&mut self) -> LegSet {
+        let mut strangers = LegSet::EMPTY;
+        loop {
+            let found = self.records(self.members().minus(strangers));
+            let Err(AssembleError::Stranger { at }) = assemble(&found, PLAIN) else { return strangers };
+            strangers.insert(self.leave_out(&found[at]));
+        }
+    }
+
+    /// Only of legs that were coming or going may be said that they are none.
+    pub(crate) fn leave_out(&mut self, record: &LegRecord) -> Leg {
+        let leg = record.index;
+        self.saw.saw(Saw::LeftOut);
+        let legs: Vec<_> = self.members().iter().map(|leg| self.record_of(leg)).collect();
+        assert!(self.roster.unsure.contains(leg), "roster: {leg:?} is said to be no leg of the volume: {legs:#?}");
+        leg
+    }
+
     /// What if a set of legs were started and written to, and then all legs? 9: nothing is dropped in
     /// silence, neither what was written then nor what the others have, and nothing is refused that
     /// nobody went on without.
-    fn survey_forks(&self, records: &[LegRecord], illegal: &[Option<usize>]) {
-        let all = self.all_legs();
-        let starts: Vec<Option<Record>> =
-            (0..=all.bits()).map(|bits| self.first_record(LegSet::from_bits(bits), records)).collect();
+    fn survey_forks(&self, all: LegSet, illegal: &[Option<usize>]) {
+        let records = self.records(all);
+        let starts: Vec<Option<Record>> = (0..1 << self.config.legs)
+            .map(|bits| LegSet::from_bits(bits))
+            .map(|legs| legs.minus(all).is_empty().then(|| self.first_record(legs)).flatten())
+            .collect();
         // Of a leg that was failed and not recorded so only reads told that it lacks something.
         let is_legal = |leg: Leg| illegal[leg.index()].is_none() || self.unrecorded.contains(leg);
-        for (bits, record) in (0..=all.bits()).zip(&starts) {
+        for (bits, record) in (0..).zip(&starts) {
             let (legs, Some(record)) = (LegSet::from_bits(bits), record) else { continue };
             let forked = legs.intersect(self.current).is_empty();
-            let met = written(record, record.legs, records.to_vec());
-            match assemble(&met, PLAIN) {
+            let met = self.written(record, record.legs, records.clone());
+            match self.meet(&met, legs) {
                 Ok(Assembly { source, .. }) => {
                     let kept = legs.contains(source) && is_legal(source);
                     assert!(kept, "invariant 9: {legs:?} went on, {source:?} wins: {met:#?}");
@@ -110,14 +141,14 @@ impl Sim {
             }
             // Killed before the record was complete: nothing was written to.
             for leg in record.legs.iter().filter(|_| record.legs.len() > 1) {
-                let met = written(record, LegSet::one(leg), records.to_vec());
-                let result = assemble(&met, PLAIN);
+                let met = self.written(record, LegSet::one(leg), records.clone());
+                let result = self.meet(&met, LegSet::EMPTY);
                 let fair = result.as_ref().map_or(forked, |assembly| is_legal(assembly.source));
                 assert!(fair, "invariant 9: {legs:?} began to go on, then: {result:?}: {met:#?}");
             }
             // The others go on as well.
             if let Some(apart) = &starts[usize::from(all.minus(legs).bits())] {
-                let met = written(apart, apart.legs, met);
+                let met = self.written(apart, apart.legs, met);
                 let result = assemble(&met, PLAIN);
                 assert!(
                     result.is_err(),
@@ -127,15 +158,47 @@ impl Sim {
         }
     }
 
+    /// All legs are started together: those that were coming or going when `went_on` did without them are left out.
+    fn meet(&self, met: &[LegRecord], went_on: LegSet) -> Result<Assembly, AssembleError> {
+        let mut met = met.to_vec();
+        loop {
+            match assemble(&met, PLAIN) {
+                Err(AssembleError::Stranger { at })
+                    if !went_on.contains(met[at].index) && self.roster.unsure.contains(met[at].index) =>
+                {
+                    met.remove(at);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The records of all legs after this one reached some of them.
+    fn written(&self, record: &Record, legs: LegSet, mut all: Vec<LegRecord>) -> Vec<LegRecord> {
+        for leg in legs.iter() {
+            let Some(found) = all.iter_mut().find(|found| found.index == leg) else { continue };
+            found.event_count = record.event_count;
+            found.lineage.clone_from(&record.lineage);
+            found.clean = record.clean;
+            found.replaces = record.replaces;
+            for (leg, entry) in found.legs.iter_mut() {
+                let named = self.roster.entry(leg, record.states[leg], None);
+                *entry = (*named.uuid.as_bytes(), named.state);
+            }
+        }
+        all
+    }
+
     /// What is recorded if these legs alone are started, if they can be.
-    fn first_record(&self, legs: LegSet, records: &[LegRecord]) -> Option<Record> {
-        let found: Vec<LegRecord> = legs.iter().map(|leg| records[leg.index()].clone()).collect();
+    fn first_record(&self, legs: LegSet) -> Option<Record> {
+        let found = self.records(legs);
         let assembly = assemble(&found, DEGRADED).ok()?;
         let states = assembly.states(true);
         let mirror = Arc::new(Mirror::new(self.geometry, &states, [], 0));
         let lineage = assembly.lineage(u64::MAX - u64::from(legs.bits()));
         let mut actions = Vec::new();
         LogWorker::new(mirror, states, assembly.event_count, lineage, true)
+            .with_replaces(assembly.replaces)
             .handle(WorkerEvent::Start, &mut actions);
         actions.into_iter().find_map(|action| match action {
             WorkerAction::Record(record) => Some(record),
@@ -159,18 +222,4 @@ impl Sim {
         }
         self.recovery = Recovery::Process;
     }
-}
-
-/// The records of all legs after this one reached some of them.
-fn written(record: &Record, legs: LegSet, mut all: Vec<LegRecord>) -> Vec<LegRecord> {
-    for leg in legs.iter() {
-        let found = &mut all[leg.index()];
-        found.event_count = record.event_count;
-        found.lineage.clone_from(&record.lineage);
-        found.clean = record.clean;
-        for (leg, (_, state)) in found.legs.iter_mut() {
-            *state = record.states[leg];
-        }
-    }
-    all
 }
