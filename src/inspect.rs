@@ -335,6 +335,8 @@ fn state_name(state: LegState) -> (&'static str, Option<&'static str>) {
         LegState::InSync => ("in_sync", None),
         LegState::Syncing => ("syncing", None),
         LegState::Tracked => ("tracked", None),
+        LegState::Spare => ("spare", None),
+        LegState::Vacant => ("removed", None),
         LegState::Failed(reason) => {
             let reason = match reason {
                 FailReason::Io => "io_error",

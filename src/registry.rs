@@ -14,6 +14,7 @@ use mirrord_log::{measure, read_leg};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::engine::SparePolicy;
 use crate::paths::Dirs;
 
 /// Which front end to serve a volume with.
@@ -50,6 +51,9 @@ pub struct ServeChoice {
     pub event_hook: Option<PathBuf>,
     /// Where metrics are answered, as the command line has it.
     pub metrics: Option<String>,
+    /// What happens when a leg fails and there is a spare.
+    #[serde(default)]
+    pub spares: SparePolicy,
 }
 
 /// A volume that is known.
@@ -61,7 +65,7 @@ pub struct Known {
     pub uuid: Uuid,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// Where its legs were, by index.
+    /// Where its legs were, by index; empty where there is none.
     pub legs: Vec<PathBuf>,
     /// How it was last served.
     pub serve: ServeChoice,
@@ -71,6 +75,11 @@ pub struct Known {
 }
 
 impl Known {
+    /// Where its legs are to be found.
+    pub fn leg_paths(&self) -> Vec<PathBuf> {
+        self.legs.iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect()
+    }
+
     /// Which of its legs still are legs of this volume.
     pub fn legs_here(&self) -> Vec<&Path> {
         let here = |path: &&Path| volume_on(path) == Some(self.uuid);

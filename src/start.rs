@@ -88,6 +88,10 @@ pub struct Opened {
 }
 
 impl Opened {
+    pub(crate) fn member(&self, leg: Leg) -> Option<&Member> {
+        self.members.get(leg)?.as_ref()
+    }
+
     /// The superblock that decided: the newest, or the source's if one was named.
     pub(crate) fn authority(&self) -> &mirrord_log::Superblock {
         let newest = self.members.iter().filter_map(|(_, member)| member.as_ref());
@@ -198,7 +202,8 @@ fn only_out_legs_are_missing(members: &[Member], missing: usize) -> bool {
     let newest = members.iter().max_by_key(|member| member.metadata.superblock.event_count);
     newest.is_some_and(|member| {
         let legs = &member.metadata.superblock.legs;
-        let out = legs.iter().filter(|entry| matches!(entry.state, LegState::Failed(_))).count();
+        let out =
+            legs.iter().filter(|entry| matches!(entry.state, LegState::Failed(_) | LegState::Spare)).count();
         missing <= out && members.len() + missing <= legs.len()
     })
 }
@@ -242,16 +247,12 @@ fn explain(error: AssembleError, members: &[Member]) -> String {
             path(other)
         ),
         AssembleError::Stranger { at } => format!(
-            "{} is no longer a leg of volume {}: another took its place; leave it out",
+            "{} is no leg of volume {}, or no longer: it was removed, or never came to be one; leave it out",
             path(at),
             volume(at)
         ),
         AssembleError::Mismatch { one, other } => {
-            format!(
-                "{} and {} disagree on the volume's size, region size or number of legs",
-                path(one),
-                path(other)
-            )
+            format!("{} and {} disagree on the volume's size or region size", path(one), path(other))
         }
         AssembleError::SplitBrain { one, other } => format!(
             "split brain: {} (event count {}) and {} (event count {}) each went on without the other; \
@@ -274,6 +275,9 @@ fn explain(error: AssembleError, members: &[Member]) -> String {
             volume(0),
             names(in_sync, members),
         ),
+        AssembleError::SourceIsSpare => {
+            "the leg named by --source is a spare: it holds nothing of the volume".to_owned()
+        }
         AssembleError::SourceMissing => "the leg named by --source is not among those given".to_owned(),
     }
 }
@@ -300,7 +304,9 @@ fn notices(assembly: &Assembly, members: &LegMap<Option<Member>>) -> Vec<String>
                 .push(format!("{} was out and is back: it is resynced where the volume changed", name(leg)));
         } else if members[leg].is_none() && states[leg] == LegState::Tracked {
             notices.push(format!("{} is split off: the volume goes on without it", name(leg)));
-        } else if members[leg].is_none() {
+        } else if members[leg].is_none() && states[leg] == LegState::Spare {
+            notices.push(format!("spare {} is missing", leg.index()));
+        } else if members[leg].is_none() && states[leg] != LegState::Vacant {
             let why = if states[leg] == LegState::Failed(FailReason::Missing) { "missing" } else { "out" };
             notices.push(format!("{} is {why}: the volume is degraded", name(leg)));
         }
@@ -312,11 +318,13 @@ fn notices(assembly: &Assembly, members: &LegMap<Option<Member>>) -> Vec<String>
 /// can be told.
 pub(crate) fn leg_paths(opened: &Opened) -> LegMap<PathBuf> {
     let mut missing = opened.missing_paths.iter();
+    let states = opened.assembly.states(false);
     LegMap::from_fn(opened.members.len(), |leg| match &opened.members[leg] {
         Some(member) => member.leg.path.clone(),
         None => {
             let split = opened.split.iter().find(|(split, _)| *split == leg).map(|(_, path)| path);
-            split.or_else(|| missing.next()).cloned().unwrap_or_default()
+            let is_leg = states[leg] != LegState::Vacant;
+            split.or_else(|| is_leg.then(|| missing.next()).flatten()).cloned().unwrap_or_default()
         }
     })
 }

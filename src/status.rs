@@ -104,10 +104,13 @@ pub struct LegStatus {
     pub uuid: Uuid,
     /// Its place in the volume.
     pub index: usize,
-    /// `in_sync` `syncing` `tracked` `failed` `missing`.
+    /// `in_sync` `syncing` `tracked` `spare` `failed` `missing`.
     pub state: String,
     /// Why it is failed: `io_error` `no_space` `missing` `by_hand`.
     pub reason: Option<String>,
+    /// The index of the leg whose place it takes once it is in sync.
+    #[serde(default)]
+    pub replaces: Option<usize>,
     /// Regions in which its copy may be older than the volume.
     pub stale_regions: u32,
     /// Whether IO to it goes past the page cache.

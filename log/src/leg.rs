@@ -259,6 +259,57 @@ pub fn format_leg(
     sync("footer")
 }
 
+/// Makes a leg one no more: its metadata is wiped, its data stays.
+///
+/// # Errors
+/// See [`FormatLegError::Io`].
+pub fn wipe_leg(file: &File, layout: &Layout) -> Result<(), FormatLegError> {
+    let io_error = |what| move |source| FormatLegError::Io { what, source };
+    for (what, offset) in
+        [("footer", layout.footer), ("superblock", layout.slots[0]), ("superblock", layout.slots[1])]
+    {
+        file.write_all_at(&[0; PAGE as usize], offset).map_err(io_error(what))?;
+        file.sync_all().map_err(io_error(what))?;
+    }
+    Ok(())
+}
+
+/// Makes a leg that nobody uses one of another volume, whose superblock is `superblock`, with this log. Its data
+/// stays. At any moment it is a leg of the one volume or of the other.
+///
+/// # Errors
+/// See [`FormatLegError`].
+///
+/// # Panics
+/// If [`Superblock::check`] fails.
+pub fn convert_leg(
+    file: &File,
+    metadata: &LegMetadata,
+    superblock: &Superblock,
+    log: &InternalLog,
+) -> Result<(), FormatLegError> {
+    let layout = &metadata.layout;
+    let (size, regions) = (superblock.size, log.regions());
+    if size > layout.room() || log_pages(regions) > layout.log_pages {
+        return Err(FormatLegError::DoesNotFit { size, regions });
+    }
+    let io_error = |what| move |source| FormatLegError::Io { what, source };
+    let write = |what, write: PageWrite| {
+        file.write_all_at(&write.bytes, write.offset).and_then(|()| file.sync_all()).map_err(io_error(what))
+    };
+    // Of a leg that is out nobody reads the log.
+    for page in log.all_pages().writes {
+        write("log", PageWrite { offset: layout.log + page.offset, ..page })?;
+    }
+    // The first of these makes it so.
+    for generation in [metadata.generation + 1, metadata.generation + 2] {
+        write("superblock", superblock_write(layout, superblock, generation))?;
+    }
+    // One sector of it differs: it is never torn.
+    let footer = Footer { volume: superblock.volume, leg: superblock.leg_uuid(), size, layout: *layout };
+    write("footer", PageWrite { offset: layout.footer, bytes: footer.encode() })
+}
+
 /// The write that records `superblock` as `generation`, with its offset from the start of the leg.
 /// Generations count up by one, so that a torn write leaves the one before.
 ///

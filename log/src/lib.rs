@@ -32,7 +32,8 @@ pub use internal::{InternalLog, LogSector, SECTOR_REGIONS, SectorError, decode_s
 pub use io::{MetaIo, Target};
 pub use layout::{Layout, LayoutError, PAGE, PAGE_REGIONS, log_pages};
 pub use leg::{
-    Backing, FormatLegError, LegMetadata, ReadLegError, format_leg, measure, read_leg, superblock_write,
+    Backing, FormatLegError, LegMetadata, ReadLegError, convert_leg, format_leg, measure, read_leg,
+    superblock_write, wipe_leg,
 };
 pub use log::{DirtyLog, LogKind, LogStatus, ResumeNote, SyncMode};
 pub use maps::{Dirty, RegionMaps};

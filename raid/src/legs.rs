@@ -364,7 +364,10 @@ mod tests {
                 assert_eq!((states.all(), states.all_recorded()), (may_be_copy, false));
                 table.set_recorded(leg, state);
                 let states = table.states();
-                assert_eq!((states.of(leg), states.recorded(leg), states.all_recorded()), (state, true, true));
+                assert_eq!(
+                    (states.of(leg), states.recorded(leg), states.all_recorded()),
+                    (state, true, true)
+                );
                 assert_eq!(states.all().contains(leg), state.is_copy(), "{state:?}");
                 assert_eq!(states.in_use().contains(leg), state.is_in_use(), "{state:?}");
                 assert_eq!(states.vacant().contains(leg), state == LegState::Vacant, "{state:?}");

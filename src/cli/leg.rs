@@ -8,8 +8,9 @@ use super::Context;
 use super::output::{Usage, fail, note, print, print_json};
 use super::status::not_running;
 use crate::control::{Client, ClientError, Request, Response};
+use crate::status::LegStatus;
 
-/// Take a leg of a running volume out, or give one back
+/// Change the legs of a running volume: fail, add, remove or replace one
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -25,13 +26,51 @@ enum LegVerb {
         /// The leg: its path, index or UUID.
         leg: String,
     },
-    /// Give a leg back that had failed or was missing; what the volume changed meanwhile is copied to it
+    /// Give a leg back that had failed or was missing, or add a new one
+    ///
+    /// What the volume changed meanwhile is copied to a leg that is known. Anything else becomes a new leg: a file that
+    /// does not exist is created, and the volume is copied to it.
     Add {
         /// The volume.
         name: String,
         /// Where the leg is.
         path: PathBuf,
+        /// Keep it as a spare: nothing is copied to it until it takes the place of a leg that fails.
+        #[arg(long)]
+        spare: bool,
+        #[command(flatten)]
+        new: New,
     },
+    /// Remove a leg for good: what says that it is one is wiped, its data stays
+    Remove {
+        /// The volume.
+        name: String,
+        /// The leg: its path, index or UUID.
+        leg: String,
+    },
+    /// Put a new leg in the place of another, which stays in use until the new one is in sync
+    Replace {
+        /// The volume.
+        name: String,
+        /// The leg that is to leave: its path, index or UUID.
+        leg: String,
+        /// Where the new one is; a file that does not exist is created.
+        path: PathBuf,
+        #[command(flatten)]
+        new: New,
+    },
+}
+
+/// How a new leg is made.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+struct New {
+    /// Make a new leg although something is there: all of it is overwritten.
+    #[arg(long)]
+    force: bool,
+    /// Allocate a new leg, so that it never runs out of space.
+    #[arg(long)]
+    preallocate: bool,
 }
 
 /// Split a leg off: it stays as the volume is now, while the volume goes on
@@ -46,8 +85,11 @@ pub(super) struct SplitArgs {
     #[arg(long)]
     leg: String,
     /// Keep track of what changes, so that the leg can be merged.
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "new_name", conflicts_with = "new_name")]
     track: bool,
+    /// Make the leg, in sync or split off before, a volume of its own of this name, for good.
+    #[arg(long = "name", value_name = "NEW")]
+    new_name: Option<String>,
     /// Also if that leaves a single leg.
     #[arg(long)]
     yes: bool,
@@ -81,10 +123,31 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
             let request = Request::FailLeg { leg: absolute_if_path(leg) };
             ask(context, name, &format!("cannot fail leg {leg} of {name}"), &request, "is out")
         }
-        LegVerb::Add { name, path } => {
-            let doing = format!("cannot give {} back to {name}", path.display());
-            let request = Request::AddLeg { path: std::path::absolute(path)? };
-            ask(context, name, &doing, &request, "is back: what changed is copied to it")
+        LegVerb::Add { name, path, spare, new } => {
+            let doing = format!("cannot add {} to {name}", path.display());
+            let before = connect(context, name, &doing)?.status().map_err(|error| fail(&doing, &error))?;
+            let &New { force, preallocate } = new;
+            let path = std::path::absolute(path)?;
+            let request = Request::AddLeg { path, spare: *spare, force, preallocate };
+            let is_new = |index: usize| before.legs.iter().all(|leg| leg.index != index);
+            ask_about(context, name, &doing, &request, |index| match (*spare, is_new(index)) {
+                (true, _) => "is a spare: it takes the place of a leg that fails",
+                (false, true) => "is new: the volume is copied to it",
+                (false, false) => "is back: what changed is copied to it",
+            })
+        }
+        LegVerb::Remove { name, leg } => {
+            let doing = format!("cannot remove leg {leg} of {name}");
+            let request = Request::RemoveLeg { leg: absolute_if_path(leg) };
+            ask(context, name, &doing, &request, "is removed: it is no leg any more")
+        }
+        LegVerb::Replace { name, leg, path, new } => {
+            let doing = format!("cannot put {} in the place of leg {leg} of {name}", path.display());
+            let path = std::path::absolute(path)?;
+            let &New { force, preallocate } = new;
+            let request = Request::ReplaceLeg { leg: absolute_if_path(leg), path, force, preallocate };
+            let done = format!("is being copied to; leg {leg} leaves when it is in sync");
+            ask(context, name, &doing, &request, &done)
         }
     }
 }
@@ -94,14 +157,26 @@ pub(super) fn split(context: &Context, args: &SplitArgs) -> anyhow::Result<()> {
     let mut client = connect(context, &args.name, &doing)?;
     let status = client.status().map_err(|error| fail(&doing, &error))?;
     let in_sync = status.legs.iter().filter(|leg| leg.state == "in_sync").count();
-    if in_sync == 2 && !args.yes {
+    let is_split = status.legs.iter().any(|leg| is_called(leg, &args.leg) && leg.state == "tracked");
+    if in_sync == 2 && !args.yes && !is_split {
         return Err(Usage(format!(
-            "{doing}: a single leg in sync would be left until it is merged; --yes splits it off all the same"
+            "{doing}: a single leg in sync would be left; --yes splits it off all the same"
         ))
         .into());
     }
-    let request = Request::SplitLeg { leg: absolute_if_path(&args.leg) };
-    ask(context, &args.name, &doing, &request, "is split off and tracked")
+    let request = Request::SplitLeg { leg: absolute_if_path(&args.leg), name: args.new_name.clone() };
+    let done = match &args.new_name {
+        Some(new) => format!("is the volume {new} now (mirrord start {new} serves it)"),
+        None => "is split off and tracked".to_owned(),
+    };
+    ask(context, &args.name, &doing, &request, &done)
+}
+
+/// Whether the leg is meant by this path, index or UUID.
+fn is_called(leg: &LegStatus, name: &str) -> bool {
+    absolute_if_path(name) == leg.path.to_string_lossy()
+        || name == leg.index.to_string()
+        || name == leg.uuid.to_string()
 }
 
 pub(super) fn merge(context: &Context, args: &MergeArgs) -> anyhow::Result<()> {
@@ -134,6 +209,17 @@ fn connect(context: &Context, name: &str, doing: &str) -> anyhow::Result<Client>
 }
 
 fn ask(context: &Context, name: &str, doing: &str, request: &Request, done: &str) -> anyhow::Result<()> {
+    ask_about(context, name, doing, request, |_| done)
+}
+
+/// `done`: what to say of the leg with this index.
+fn ask_about<'a>(
+    context: &Context,
+    name: &str,
+    doing: &str,
+    request: &Request,
+    done: impl Fn(usize) -> &'a str,
+) -> anyhow::Result<()> {
     let mut client = connect(context, name, doing)?;
     let answer = client.ask(request).map_err(|error| fail(doing, &error))?;
     let Response::Leg { index, path, pause_us, note: told } = answer else {
@@ -146,5 +232,5 @@ fn ask(context: &Context, name: &str, doing: &str, request: &Request, done: &str
         return print_json(&Done { name, leg: index, path: &path, pause_us });
     }
     let pause = pause_us.map_or(String::new(), |us| format!("; writes waited {:.1} ms", us as f64 / 1000.0));
-    print(&format!("{name} leg {index} {} {done}{pause}", path.display()))
+    print(&format!("{name} leg {index} {} {}{pause}", path.display(), done(index)))
 }

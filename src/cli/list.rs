@@ -82,7 +82,7 @@ fn row(context: &Context, name: &str, known: Option<&Known>) -> Option<Row> {
         state: if device.is_some() { "killed" } else { state }.to_owned(),
         size_bytes: known.map(|known| known.size_bytes),
         device,
-        legs: known.map_or_else(Vec::new, |known| known.legs.clone()),
+        legs: known.map_or_else(Vec::new, |known| known.leg_paths()),
     })
 }
 

@@ -9,6 +9,7 @@ use mirrord_ublk::{plain_spawn, ublk};
 use super::Context;
 use super::output::{Usage, note, print, print_json};
 use crate::daemon::{ServeSpec, Served, spawn};
+use crate::engine::SparePolicy;
 use crate::events::check_hook;
 use crate::failure::describe;
 use crate::logging::{Level, LogTo};
@@ -50,6 +51,10 @@ pub(super) struct Args {
     /// Let other machines fetch them: --metrics is not an address of this machine alone.
     #[arg(long, requires = "metrics")]
     metrics_anywhere: bool,
+    /// What happens when a leg fails and there is a spare (mirrord leg add --spare): it takes the leg's place at once
+    /// (allocate), or there is an event and no more (warn) [default: as before, or allocate].
+    #[arg(long, value_name = "POLICY")]
+    spares: Option<SparePolicy>,
     /// Let other users reach the file that is the volume (its mode still applies).
     #[arg(long)]
     allow_other: bool,
@@ -113,6 +118,7 @@ impl Args {
             leg_timeout: self.leg_timeout.or(before.leg_timeout),
             event_hook: self.event_hook(before.event_hook)?,
             metrics: self.metrics(before.metrics, running)?,
+            spares: self.spares.unwrap_or(before.spares),
         })
     }
 

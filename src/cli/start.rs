@@ -36,7 +36,10 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             if is_running(context, &known.name) {
                 bail!("cannot start {}: it is running already", known.name);
             }
-            (known.name, known.legs, known.serve)
+            {
+                let legs = known.leg_paths();
+                (known.name, legs, known.serve)
+            }
         }
         None => {
             let legs: Vec<PathBuf> = args.what.iter().map(std::path::absolute).collect::<Result<_, _>>()?;

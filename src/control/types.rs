@@ -39,15 +39,45 @@ pub enum Request {
         /// Which.
         leg: String,
     },
-    /// Take a leg back that had failed or was missing.
+    /// Take a leg back that had failed or was missing, or make a new one.
     AddLeg {
         /// Where it is, absolute.
         path: PathBuf,
+        /// A new one is to be a spare.
+        #[serde(default)]
+        spare: bool,
+        /// Make a new one although something is there.
+        #[serde(default)]
+        force: bool,
+        /// Allocate a new one, so that it never runs out of space.
+        #[serde(default)]
+        preallocate: bool,
+    },
+    /// Remove a leg for good.
+    RemoveLeg {
+        /// Which.
+        leg: String,
+    },
+    /// Make a new leg that takes the place of another, which leaves once the new one is in sync.
+    ReplaceLeg {
+        /// Which is to leave.
+        leg: String,
+        /// Where the new one is, absolute.
+        path: PathBuf,
+        /// As for [`Request::AddLeg`].
+        #[serde(default)]
+        force: bool,
+        /// As for [`Request::AddLeg`].
+        #[serde(default)]
+        preallocate: bool,
     },
     /// Split a leg off and track what changes.
     SplitLeg {
         /// Which.
         leg: String,
+        /// Make it a volume of its own of this name instead, for good.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
     },
     /// Take a leg back that was split off.
     MergeLeg {
@@ -162,6 +192,13 @@ mod tests {
 
     #[test]
     fn the_lines_are_as_documented() {
+        let add = |spare| Request::AddLeg { path: "/b".into(), spare, force: false, preallocate: false };
+        let split = |leg: &str, name: Option<&str>| Request::SplitLeg {
+            leg: leg.to_owned(),
+            name: name.map(str::to_owned),
+        };
+        let replace =
+            Request::ReplaceLeg { leg: "1".to_owned(), path: "/c".into(), force: true, preallocate: false };
         for (text, request) in [
             (r#"{"verb":"ping"}"#, Request::Ping),
             (r#"{"verb":"status"}"#, Request::Status),
@@ -171,8 +208,12 @@ mod tests {
             (r#"{"verb":"stop","force":true}"#, Request::Stop { force: true }),
             (r#"{"verb":"hand_over"}"#, Request::HandOver),
             (r#"{"verb":"fail_leg","leg":"1"}"#, Request::FailLeg { leg: "1".to_owned() }),
-            (r#"{"verb":"add_leg","path":"/b"}"#, Request::AddLeg { path: "/b".into() }),
-            (r#"{"verb":"split_leg","leg":"/b"}"#, Request::SplitLeg { leg: "/b".to_owned() }),
+            (r#"{"verb":"add_leg","path":"/b"}"#, add(false)),
+            (r#"{"verb":"add_leg","path":"/b","spare":true}"#, add(true)),
+            (r#"{"verb":"remove_leg","leg":"1"}"#, Request::RemoveLeg { leg: "1".to_owned() }),
+            (r#"{"verb":"replace_leg","leg":"1","path":"/c","force":true}"#, replace),
+            (r#"{"verb":"split_leg","leg":"1","name":"n"}"#, split("1", Some("n"))),
+            (r#"{"verb":"split_leg","leg":"/b"}"#, split("/b", None)),
             (r#"{"verb":"merge_leg","leg":"1"}"#, Request::MergeLeg { leg: "1".to_owned(), full: false }),
             (r#"{"verb":"events"}"#, Request::Events { since: None }),
             (r#"{"verb":"events","since":7}"#, Request::Events { since: Some(7) }),

@@ -72,6 +72,14 @@ pub enum CreateError {
         /// What to do.
         way_out: String,
     },
+    /// What is on it is not known, but it would be gone.
+    #[error("leg {}: it holds data, which would be overwritten; {way_out}", path.display())]
+    HoldsData {
+        /// The leg.
+        path: PathBuf,
+        /// What to do.
+        way_out: String,
+    },
     /// Data lies where the metadata goes, or past the volume's end.
     #[error(
         "leg {}: it holds data past byte {size}, where the volume ends and its metadata begins; \

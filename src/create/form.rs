@@ -33,13 +33,18 @@ pub(super) struct Formed {
 
 /// What to take back when it fails.
 #[derive(Debug, Default)]
-struct Undo {
+pub(super) struct Undo {
     created: Vec<PathBuf>,
     enlarged: Vec<(File, u64, SystemTime)>,
 }
 
 impl Undo {
-    fn keep(mut self) {
+    /// Makes the entries of new files durable.
+    pub(super) fn sync_directories(&self) {
+        self.created.iter().for_each(|path| sync_directory(path));
+    }
+
+    pub(super) fn keep(mut self) {
         self.created.clear();
         self.enlarged.clear();
     }
@@ -101,16 +106,11 @@ pub(super) fn form(
     log.write(plan.geometry, &dirty, &mut undo.created)?;
     for (index, ((given, leg), layout)) in legs.iter().zip(&plan.layouts).enumerate() {
         superblock.leg = Leg::new(index);
-        let io_error = |source| CreateError::Io { path: given.clone(), verb: "change its length", source };
-        if leg.backing == Backing::File && leg.len > layout.end {
-            leg.meta.set_len(layout.end).map_err(io_error)?;
-        }
+        cut(leg, given, layout)?;
         format_leg(&leg.meta, layout, &superblock, &internal)
             .map_err(|source| CreateError::Format { path: given.clone(), source })?;
     }
-    for path in &undo.created {
-        sync_directory(path);
-    }
+    undo.sync_directories();
     undo.keep();
     let legs = legs.into_iter().map(|(_, leg)| leg.path).collect();
     Ok(Formed { volume: superblock.volume, legs })
@@ -134,7 +134,16 @@ fn dirty_regions(candidates: &[Candidate], plan: &Plan) -> Result<Vec<Region>, C
     Ok((0..plan.geometry.regions()).map(Region).filter(|region| is_dirty[region.index()]).collect())
 }
 
-fn open(candidate: Candidate, size: u64, undo: &mut Undo) -> Result<OpenLeg, CreateError> {
+/// A file ends with its metadata.
+pub(super) fn cut(leg: &OpenLeg, given: &Path, layout: &Layout) -> Result<(), CreateError> {
+    let io_error = |source| CreateError::Io { path: given.to_owned(), verb: "change its length", source };
+    if leg.backing == Backing::File && leg.len > layout.end {
+        leg.meta.set_len(layout.end).map_err(io_error)?;
+    }
+    Ok(())
+}
+
+pub(super) fn open(candidate: Candidate, size: u64, undo: &mut Undo) -> Result<OpenLeg, CreateError> {
     let Candidate { given, there, .. } = candidate;
     if let Some(there) = there {
         return Ok(there.leg);
@@ -151,7 +160,7 @@ fn open(candidate: Candidate, size: u64, undo: &mut Undo) -> Result<OpenLeg, Cre
 }
 
 /// Gives a file its length and allocates its metadata, or all of it.
-fn make_room(
+pub(super) fn make_room(
     leg: &OpenLeg,
     given: &Path,
     layout: &Layout,

@@ -10,6 +10,7 @@
 mod candidate;
 mod error;
 mod form;
+mod join;
 mod log_place;
 mod plan;
 
@@ -25,6 +26,7 @@ use crate::leg::FileId;
 use crate::paths::{Dirs, NameLock, check_name};
 use crate::registry::{Known, Registry, ServeChoice};
 use candidate::Candidate;
+pub(crate) use join::Joining;
 
 /// What to create.
 #[derive(Clone, Debug)]
@@ -128,7 +130,11 @@ fn take_name(dirs: &Dirs, asked: Option<&str>) -> Result<(String, NameLock), Cre
     }
 }
 
-fn try_name(dirs: &Dirs, name: &str) -> Result<NameLock, CreateError> {
+/// Takes a name that no volume has.
+///
+/// # Errors
+/// If one has it, or the name cannot be taken.
+pub(crate) fn try_name(dirs: &Dirs, name: &str) -> Result<NameLock, CreateError> {
     let lock = dirs.lock(name)?.ok_or_else(|| CreateError::NameRunning { name: name.to_owned() })?;
     let known = Registry::new(dirs).find(name)?;
     if let Some(leg) = known.as_ref().and_then(|known| known.legs_here().first().copied()) {

@@ -188,7 +188,7 @@ fn fit(
     }
 }
 
-fn layout(leg: &Candidate, geometry: Geometry) -> Result<Layout, CreateError> {
+pub(super) fn layout(leg: &Candidate, geometry: Geometry) -> Result<Layout, CreateError> {
     let layout = match &leg.there {
         Some(there) if leg.is_device() => Layout::for_device(there.leg.len, geometry.regions()),
         _ => Layout::for_file(geometry.size(), geometry.regions()),
@@ -288,7 +288,11 @@ fn check_tails(
 }
 
 /// Every file system must have room for the metadata of its legs, and for all of them if asked.
-fn check_space(legs: &[Candidate], layouts: &[Layout], preallocate: bool) -> Result<(), CreateError> {
+pub(super) fn check_space(
+    legs: &[Candidate],
+    layouts: &[Layout],
+    preallocate: bool,
+) -> Result<(), CreateError> {
     let mut needs: BTreeMap<u64, (u64, &Candidate)> = BTreeMap::new();
     for (leg, layout) in legs.iter().zip(layouts) {
         if leg.is_device() {

@@ -23,7 +23,7 @@ use signal_hook::iterator::Signals;
 pub use background::{Ready, SpawnError, serve_behind, spawn};
 
 use crate::control::{Answer, BindError, ControlServer, Failure, Request, Response};
-use crate::engine::{FrontChoice, ServeError, ServeOptions, StopError, Volume};
+use crate::engine::{FrontChoice, Purpose, ServeError, ServeOptions, StopError, Volume};
 use crate::events::{Hook, check_hook};
 use crate::failure::describe;
 use crate::leg::{LATE_PATIENCE, LegError, Patience};
@@ -33,6 +33,7 @@ use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
 use crate::registry::{Front, Known, Registry, ServeChoice};
 use crate::start::{self, StartError, StartOptions};
 use crate::status::{Hardening, VolumeStatus};
+use legs::NewLeg;
 use notify::Manager;
 
 /// What to serve and how.
@@ -245,6 +246,7 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
         resync_rate: spec.resync_rate,
         leg_timeout: serve.leg_timeout.map(|seconds| Duration::from_secs(seconds.into())),
         latencies: false,
+        spares: serve.spares,
     }
 }
 
@@ -264,8 +266,9 @@ fn start_threads(
     own: &Own,
     manager: Option<Manager>,
 ) -> std::io::Result<()> {
-    let (answering, own, dirs) = (Arc::clone(volume), own.clone(), dirs.clone());
-    control.serve(Arc::new(move |request| answer(&answering, &dirs, &own, request)))?;
+    let (answering, own, of_answers) = (Arc::clone(volume), own.clone(), dirs.clone());
+    control.serve(Arc::new(move |request| answer(&answering, &of_answers, &own, request)))?;
+    legs::follow(volume, dirs)?;
     // Weak: this thread waits for ever and must not keep the volume.
     let stopping = Arc::downgrade(volume);
     let on_signal = move || {
@@ -332,8 +335,16 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
         Request::Stop { force } => stop(volume, if force { Shutdown::Force } else { Shutdown::Clean }),
         Request::HandOver => stop(volume, Shutdown::HandOver),
         Request::FailLeg { leg } => legs::fail(volume, &leg),
-        Request::AddLeg { path } => legs::add(volume, dirs, &path),
-        Request::SplitLeg { leg } => legs::split(volume, dirs, &leg),
+        Request::AddLeg { path, spare, force, preallocate } => {
+            let purpose = if spare { Purpose::Spare } else { Purpose::Copy };
+            legs::add(volume, dirs, &path, &NewLeg { purpose, force, preallocate })
+        }
+        Request::RemoveLeg { leg } => legs::remove(volume, dirs, &leg),
+        Request::ReplaceLeg { leg, path, force, preallocate } => {
+            legs::replace(volume, dirs, &leg, &path, force, preallocate)
+        }
+        Request::SplitLeg { leg, name: None } => legs::split(volume, dirs, &leg),
+        Request::SplitLeg { leg, name: Some(name) } => legs::split_as(volume, dirs, &leg, &name),
         Request::MergeLeg { leg, full } => legs::merge(volume, dirs, &leg, full),
     };
     response.into()
@@ -368,11 +379,15 @@ fn remember(dirs: &Dirs, status: &VolumeStatus, serve: &ServeChoice) -> Option<S
         Some(known) if path.as_os_str().is_empty() => known.legs.get(index).unwrap_or(path).clone(),
         _ => path.clone(),
     };
+    let mut legs = vec![PathBuf::new(); status.legs.iter().map(|leg| leg.index + 1).max().unwrap_or(0)];
+    for leg in &status.legs {
+        legs[leg.index] = place(leg.index, &leg.path);
+    }
     let known = Known {
         name: status.name.clone(),
         uuid: status.uuid,
         size_bytes: status.size_bytes,
-        legs: status.legs.iter().map(|leg| place(leg.index, &leg.path)).collect(),
+        legs,
         serve: serve.clone(),
         split: earlier.as_ref().map(|known| known.split.clone()).unwrap_or_default(),
     };

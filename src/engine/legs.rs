@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,8 +13,8 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mirrord_log::{Backing, LegMetadata, ReadLegError, measure, read_leg};
-use mirrord_raid::{AssembleOptions, FailReason, Leg, LegSet, LegState, WorkerEvent, assemble};
+use mirrord_log::{Backing, FormatLegError, LegMetadata, ReadLegError, measure, read_leg};
+use mirrord_raid::{AssembleOptions, FailReason, Leg, LegSet, LegState, MAX_LEGS, WorkerEvent, assemble};
 use mirrord_ublk::LegFile;
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
@@ -23,6 +22,7 @@ use uuid::Uuid;
 use super::Volume;
 use super::shared::{LegChange, MetaChange, lock};
 use super::worker::LegMeta;
+use crate::create::CreateError;
 use crate::leg::{LegError, OpenLeg, Patience};
 use crate::start::record;
 
@@ -90,6 +90,44 @@ pub enum ChangeError {
         #[source]
         source: ReadLegError,
     },
+    /// Its log could not be written.
+    #[error("leg {}: its log could not be written: it is left out (mirrord status NAME shows its errors)", path.display())]
+    Fill {
+        /// The leg.
+        path: PathBuf,
+    },
+    /// There are as many as there can be.
+    #[error("leg {}: the volume has {MAX_LEGS} legs, and cannot have more: remove one first", path.display())]
+    Full {
+        /// What was to be one.
+        path: PathBuf,
+    },
+    /// Another is on its way.
+    #[error("leg {}: {} takes its place already: remove that first", path.display(), by.display())]
+    Replaced {
+        /// The leg.
+        path: PathBuf,
+        /// The other.
+        by: PathBuf,
+    },
+    /// It is the volume.
+    #[error("leg {}: it is the volume itself", path.display())]
+    Own {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// It cannot be made a leg.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// Its metadata cannot be written.
+    #[error("leg {}", path.display())]
+    Make {
+        /// The leg.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: FormatLegError,
+    },
     /// It belongs elsewhere.
     #[error("leg {}: it is no leg of this volume", path.display())]
     Stranger {
@@ -131,6 +169,8 @@ fn name_of(state: LegState) -> &'static str {
         LegState::InSync => "in sync",
         LegState::Syncing => "syncing",
         LegState::Tracked => "split off and tracked",
+        LegState::Spare => "a spare",
+        LegState::Vacant => "removed",
         LegState::Failed(FailReason::Missing) => "missing",
         LegState::Failed(_) => "failed",
     }
@@ -144,7 +184,7 @@ impl Volume {
     pub fn find_leg(&self, name: &str) -> Result<Leg, ChangeError> {
         let path = std::path::absolute(name).unwrap_or_else(|_| name.into());
         let legs = lock(&self.facts.legs);
-        let found = legs.iter().find(|(leg, known)| {
+        let found = legs.iter().filter(|(_, known)| !known.uuid.is_nil()).find(|(leg, known)| {
             known.path == path || name == leg.index().to_string() || Uuid::try_parse(name) == Ok(known.uuid)
         });
         found.map(|(leg, _)| leg).ok_or_else(|| ChangeError::NoSuchLeg { name: name.to_owned() })
@@ -156,6 +196,11 @@ impl Volume {
     /// See [`ChangeError`].
     pub fn leg_at(&self, path: &Path) -> Result<Leg, ChangeError> {
         self.identify(path)
+    }
+
+    /// What there is to say of a leg that is to be made one.
+    pub fn is_leg_already(&self, leg: Leg) -> ChangeError {
+        self.wrong_state(leg, "it is a leg of the volume already")
     }
 
     /// Where a leg is, or was.
@@ -232,6 +277,9 @@ impl Volume {
             LegState::Tracked => return Err(self.wrong_state(leg, "give it back with mirrord merge")),
             LegState::Failed(_) if !tracked => {}
             LegState::Failed(_) => return Err(self.wrong_state(leg, "give it back with mirrord leg add")),
+            LegState::Spare | LegState::Vacant => {
+                return Err(self.wrong_state(leg, "it takes the place of a leg that fails"));
+            }
             LegState::InSync | LegState::Syncing => {
                 return Err(self.wrong_state(leg, "it is a leg in use already"));
             }
@@ -247,39 +295,50 @@ impl Volume {
             layout: metadata.layout,
             generation: metadata.generation,
         };
-        self.exchange(leg, Some(&open.data), Some(meta))?;
+        self.exchange(leg, Some(&open.data), Some(meta), None)?;
         {
             let known = &mut lock(&self.facts.legs)[leg];
             known.path.clone_from(&open.path);
             known.direct = open.data.direct();
         }
+        lock(&self.watch).moved(leg, open.path.display().to_string());
         lock(&self.files)[leg] = Some(open.data);
-        self.shared.mailbox.send(WorkerEvent::Return { leg, full });
-        self.await_state(leg, "writing its log and recording that it is back", |volume| {
-            Ok(volume.state(leg).is_in_use() && volume.is_recorded(leg))
-        })?;
+        self.take_in(leg, full, None)?;
         Ok(leg)
     }
 
-    fn state(&self, leg: Leg) -> LegState {
+    /// Has a leg that every thread has the files of copied to. Returns once that is recorded.
+    pub(super) fn take_in(&self, leg: Leg, full: bool, replaces: Option<Leg>) -> Result<(), ChangeError> {
+        let bit = LegSet::one(leg).bits();
+        self.shared.fill_failed.fetch_and(!bit, Ordering::SeqCst);
+        self.shared.mailbox.send(WorkerEvent::Return { leg, full, replaces });
+        self.await_state(leg, "writing its log and recording that it is back", |volume| {
+            if volume.shared.fill_failed.load(Ordering::SeqCst) & bit != 0 {
+                return Err(ChangeError::Fill { path: volume.leg_path(leg) });
+            }
+            Ok(volume.state(leg).is_in_use() && volume.is_recorded(leg))
+        })
+    }
+
+    pub(super) fn state(&self, leg: Leg) -> LegState {
         self.shared.mirror.legs.states().of(leg)
     }
 
-    fn is_recorded(&self, leg: Leg) -> bool {
+    pub(super) fn is_recorded(&self, leg: Leg) -> bool {
         self.shared.mirror.legs.states().recorded(leg)
     }
 
-    fn wrong_state(&self, leg: Leg, needed: &'static str) -> ChangeError {
+    pub(super) fn wrong_state(&self, leg: Leg, needed: &'static str) -> ChangeError {
         ChangeError::State { path: self.leg_path(leg), state: name_of(self.state(leg)), needed }
     }
 
-    fn check_not_last(&self, leg: Leg) -> Result<(), ChangeError> {
+    pub(super) fn check_not_last(&self, leg: Leg) -> Result<(), ChangeError> {
         let others = self.shared.mirror.legs.states().in_sync().minus(LegSet::one(leg));
         if others.is_empty() { Err(ChangeError::LastInSync { path: self.leg_path(leg) }) } else { Ok(()) }
     }
 
     /// Waits until it is so.
-    fn await_state(
+    pub(super) fn await_state(
         &self,
         leg: Leg,
         doing: &'static str,
@@ -297,12 +356,12 @@ impl Volume {
     }
 
     /// Has every thread let go of a leg that is out: closed, it is unlocked, once IO under way on it has ended.
-    fn let_go(&self, leg: Leg) -> Result<(), ChangeError> {
+    pub(super) fn let_go(&self, leg: Leg) -> Result<(), ChangeError> {
         let hangs = lock(&self.files)[leg].as_ref().is_some_and(|file| file.hung() > 0);
         if hangs {
             return Err(ChangeError::Hung { path: self.leg_path(leg) });
         }
-        self.exchange(leg, None, None)?;
+        self.exchange(leg, None, None, None)?;
         if lock(&self.files)[leg].take().is_some() {
             await_free(&self.leg_path(leg));
         }
@@ -310,16 +369,17 @@ impl Volume {
     }
 
     /// Gives all threads other files for a leg.
-    fn exchange(
+    pub(super) fn exchange(
         &self,
         leg: Leg,
         file: Option<&Arc<LegFile>>,
         meta: Option<LegMeta>,
+        uuid: Option<Uuid>,
     ) -> Result<(), ChangeError> {
         let failed =
             |source| ChangeError::Io { path: self.leg_path(leg), doing: "exchanging its files", source };
         let (done, told) = sync_channel(1);
-        self.shared.mailbox.change(MetaChange { leg, meta, done });
+        self.shared.mailbox.change(MetaChange { leg, meta, uuid, done });
         self.answer(&told).map_err(failed)?;
         let (done, told) = sync_channel(self.shared.changes.len());
         for changes in &self.shared.changes {
@@ -368,10 +428,7 @@ impl Volume {
         let in_sync = self.shared.mirror.legs.states().in_sync();
         let mut found = vec![record(metadata)];
         for other in in_sync.iter() {
-            // By the open file: it may have another name by now.
-            let file = lock(&self.files)[other].clone();
-            let path = file.map(|file| format!("/proc/self/fd/{}", file.file().as_raw_fd()).into());
-            found.push(record(&read_at(&path.unwrap_or_else(|| self.leg_path(other)))?));
+            found.push(record(&self.read_leg_in_use(other)?));
         }
         let options = AssembleOptions { degraded: true, ..AssembleOptions::default() };
         let assembly = assemble(&found, options).map_err(|error| not_behind(error.to_string()))?;
@@ -396,7 +453,7 @@ fn await_free(path: &Path) {
 }
 
 /// The metadata of the leg at `path`, which somebody may have locked.
-fn read_at(path: &Path) -> Result<LegMetadata, ChangeError> {
+pub(super) fn read_at(path: &Path) -> Result<LegMetadata, ChangeError> {
     let failed = |source| ChangeError::Io { path: path.to_owned(), doing: "reading its metadata", source };
     let kind = std::fs::metadata(path).map_err(failed)?.file_type();
     if kind.is_dir() {
@@ -407,6 +464,6 @@ fn read_at(path: &Path) -> Result<LegMetadata, ChangeError> {
     read(&file, backing, len, path)
 }
 
-fn read(file: &File, backing: Backing, len: u64, path: &Path) -> Result<LegMetadata, ChangeError> {
+pub(super) fn read(file: &File, backing: Backing, len: u64, path: &Path) -> Result<LegMetadata, ChangeError> {
     read_leg(file, backing, len).map_err(|source| ChangeError::Metadata { path: path.to_owned(), source })
 }

@@ -26,7 +26,8 @@ pub(super) fn map(facts: &Facts, shared: &Shared, from: u32, per_cell: u32) -> V
         let resyncing = if copying.contains(&region) { stale.intersect(syncing) } else { LegSet::EMPTY };
         Condition { dirty: true, stale: stale.union(out), resyncing }
     });
-    let legs = leg_facts.iter().map(|(leg, known)| {
+    let copies = leg_facts.iter().filter(|(leg, _)| states.of(*leg).is_copy());
+    let legs = copies.map(|(leg, known)| {
         let (stale_regions, resyncing_regions) = reduced.legs[leg];
         LegInMap {
             index: leg.index(),

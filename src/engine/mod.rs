@@ -22,6 +22,7 @@ mod map;
 mod meter;
 mod opened;
 mod queue;
+mod roster;
 mod shared;
 mod status;
 mod throttle;
@@ -31,14 +32,14 @@ mod worker;
 use std::io;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mirrord_log::{LogKind, MetaIo};
-use mirrord_raid::{COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, WorkerEvent};
+use mirrord_raid::{COPY_SLOTS, Leg, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, WorkerEvent};
 use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{
     BufferPool, Engine, EngineKind, FrontEnd, FrontError, FuseError, LegFile, PoolConfig, RingConfig,
@@ -62,6 +63,7 @@ pub use legs::ChangeError;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use opened::{block_size, legs_metadata, physical_block_size};
+pub use roster::Purpose;
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
 use throttle::Throttle;
@@ -106,6 +108,27 @@ pub struct ServeOptions {
     pub leg_timeout: Option<Duration>,
     /// Take the time of every request, for [`Volume::latencies`].
     pub latencies: bool,
+    /// What spares are for.
+    pub spares: SparePolicy,
+}
+
+/// What happens when a leg fails and there is a spare.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum SparePolicy {
+    /// The spare takes the leg's place at once.
+    #[default]
+    Allocate,
+    /// Nothing but the event that tells of it.
+    Warn,
+}
+
+/// Spares that can be used at once.
+fn spares(states: &LegMap<LegState>, files: &LegMap<Option<Arc<LegFile>>>) -> LegSet {
+    let is_ready = |leg: &Leg| states[*leg] == LegState::Spare && files[*leg].is_some();
+    states.legs().filter(is_ready).collect()
 }
 
 /// Why a volume cannot be served.
@@ -191,6 +214,7 @@ pub struct Volume {
     files: Mutex<LegMap<Option<Arc<LegFile>>>>,
     /// One leg comes or goes at a time.
     changing: Mutex<()>,
+    spares: SparePolicy,
     notices: Vec<String>,
 }
 
@@ -247,7 +271,7 @@ impl Volume {
         let (mut log, log_file) = open_log(&opened)?;
         let resumed = resume_log(&opened, log.as_mut(), log_file.as_ref())?;
         let any_dirty = log.dirty_count() > 0;
-        let states = opened.assembly.states(any_dirty);
+        let states = opened.assembly.states(any_dirty).filled(|| LegState::Vacant);
         let log_on_legs = log.kind() == LogKind::Internal;
         let queues = usize::from(prepared.queues);
         let mirror = Mirror::new(opened.geometry, &states, log.dirty(), queues as u16);
@@ -267,6 +291,8 @@ impl Volume {
             event_count: AtomicU64::new(opened.assembly.event_count),
             resync_paused: AtomicBool::new(false),
             log_failed: AtomicBool::new(false),
+            fill_failed: AtomicU8::new(0),
+            replaces: Mutex::new(opened.assembly.replaces),
             split_pause: AtomicU64::new(0),
             latencies: options.latencies.then(|| (0..queues).map(|_| Arc::<Latencies>::default()).collect()),
         });
@@ -274,6 +300,7 @@ impl Volume {
             .map_err(ServeError::Engine)?;
 
         let journal = Journal::new(&template.name, template.volume);
+        let paths = paths.filled(PathBuf::new);
         let watch = {
             let paths = paths.iter().map(|(_, path)| path.display().to_string()).collect();
             Arc::new(Mutex::new(Watch::new(Arc::clone(&journal), paths, Seen::of(&shared))))
@@ -293,27 +320,30 @@ impl Volume {
             dirty_at_start: log.dirty_count() as u32,
             legs: Mutex::new(LegMap::from_fn(paths.len(), |leg| status::LegFacts {
                 path: paths[leg].clone(),
-                uuid: template.legs[leg.index()].uuid,
-                direct: opened.members[leg].as_ref().is_some_and(|member| member.leg.data.direct()),
+                uuid: template.legs.get(leg.index()).map_or(uuid::Uuid::nil(), |entry| entry.uuid),
+                direct: opened.member(leg).is_some_and(|member| member.leg.data.direct()),
+                before: status::LegCounts::default(),
             })),
         };
         let event_count = opened.assembly.event_count;
         let lineage = opened.assembly.lineage(uuid::Uuid::new_v4().as_u64_pair().0);
-        let files = LegMap::from_fn(paths.len(), |leg| {
-            opened.members[leg].as_ref().map(|member| Arc::clone(&member.leg.data))
-        });
+        let files =
+            LegMap::from_fn(paths.len(), |leg| opened.member(leg).map(|member| Arc::clone(&member.leg.data)));
+        let replaces = opened.assembly.replaces;
         let metas = legs_metadata(opened);
         let machine =
-            LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs);
+            LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs)
+                .with_replaces(replaces);
         let worker_thread = {
             let (shared, watch) = (Arc::clone(&shared), Arc::clone(&watch));
             let (tell, ready) = sync_channel(1);
             let durable = move |io: MetaIo| Durable { legs: metas, log, log_file, superblock: template, io };
             let blocking = options.threads_engine;
+            let in_use = shared.mirror.legs.states().in_use();
             let thread = spawn("mirrord-log", move || {
                 let io = if blocking { MetaIo::blocking() } else { MetaIo::new() };
                 let worker = Worker::new(shared, machine, durable(io.with_time_out(leg_timeout)), watch);
-                run_worker(worker, &states, &tell);
+                run_worker(worker, in_use, &tell);
             })?;
             await_ready(&ready).map_err(ServeError::Record)?;
             thread
@@ -327,7 +357,8 @@ impl Volume {
             threads.queues.push(thread);
         }
         // Resync, if any is due, is handed out at the worker's next turn.
-        shared.mailbox.send(WorkerEvent::Woken);
+        let ready = spares(&states, &files);
+        shared.mailbox.send(WorkerEvent::Spares { ready, allocate: options.spares == SparePolicy::Allocate });
 
         let closing = Arc::new(Closing::default());
         let on_gone = {
@@ -349,6 +380,7 @@ impl Volume {
             pool,
             files: Mutex::new(files),
             changing: Mutex::new(()),
+            spares: options.spares,
             notices: notice.into_iter().collect(),
         };
         match front {
@@ -515,13 +547,8 @@ fn await_ready<T>(ready: &Receiver<io::Result<T>>) -> io::Result<T> {
 }
 
 /// Brings the log up to date everywhere, records the states, and serves until the stop.
-fn run_worker(
-    mut worker: Worker,
-    states: &LegMap<LegState>,
-    tell: &std::sync::mpsc::SyncSender<io::Result<()>>,
-) {
-    let legs: LegSet = states.iter().filter(|(_, state)| state.is_in_use()).map(|(leg, _)| leg).collect();
-    let (errors, log_error) = worker.durable.write_whole_log(legs);
+fn run_worker(mut worker: Worker, in_use: LegSet, tell: &std::sync::mpsc::SyncSender<io::Result<()>>) {
+    let (errors, log_error) = worker.durable.write_whole_log(in_use);
     let failed = errors.iter().enumerate().find_map(|(leg, errno)| Some((format!("leg {leg}"), (*errno)?)));
     if let Some((place, errno)) = log_error.map(|errno| ("its file".to_owned(), errno)).or(failed) {
         let _ = tell.send(Err(io::Error::other(format!("the log cannot be written on {place}: {errno}"))));
@@ -546,10 +573,11 @@ fn start_ring(
     files: &LegMap<Option<Arc<LegFile>>>,
 ) -> Result<(JoinHandle<()>, EngineKind), ServeError> {
     let background = index == queues;
+    let legs = files.iter().filter(|(_, file)| file.is_some()).count() as u32;
     let name = if background { "mirrord-resync".to_owned() } else { format!("mirrord-q{index}") };
     let config = RingConfig {
         name: name.clone(),
-        depth: if background { 2 * COPY_SLOTS * files.len() as u32 } else { depth * files.len() as u32 },
+        depth: legs * if background { 2 * COPY_SLOTS } else { depth },
         tags: if background { COPY_SLOTS } else { depth },
         pool: Arc::clone(pool),
         spawn: plain_spawn(),

@@ -31,7 +31,7 @@ pub(super) fn physical_block_size(opened: &Opened) -> u32 {
 
 /// What the log worker needs of each leg.
 pub(super) fn legs_metadata(mut opened: Opened) -> LegMap<Option<LegMeta>> {
-    LegMap::from_fn(opened.members.len(), |leg| {
+    let metas = LegMap::from_fn(opened.members.len(), |leg| {
         opened.members[leg].take().map(|member| LegMeta {
             grows: member.leg.backing == Backing::File,
             data: member.leg.data,
@@ -39,5 +39,6 @@ pub(super) fn legs_metadata(mut opened: Opened) -> LegMap<Option<LegMeta>> {
             layout: member.metadata.layout,
             generation: member.metadata.generation,
         })
-    })
+    });
+    metas.filled(|| None)
 }

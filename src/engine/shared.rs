@@ -3,13 +3,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mirrord_raid::{Action, Leg, Mirror, QueueId, WorkerAction, WorkerEvent};
+use mirrord_raid::{Action, Leg, Mirror, QueueId, Replaces, WorkerAction, WorkerEvent};
 use mirrord_ublk::{Engine, LegFile, Request, Ring, Source, Wake};
+
+use uuid::Uuid;
 
 use super::latency::Latencies;
 use super::throttle::Throttle;
@@ -56,6 +58,8 @@ pub(super) struct LegChange {
 pub(super) struct MetaChange {
     pub(super) leg: Leg,
     pub(super) meta: Option<LegMeta>,
+    /// Who the leg is from now on, if that is new.
+    pub(super) uuid: Option<Uuid>,
     /// Told when it does.
     pub(super) done: SyncSender<()>,
 }
@@ -140,6 +144,10 @@ pub(super) struct Shared {
     pub(super) event_count: AtomicU64,
     pub(super) resync_paused: AtomicBool,
     pub(super) log_failed: AtomicBool,
+    /// Legs whose log could not be written when they were to be taken in, as bits.
+    pub(super) fill_failed: AtomicU8,
+    /// By leg: the leg whose place it takes once it is in sync.
+    pub(super) replaces: Mutex<Replaces>,
     /// How long writes waited for the last split, in microseconds; 0: there was none.
     pub(super) split_pause: AtomicU64,
     /// One per queue, if requests are timed.

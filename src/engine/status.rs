@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mirrord_log::LogPlace;
-use mirrord_raid::{FailReason, LegMap, LegState};
+use mirrord_raid::{FailReason, LegCounters, LegMap, LegState};
 use mirrord_ublk::{EngineKind, LegFile};
 use uuid::Uuid;
 
@@ -32,11 +32,44 @@ pub(super) struct Facts {
     pub(super) legs: Mutex<LegMap<LegFacts>>,
 }
 
-/// What does not change about a leg.
+/// What does not change about a leg as long as it is one.
+#[derive(Default)]
 pub(super) struct LegFacts {
     pub(super) path: PathBuf,
     pub(super) uuid: Uuid,
     pub(super) direct: bool,
+    /// What legs that had its index before counted.
+    pub(super) before: LegCounts,
+}
+
+/// What a leg counted since the volume was started.
+#[derive(Clone, Copy, Default)]
+pub(super) struct LegCounts {
+    reads: u64,
+    writes: u64,
+    written_bytes: u64,
+    resynced_bytes: u64,
+    read_errors: u64,
+    write_errors: u64,
+    flush_errors: u64,
+    repaired: u64,
+}
+
+impl LegCounts {
+    /// Since the first leg with this index.
+    pub(super) fn of(counters: &LegCounters) -> LegCounts {
+        let read = |counter: &AtomicU64| counter.load(Relaxed);
+        LegCounts {
+            reads: read(&counters.reads),
+            writes: read(&counters.writes),
+            written_bytes: read(&counters.written_bytes),
+            resynced_bytes: read(&counters.resynced_bytes),
+            read_errors: read(&counters.read_errors),
+            write_errors: read(&counters.write_errors),
+            flush_errors: read(&counters.flush_errors),
+            repaired: read(&counters.repaired),
+        }
+    }
 }
 
 pub(super) fn status(
@@ -48,12 +81,17 @@ pub(super) fn status(
 ) -> VolumeStatus {
     let mirror = &shared.mirror;
     let (geometry, counters) = (mirror.geometry, &mirror.counters);
-    let legs: Vec<LegStatus> =
-        lock(&facts.legs).iter().map(|(leg, known)| leg_status(known, shared, files, leg)).collect();
+    let states = mirror.legs.states();
+    let legs: Vec<LegStatus> = lock(&facts.legs)
+        .iter()
+        .filter(|(leg, _)| states.of(*leg) != LegState::Vacant)
+        .map(|(leg, known)| leg_status(known, shared, files, leg))
+        .collect();
     let read = |counter: &AtomicU64| counter.load(Relaxed);
     let syncing = mirror.legs.states().syncing();
     let stale: u64 = syncing.iter().map(|leg| u64::from(mirror.legs.stale_count(leg))).sum();
-    let resynced_bytes = legs.iter().map(|leg| leg.resynced_bytes).sum();
+    // Also of legs that were removed: a meter does not go back.
+    let resynced_bytes = mirror.legs.counters.iter().map(|(_, leg)| read(&leg.resynced_bytes)).sum();
     let copied = read(&counters.resynced_regions);
     let progress = meter.sample(now, copied, resynced_bytes, stale);
     let rate = progress.bytes_per_second;
@@ -140,6 +178,8 @@ pub(super) fn leg_state(state: LegState) -> (&'static str, Option<&'static str>)
         LegState::InSync => ("in_sync", None),
         LegState::Syncing => ("syncing", None),
         LegState::Tracked => ("tracked", None),
+        LegState::Spare => ("spare", None),
+        LegState::Vacant => ("removed", None),
         LegState::Failed(FailReason::Missing) => ("missing", Some("missing")),
         LegState::Failed(FailReason::Io) => ("failed", Some("io_error")),
         LegState::Failed(FailReason::NoSpace) => ("failed", Some("no_space")),
@@ -154,12 +194,15 @@ fn leg_status(
     leg: mirrord_raid::Leg,
 ) -> LegStatus {
     let table = &shared.mirror.legs;
-    let counters = &table.counters[leg];
-    let read = |counter: &AtomicU64| counter.load(Relaxed);
+    let (now, before) = (LegCounts::of(&table.counters[leg]), &leg_facts.before);
     let state = table.states().of(leg);
-    let (name, reason) = leg_state(state);
+    let (name, reason) = match (leg_state(state), &files[leg]) {
+        (("spare", _), None) => ("spare", Some("missing")),
+        (words, _) => words,
+    };
+    let replaces = lock(&shared.replaces)[leg.index()].map(mirrord_raid::Leg::index);
     let stale = match state {
-        LegState::InSync => 0,
+        LegState::InSync | LegState::Spare | LegState::Vacant => 0,
         LegState::Syncing => table.stale_count(leg),
         LegState::Tracked if table.tracked_exactly().contains(leg) => table.stale_count(leg),
         LegState::Tracked | LegState::Failed(_) => shared.mirror.regions.unclean(),
@@ -170,16 +213,17 @@ fn leg_status(
         index: leg.index(),
         state: name.to_owned(),
         reason: reason.map(str::to_owned),
+        replaces,
         stale_regions: stale,
         direct_io: leg_facts.direct,
-        reads: read(&counters.reads),
-        writes: read(&counters.writes),
-        written_bytes: read(&counters.written_bytes),
-        resynced_bytes: read(&counters.resynced_bytes),
-        read_errors: read(&counters.read_errors),
-        write_errors: read(&counters.write_errors),
-        flush_errors: read(&counters.flush_errors),
+        reads: now.reads - before.reads,
+        writes: now.writes - before.writes,
+        written_bytes: now.written_bytes - before.written_bytes,
+        resynced_bytes: now.resynced_bytes - before.resynced_bytes,
+        read_errors: now.read_errors - before.read_errors,
+        write_errors: now.write_errors - before.write_errors,
+        flush_errors: now.flush_errors - before.flush_errors,
         hung: files[leg].as_ref().map_or(0, |file| file.hung()),
-        repaired_reads: read(&counters.repaired),
+        repaired_reads: now.repaired - before.repaired,
     }
 }

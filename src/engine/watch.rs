@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use mirrord_raid::{LegSet, LegState};
+use mirrord_raid::{Leg, LegSet, LegState, MAX_LEGS};
 
 use super::shared::Shared;
 use super::status::{leg_state, state};
@@ -43,7 +43,7 @@ impl Seen {
         let states = mirror.legs.states();
         let syncing = states.syncing();
         Seen {
-            legs: mirror.all_legs().map(|leg| states.of(leg)).collect(),
+            legs: LegSet::first(MAX_LEGS).iter().map(|leg| states.of(leg)).collect(),
             volume: state(shared),
             syncing,
             stale: syncing.iter().map(|leg| u64::from(mirror.legs.stale_count(leg))).sum(),
@@ -89,6 +89,11 @@ impl Watch {
         if !self.told.syncing.is_empty() {
             self.journal.add(What::ResyncStarted { stale_regions: self.told.stale });
         }
+    }
+
+    /// A leg is elsewhere from now on.
+    pub(super) fn moved(&mut self, leg: Leg, path: String) {
+        self.paths[leg.index()] = path;
     }
 
     /// The volume is being stopped.
@@ -169,7 +174,7 @@ impl Watch {
 mod tests {
     use super::*;
     use crate::events::{Next, Reader};
-    use mirrord_raid::{FailReason, Leg};
+    use mirrord_raid::FailReason;
     use uuid::Uuid;
 
     const IN_SYNC: LegState = LegState::InSync;

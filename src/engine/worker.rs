@@ -15,6 +15,7 @@ use mirrord_raid::{
     WorkerEvent,
 };
 use mirrord_ublk::LegFile;
+use uuid::Uuid;
 
 use super::shared::{MetaChange, Shared, lock};
 use super::watch::{Seen, Watch};
@@ -122,7 +123,10 @@ impl Durable {
     }
 
     fn superblock_on(&self, leg: Leg, meta: &LegMeta, record: &Record) -> PageWrite {
-        let entry = |(entry, (_, &state)): (&LegEntry, _)| LegEntry { uuid: entry.uuid, state };
+        let entry = |(entry, (leg, &state)): (&LegEntry, (Leg, _))| match state {
+            LegState::Vacant => LegEntry::VACANT,
+            _ => LegEntry { uuid: entry.uuid, state, replaces: record.replaces[leg.index()] },
+        };
         let superblock = Superblock {
             leg,
             legs: self.superblock.legs.iter().zip(record.states.iter()).map(entry).collect(),
@@ -135,6 +139,13 @@ impl Durable {
         };
         // A slot that may be torn is written again, never the other one, which is whole.
         superblock_write(&meta.layout, &superblock, meta.generation + 1)
+    }
+
+    /// Another leg has this index from now on.
+    fn name_leg(&mut self, leg: Leg, uuid: Uuid) {
+        let legs = &mut self.superblock.legs;
+        legs.resize(legs.len().max(leg.index() + 1), LegEntry::VACANT);
+        legs[leg.index()] = LegEntry::new(uuid, LegState::Vacant);
     }
 
     /// Legs with metadata under way that was given up are kept as they are, open and locked, for as long as the
@@ -209,8 +220,11 @@ impl Worker {
             let wants_tick = self.machine.wants_tick() || self.untold;
             let timeout = wants_tick.then(|| next_tick.saturating_duration_since(now));
             let came = self.shared.mailbox.receive(&mut self.events, timeout);
-            for MetaChange { leg, meta, done } in self.shared.mailbox.take_changes() {
+            for MetaChange { leg, meta, uuid, done } in self.shared.mailbox.take_changes() {
                 self.durable.legs[leg] = meta;
+                if let Some(uuid) = uuid {
+                    self.durable.name_leg(leg, uuid);
+                }
                 let _ = done.send(());
             }
             let now = Instant::now();
@@ -259,6 +273,9 @@ impl Worker {
             }
             Some(WorkerAction::FillLog { leg }) => {
                 let result = self.durable.fill(leg);
+                if result.is_err() {
+                    self.shared.fill_failed.fetch_or(LegSet::one(leg).bits(), Ordering::SeqCst);
+                }
                 self.events.push(WorkerEvent::LogFilled { result });
             }
             Some(WorkerAction::Stopped) => return true,
@@ -273,6 +290,7 @@ impl Worker {
         shared.event_count.store(self.machine.event_count(), Ordering::Relaxed);
         shared.resync_paused.store(self.machine.paused(), Ordering::Relaxed);
         shared.log_failed.store(self.machine.log_failed(), Ordering::Relaxed);
+        *lock(&shared.replaces) = self.machine.replaces();
         match (shared.mirror.is_frozen(), self.frozen_since) {
             (true, None) => self.frozen_since = Some(Instant::now()),
             (false, Some(since)) => {
@@ -311,7 +329,7 @@ impl Worker {
                 looking.store(false, Ordering::SeqCst);
                 if room >= stale.min(ROOM_AT_MOST) && data.hung() == 0 {
                     tracing::info!(leg = leg.index(), room, "there is room again: the leg comes back");
-                    shared.mailbox.send(WorkerEvent::Return { leg, full: false });
+                    shared.mailbox.send(WorkerEvent::Return { leg, full: false, replaces: None });
                 }
             };
             self.looking.store(true, Ordering::SeqCst);

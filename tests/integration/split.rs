@@ -40,15 +40,6 @@ fn state(rig: &Rig, leg: usize) -> String {
     rig.status()["legs"][leg]["state"].as_str().unwrap().to_owned()
 }
 
-fn refused(rig: &Rig, args: &[&str], words: &[&str]) {
-    let output = rig.run(args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "mirrord {args:?} was done");
-    for word in words {
-        assert!(said.contains(word), "{args:?}: {said}");
-    }
-}
-
 /// Bytes that resync has written to a leg since the volume was started.
 fn copied(rig: &Rig, leg: usize) -> u64 {
     rig.status()["legs"][leg]["resynced_bytes"].as_u64().unwrap()
@@ -101,10 +92,10 @@ fn a_leg_that_was_missing_is_given_back_to_the_running_volume() {
     let rig = volume();
     rig.ok(&["stop", "v"]);
     fs::rename(rig.path("b"), rig.path("elsewhere")).unwrap();
-    refused(&rig, &["start", "v"], &["b"]);
+    rig.refused(&["start", "v"], &["b"]);
     rig.ok(&["start", "v", "--degraded"]);
     write(&rig, 5, 0x55);
-    refused(&rig, &["leg", "add", "v", "b"], &["b"]);
+    rig.refused(&["leg", "add", "v", "b"], &["b: it is missing", "leg remove"]);
     rig.ok(&["leg", "add", "v", "elsewhere"]);
     rig.wait();
     rig.ok(&["stop", "v"]);
@@ -121,27 +112,27 @@ fn what_makes_no_sense_is_refused() {
     let usage = rig.run(&["split", "v", "--leg", "b", "--track"]);
     assert_eq!(usage.status.code(), Some(2), "a single leg would be left");
     for args in [&["leg", "fail", "v", "c"][..], &["split", "v", "--leg", "7", "--track", "--yes"]] {
-        refused(&rig, args, &["no leg"]);
+        rig.refused(args, &["no leg"]);
     }
-    refused(&rig, &["leg", "add", "v", "b"], &["in use already"]);
-    refused(&rig, &["merge", "v", "b"], &["in use already"]);
-    refused(&rig, &["leg", "add", "v", "."], &["directory"]);
+    rig.refused(&["leg", "add", "v", "b"], &["in use already"]);
+    rig.refused(&["merge", "v", "b"], &["in use already"]);
+    rig.refused(&["leg", "add", "v", "."], &["directory"]);
     fs::write(rig.path("junk"), vec![7; 1 << 20]).unwrap();
-    refused(&rig, &["leg", "add", "v", "junk"], &["junk"]);
-    refused(&rig, &["leg", "fail", "w", "b"], &["w"]);
+    rig.refused(&["leg", "add", "v", "junk"], &["junk"]);
+    rig.refused(&["leg", "fail", "w", "b"], &["w"]);
 
     rig.ok(&["leg", "fail", "v", "a"]);
-    refused(&rig, &["leg", "fail", "v", "a"], &["it is failed"]);
-    refused(&rig, &["leg", "fail", "v", "b"], &["only leg in sync"]);
-    refused(&rig, &["split", "v", "--leg", "b", "--track", "--yes"], &["only leg in sync"]);
-    refused(&rig, &["split", "v", "--leg", "a", "--track", "--yes"], &["it is failed"]);
-    refused(&rig, &["merge", "v", "a"], &["leg add"]);
+    rig.refused(&["leg", "fail", "v", "a"], &["it is failed"]);
+    rig.refused(&["leg", "fail", "v", "b"], &["only leg in sync"]);
+    rig.refused(&["split", "v", "--leg", "b", "--track", "--yes"], &["only leg in sync"]);
+    rig.refused(&["split", "v", "--leg", "a", "--track", "--yes"], &["it is failed"]);
+    rig.refused(&["merge", "v", "a"], &["leg add"]);
 
     // A leg of another volume, and one that went on alone.
     let other = ["create", "--legs", "c", "d", "--size", "64MiB", "--name", "w", "--mount", "other"];
     rig.ok(&other);
     rig.ok(&["stop", "w"]);
-    refused(&rig, &["leg", "add", "v", "c"], &["no leg of this volume"]);
+    rig.refused(&["leg", "add", "v", "c"], &["the mirrord volume w", "--force"]);
     write(&rig, 1, 0x11);
     rig.ok(&["stop", "v"]);
     fs::rename(rig.path("b"), rig.path("away")).unwrap();
@@ -152,7 +143,7 @@ fn what_makes_no_sense_is_refused() {
     fs::rename(rig.path("away"), rig.path("b")).unwrap();
     rig.ok(&["start", "b"]);
     let alone = bytes(&rig.path("alone"));
-    refused(&rig, &["leg", "add", "v", "alone"], &["alone", "went on without"]);
+    rig.refused(&["leg", "add", "v", "alone"], &["alone", "went on without"]);
     assert!(bytes(&rig.path("alone")) == alone);
     rig.ok(&["stop", "v"]);
 }
@@ -172,8 +163,8 @@ fn a_split_leg_is_the_volume_as_it_was_and_is_merged_by_what_changed() {
     assert_eq!((&leg["state"], &leg["stale_regions"]), (&"tracked".into(), &5.into()), "{status}");
     assert!(bytes(&rig.path("b")) == then, "it is left alone");
     assert!(bytes(&rig.volume()) != then);
-    refused(&rig, &["leg", "add", "v", "b"], &["mirrord merge"]);
-    refused(&rig, &["split", "v", "--leg", "b", "--track", "--yes"], &["tracked"]);
+    rig.refused(&["leg", "add", "v", "b"], &["mirrord merge"]);
+    rig.refused(&["split", "v", "--leg", "b", "--track", "--yes"], &["tracked"]);
     let before = copied(&rig, 1);
     rig.ok(&["merge", "v", "b"]);
     rig.wait();
@@ -214,7 +205,7 @@ fn a_split_leg_that_was_written_to_is_refused_or_copied_whole() {
     write(&rig, 2, 0xee);
     File::options().write(true).open(rig.path("b")).unwrap().write_all_at(b"mine", 9 * MIB).unwrap();
     let mine = bytes(&rig.path("b"));
-    refused(&rig, &["merge", "v", "b"], &["written to", "--force-full"]);
+    rig.refused(&["merge", "v", "b"], &["written to", "--force-full"]);
     assert!(bytes(&rig.path("b")) == mine, "nothing was overwritten");
     assert_eq!(state(&rig, 1), "tracked");
     rig.ok(&["merge", "v", "b", "--force-full"]);

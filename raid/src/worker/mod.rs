@@ -378,6 +378,11 @@ impl LogWorker {
         self.event_count
     }
 
+    /// By leg: the leg whose place it takes once it is in sync.
+    pub fn replaces(&self) -> Replaces {
+        self.replaces
+    }
+
     /// Whether the log lost a mark since the volume was started.
     pub fn log_failed(&self) -> bool {
         self.log_failed

@@ -52,7 +52,11 @@ impl Sim {
             // What is split off is looked at when it is merged.
             let state = assembly.states(false)[leg];
             let is_split = state == LegState::Tracked;
-            if at.is_some() && state.is_copy() && !assembly.all_dirty && !(is_split && self.scribbled.contains(leg)) {
+            if at.is_some()
+                && state.is_copy()
+                && !assembly.all_dirty
+                && !(is_split && self.scribbled.contains(leg))
+            {
                 let hidden = self.differences(assembly.source, leg) & !dirty;
                 assert!(hidden == 0, "invariant 10: {leg:?} differs in {hidden:#x}, not dirty: {assembly:?}");
             }
@@ -113,7 +117,10 @@ impl Sim {
         let leg = record.index;
         self.saw.saw(Saw::LeftOut);
         let legs: Vec<_> = self.members().iter().map(|leg| self.record_of(leg)).collect();
-        assert!(self.roster.unsure.contains(leg), "roster: {leg:?} is said to be no leg of the volume: {legs:#?}");
+        assert!(
+            self.roster.unsure.contains(leg),
+            "roster: {leg:?} is said to be no leg of the volume: {legs:#?}"
+        );
         leg
     }
 
@@ -123,7 +130,7 @@ impl Sim {
     fn survey_forks(&self, all: LegSet, illegal: &[Option<usize>]) {
         let records = self.records(all);
         let starts: Vec<Option<Record>> = (0..1 << self.config.legs)
-            .map(|bits| LegSet::from_bits(bits))
+            .map(LegSet::from_bits)
             .map(|legs| legs.minus(all).is_empty().then(|| self.first_record(legs)).flatten())
             .collect();
         // Of a leg that was failed and not recorded so only reads told that it lacks something.

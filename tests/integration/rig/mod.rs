@@ -52,6 +52,16 @@ impl Rig {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Runs it and expects that it is refused with these words.
+    pub fn refused(&self, args: &[&str], words: &[&str]) {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "mirrord {args:?} was done");
+        for word in words {
+            assert!(said.contains(word), "{args:?}: {said}");
+        }
+    }
+
     /// Creates the volume `v` of legs `a` and `b` with the front end under test: FUSE mounts it on `vol`. Gives
     /// its path.
     pub fn create(&self, size: &str, more: &[&str]) -> PathBuf {
@@ -73,7 +83,11 @@ impl Rig {
     }
 
     pub fn status(&self) -> Value {
-        serde_json::from_str(&self.ok(&["status", "v", "--json"])).unwrap()
+        self.status_of("v")
+    }
+
+    pub fn status_of(&self, volume: &str) -> Value {
+        serde_json::from_str(&self.ok(&["status", volume, "--json"])).unwrap()
     }
 
     /// Kills the daemon of `v` without warning and waits until it is gone.

@@ -183,7 +183,9 @@ impl Ring {
     pub fn new(config: RingConfig, legs: LegMap<Option<Arc<LegFile>>>) -> io::Result<Ring> {
         let wake = config.wake.map_or_else(Wake::new, Ok)?;
         let threads = |wake: &Wake| {
-            Threads::new(config.depth, legs.len(), &config.spawn, &config.name, wake).map(Engine::Threads)
+            let present = legs.iter().filter(|(_, file)| file.is_some()).map(|(leg, _)| leg).collect();
+            Threads::new(config.depth, legs.len(), present, &config.spawn, &config.name, wake)
+                .map(Engine::Threads)
         };
         let uring = |wake: &Wake| -> io::Result<Engine> {
             let uring = Uring::new(config.depth, config.tags, &config.pool, wake)?;
@@ -437,6 +439,9 @@ impl Ring {
             let mut ready = mem::take(&mut self.ready);
             self.collect(&mut ready);
             self.ready = ready;
+        }
+        if let (Engine::Threads(threads), Some(_)) = (&mut self.engine, &file) {
+            threads.staff(leg)?;
         }
         if let Some(file) = &file {
             file.drop_cached();

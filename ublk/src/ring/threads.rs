@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mirrord_raid::Leg;
+use mirrord_raid::{Leg, LegSet};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::step::Call;
@@ -28,6 +28,13 @@ const WORKERS: u32 = 8;
 pub(super) struct Threads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Workers that a leg has.
+    each: u32,
+    /// Legs that have them.
+    staffed: LegSet,
+    spawn: Spawn,
+    /// Of the ring.
+    name: String,
     watched: Option<OwnedFd>,
     readable: bool,
 }
@@ -61,9 +68,11 @@ struct Job {
 unsafe impl Send for Job {}
 
 impl Threads {
+    /// `present`: legs that there are to begin with.
     pub(super) fn new(
         depth: u32,
         legs: usize,
+        present: LegSet,
         spawn: &Spawn,
         name: &str,
         wake: &Wake,
@@ -77,14 +86,30 @@ impl Threads {
             results: Mutex::new(VecDeque::with_capacity(depth as usize)),
             wake: wake.clone(),
         });
-        let mut threads = Threads { shared, workers: Vec::new(), watched: None, readable: false };
-        let each = depth.min(WORKERS) as usize / legs.max(1);
-        for i in 0..legs * each.max(1) {
-            let shared = Arc::clone(&threads.shared);
-            let task: Task = Box::new(move || shared.work(i % legs));
-            threads.workers.push(spawn(format!("{name}-io{i}"), task)?);
+        let each = (depth.min(WORKERS) / (present.len() as u32).max(1)).max(1);
+        let (spawn, name) = (Arc::clone(spawn), name.to_owned());
+        let (workers, staffed) = (Vec::new(), LegSet::EMPTY);
+        let mut threads =
+            Threads { shared, workers, each, staffed, spawn, name, watched: None, readable: false };
+        for leg in present.iter() {
+            threads.staff(leg)?;
         }
         Ok(threads)
+    }
+
+    /// Starts a leg's workers, if it has none yet.
+    pub(super) fn staff(&mut self, leg: Leg) -> io::Result<()> {
+        if self.staffed.contains(leg) {
+            return Ok(());
+        }
+        for _ in 0..self.each {
+            let shared = Arc::clone(&self.shared);
+            let task: Task = Box::new(move || shared.work(leg.index()));
+            self.workers.push((self.spawn)(format!("{}-io{}", self.name, self.workers.len()), task)?);
+            // With one worker it can be used.
+            self.staffed.insert(leg);
+        }
+        Ok(())
     }
 
     /// Queues a call. `memory` must stay valid, and not be borrowed against it, until the slot's
