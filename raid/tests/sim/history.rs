@@ -10,7 +10,9 @@
 //!
 //! A write that failed, or was in flight at a crash, happened only if somebody read it. One that failed
 //! may be read and be gone after a crash all the same: it is answered with an error also when a leg
-//! missed it and no leg could record that. No flush works then before such a record does. A flush that
+//! missed it and no leg could record that. No flush works then before such a record does. And one that
+//! nobody read may happen at a crash, unless another was written since: the leg that has it was out, which no leg
+//! could record, and is in again. A flush that
 //! worked makes values *dead* that a read could no longer have returned when it was submitted: no
 //! crash may bring them back. Values of writes still in flight then are left out of that account:
 //! no disk owes them anything.
@@ -21,6 +23,8 @@ const OPEN: u64 = u64::MAX;
 #[derive(Clone, Copy)]
 struct Value {
     stamp: u64,
+    /// When its write began.
+    started: u64,
     /// When its write ended, well or not.
     written: u64,
     /// It did happen: its write ended well, or somebody read it.
@@ -52,6 +56,12 @@ impl Value {
             (false, true) => c < a && b < d,
             (false, false) => false,
         }
+    }
+
+    /// Whether its write failed and may yet take place at a crash, among these of its sector.
+    fn happens_late(&self, values: &[Value]) -> bool {
+        let is_later = |v: &Value| v.real && !v.failed && v.started > self.written;
+        self.failed && !self.real && !values.iter().any(is_later)
     }
 
     /// The value as if a read that started at `start` had returned it.
@@ -88,8 +98,16 @@ pub(crate) struct History {
 impl History {
     /// Every sector holds `stamp`.
     pub(crate) fn new(sectors: usize, stamp: u64) -> History {
-        let value =
-            Value { stamp, written: 0, real: true, failed: false, dead: false, first_end: 0, last_start: 0 };
+        let value = Value {
+            stamp,
+            started: 0,
+            written: 0,
+            real: true,
+            failed: false,
+            dead: false,
+            first_end: 0,
+            last_start: 0,
+        };
         History { sectors: vec![vec![value]; sectors], open: Vec::new() }
     }
 
@@ -97,6 +115,7 @@ impl History {
         let values = &mut self.sectors[sector];
         values.push(Value {
             stamp,
+            started: now,
             written: OPEN,
             real: false,
             failed: false,
@@ -170,13 +189,21 @@ impl History {
     pub(crate) fn survives_kill(&self, sector: usize, stamp: u64, now: u64) -> bool {
         let values = &self.sectors[sector];
         let Some(value) = values.iter().find(|v| v.stamp == stamp) else { return false };
+        if value.happens_late(values) {
+            return true;
+        }
         let then = value.read_from(now);
         !values.iter().any(|v| v.real && !v.failed && v.stamp != stamp && then.excludes(v))
     }
 
     /// The volume is served again after the process was killed at `now` and holds `stamp`.
     pub(crate) fn found_after_kill(&mut self, sector: usize, stamp: u64, now: u64) -> Result<(), Illegal> {
-        for value in self.sectors[sector].iter_mut().filter(|v| v.failed && v.stamp != stamp) {
+        let values = &mut self.sectors[sector];
+        let late = values.iter().position(|v| v.stamp == stamp && v.happens_late(values));
+        if let Some(at) = late {
+            values[at].first_end = OPEN;
+        }
+        for value in values.iter_mut().filter(|v| v.failed && v.stamp != stamp) {
             value.real = false;
         }
         self.read(sector, stamp, now, now)
@@ -274,6 +301,21 @@ fn after_a_write_that_failed_the_first_read_decides() {
     assert!(history.write_ends(0, 2, false, false, 20).is_ok());
     assert!(history.read(0, 1, 21, 22).is_ok());
     assert!(history.read(0, 2, 23, 24).is_err());
+}
+
+#[test]
+fn a_write_that_failed_may_happen_at_a_kill_but_not_after_a_later_one() {
+    let mut history = one_write_under_way();
+    assert!(history.write_ends(0, 2, false, false, 20).is_ok());
+    assert!(history.read(0, 1, 21, 22).is_ok());
+    assert!(history.survives_kill(0, 2, 30));
+    assert!(history.found_after_kill(0, 2, 30).is_ok());
+    assert!(history.read(0, 1, 31, 32).is_err(), "it is the volume's now");
+    let mut history = one_write_under_way();
+    assert!(history.write_ends(0, 2, false, false, 20).is_ok());
+    history.write_starts(0, 3, 25);
+    assert!(history.write_ends(0, 3, true, false, 28).is_ok());
+    assert!(!history.survives_kill(0, 2, 30) && history.survives_kill(0, 3, 30));
 }
 
 #[test]
