@@ -47,6 +47,7 @@ const CASES: &[Case] = &[
     case("ublk-does-not-fit", ublk::refused::a_device_that_does_not_fit_is_left_waiting),
     case("ublk-taken-away", ublk::refused::a_device_that_is_taken_away),
     case("ublk-power-cut", faults::power_cut::every_moment_is_survived).smoke().timeout(900),
+    case("split-power-cut", faults::split_cut::every_moment_of_splits_is_survived).timeout(900),
     case("ublk-guest-killed", faults::machine::flushed_data_survives_the_machine).disks(5, "48M").kills(10),
     case("ublk-medium-errors", faults::medium::a_bad_block_is_written_anew),
     case("kernel-reads-our-log", faults::kernel_log::each_reads_the_others_log).smoke(),
@@ -57,6 +58,7 @@ const CASES: &[Case] = &[
     case("integration-cli-ublk", || integration::run_with_ublk("cli")).disks(1, "8G").timeout(900),
     case("integration-crash-ublk", || integration::run_with_ublk("crash")).disks(1, "8G").timeout(900),
     case("integration-split-ublk", || integration::run_with_ublk("split")).disks(1, "8G").timeout(600),
+    case("integration-legs-ublk", || integration::run_with_ublk("legs")).disks(1, "8G").timeout(600),
     case("integration-full-disk-ublk", || integration::run_with_ublk("full_disk")).disks(1, "8G"),
     case("integration-unprivileged", || integration::run("unprivileged")).disks(1, "8G"),
 ];

@@ -7,6 +7,7 @@ pub(crate) mod kernel_log;
 pub(crate) mod machine;
 pub(crate) mod medium;
 pub(crate) mod power_cut;
+pub(crate) mod split_cut;
 
 use std::thread;
 use std::time::Duration;

@@ -30,69 +30,106 @@ pub(crate) fn every_moment_is_survived() {
     let rig = Rig::new();
     let log = Log::open(&record(&rig));
     let steps: Vec<usize> = (0..=STEPS).map(|step| log.mark(&step.to_string())).collect();
-    let all = log.entries.len();
-    let flushes: Vec<usize> = (steps[0]..all).filter(|&n| log.entries[n].is_durable()).collect();
     for leg in 0..2 {
-        assert!(flushes.iter().any(|&n| leg_of(&log, n) == leg), "leg {leg} was never flushed");
+        let mut flushes = (steps[0]..log.entries.len()).filter(|&n| log.entries[n].is_durable());
+        assert!(flushes.any(|n| leg_of(&log, n, LEG) == leg), "leg {leg} was never flushed");
     }
-    println!("{all} entries, {} flushes", flushes.len());
+    let cuts = cuts(&log, steps[0], FLUSHES, BETWEEN);
+    at_each(&rig, &log, LEG, &cuts, |number, cut| {
+        let step = steps.iter().filter(|&&mark| mark <= cut).count() as u64 - 1;
+        let front = if number % 2 == 0 { "fuse" } else { "ublk" };
+        println!("{step} steps flushed, {front}");
+        survives(&rig, step, front);
+    });
+}
 
+/// Brings back the legs `a` and `b`, each `leg` bytes long, as they can be after a power cut at each of these
+/// entries, and goes on with `then`: the number of the cut and its entry. With a cut is said whether
+/// what a leg wrote after its own last flush may be lost, or not.
+pub(super) fn at_each(
+    rig: &Rig,
+    log: &Log,
+    leg: u64,
+    cuts: &[(usize, bool)],
+    mut then: impl FnMut(usize, usize),
+) {
+    let all = log.entries.len();
     let mut random = Random(7);
-    let mut cuts: Vec<(usize, bool)> =
-        (0..FLUSHES).map(|n| (flushes[n * (flushes.len() - 1) / (FLUSHES - 1)], false)).collect();
-    let between = (all - steps[0]) as u64;
-    cuts.extend((0..BETWEEN).map(|_| (steps[0] + random.below(between) as usize, true)));
-    cuts.sort_unstable();
-
     let image =
         File::options().read(true).write(true).create(true).truncate(true).open(rig.path("image")).unwrap();
-    image.set_len(2 * LEG).unwrap();
+    image.set_len(2 * leg).unwrap();
     let mut replayed = 0;
     for (number, &(cut, loses)) in cuts.iter().enumerate() {
         // What both legs have for certain.
-        let flushed = [0, 1].map(|leg| {
-            let found = (0..cut + 1).rev().find(|&n| log.entries[n].is_durable() && leg_of(&log, n) == leg);
-            found.map_or(0, |n| n + 1)
+        let flushed = [0, 1].map(|which| {
+            let is_flush = |&n: &usize| log.entries[n].is_durable() && leg_of(log, n, leg) == which;
+            (0..cut + 1).rev().find(is_flush).map_or(0, |n| n + 1)
         });
         let certain = if loses { flushed[0].min(flushed[1]) } else { cut + 1 };
         log.replay(replayed..certain.max(replayed), &image);
         replayed = replayed.max(certain);
-        let legs = ["a", "b"].map(|leg| fresh(&rig, leg));
-        copy(&image, 0, &legs[0]);
-        copy(&image, LEG, &legs[1]);
+        let legs = ["a", "b"].map(|name| fresh(rig, name, leg));
+        copy(&image, 0, leg, &legs[0]);
+        copy(&image, leg, leg, &legs[1]);
         let mut lost = 0;
         for n in replayed..cut + 1 {
-            let leg = leg_of(&log, n);
-            if n >= flushed[leg] && random.below(2) == 0 {
+            let which = leg_of(log, n, leg);
+            if n >= flushed[which] && random.below(2) == 0 {
                 lost += 1;
             } else {
-                log.replay_at(n, &legs[leg], leg as u64 * LEG);
+                log.replay_at(n, &legs[which], which as u64 * leg);
             }
         }
         drop(legs);
-        let step = steps.iter().filter(|&&mark| mark <= cut).count() as u64 - 1;
-        let front = if number % 2 == 0 { "fuse" } else { "ublk" };
-        println!("cut at {cut}, {lost} writes lost, {step} steps flushed, {front}");
-        survives(&rig, step, front);
+        println!("cut at {cut}, {lost} writes lost");
+        then(number, cut);
     }
     // At its end the image is the disk, byte by byte.
     log.replay(replayed..all, &image);
-    same(rig.path("image").to_str().unwrap(), rig.path("disk").to_str().unwrap(), 2 * LEG);
+    same(rig.path("image").to_str().unwrap(), rig.path("disk").to_str().unwrap(), 2 * leg);
 }
 
-fn leg_of(log: &Log, entry: usize) -> usize {
-    usize::from(log.entries[entry].at >= LEG)
+/// Moments at which the power goes, in order: so many at which a flush was done, and so many others.
+pub(super) fn cuts(log: &Log, from: usize, flushes: usize, between: usize) -> Vec<(usize, bool)> {
+    let all = log.entries.len();
+    let durable: Vec<usize> = (from..all).filter(|&n| log.entries[n].is_durable()).collect();
+    println!("{all} entries, {} flushes", durable.len());
+    let mut random = Random(7);
+    let mut cuts: Vec<(usize, bool)> =
+        (0..flushes).map(|n| (durable[n * (durable.len() - 1) / (flushes - 1)], false)).collect();
+    let span = (all - from) as u64;
+    cuts.extend((0..between).map(|_| (from + random.below(span) as usize, true)));
+    cuts.sort_unstable();
+    cuts
+}
+
+/// Two legs, each `leg` bytes long, as slices of one disk whose writes are recorded; and where they are.
+pub(super) fn recorded_legs(rig: &Rig, leg: u64) -> (String, [String; 2]) {
+    let (disk, record) = (loop_leg(rig, "disk", 2 * leg), loop_leg(rig, "record", 256 * MIB));
+    let all = dm(rig, "lw", &format!("0 {} log-writes {disk} {record}", sectors(&disk)));
+    // Never flakey: a linear slice would not say which leg a flush was for.
+    let slice = |name: &str, start: u64| {
+        dm(rig, name, &format!("0 {} flakey {all} {} 60000 0", leg / 512, start / 512))
+    };
+    (record, [slice("leg-a", 0), slice("leg-b", leg)])
+}
+
+/// The record is at its end.
+pub(super) fn end_record(rig: &Rig) {
+    rig.ok(&["stop", "v"]);
+    for name in ["leg-a", "leg-b", "lw"] {
+        sh("dmsetup", &["remove", name]);
+    }
+}
+
+/// Which of two legs of this length an entry is of.
+fn leg_of(log: &Log, entry: usize, leg: u64) -> usize {
+    usize::from(log.entries[entry].at >= leg)
 }
 
 /// Serves a volume from its creation to its end; gives where all its writes are recorded.
 fn record(rig: &Rig) -> String {
-    let (disk, record) = (loop_leg(rig, "disk", 2 * LEG), loop_leg(rig, "record", 256 * MIB));
-    let all = dm(rig, "lw", &format!("0 {} log-writes {disk} {record}", sectors(&disk)));
-    // Never flakey: a linear slice would not say which leg a flush was for.
-    let slice = |name: &str, start: u64| {
-        dm(rig, name, &format!("0 {} flakey {all} {} 60000 0", LEG / 512, start / 512))
-    };
-    let legs = [slice("leg-a", 0), slice("leg-b", LEG)];
+    let (record, legs) = recorded_legs(rig, LEG);
     let volume = create(rig, [&legs[0], &legs[1]], SIZE, REGION);
     let part = |start: u64, len: u64| format!("0 {} linear {volume} {}", len / 512, start / 512);
     let files = dm(rig, "files", &part(FILES_AT, SIZE - FILES_AT));
@@ -117,10 +154,7 @@ fn record(rig: &Rig) -> String {
     }
     sh("umount", &[mount]);
     sh("dmsetup", &["remove", "files"]);
-    rig.ok(&["stop", "v"]);
-    for name in ["leg-a", "leg-b", "lw"] {
-        sh("dmsetup", &["remove", name]);
-    }
+    end_record(rig);
     record
 }
 
@@ -136,16 +170,16 @@ fn write_file(folder: &Path, step: u64) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn fresh(rig: &Rig, name: &str) -> File {
+fn fresh(rig: &Rig, name: &str, len: u64) -> File {
     let file = File::create(rig.path(name)).unwrap();
-    file.set_len(LEG).unwrap();
+    file.set_len(len).unwrap();
     file
 }
 
 /// Copies a leg out of the image, without its zeroes.
-fn copy(image: &File, from: u64, leg: &File) {
+fn copy(image: &File, from: u64, len: u64, leg: &File) {
     let mut piece = vec![0; 64 << 10];
-    for at in (0..LEG).step_by(piece.len()) {
+    for at in (0..len).step_by(piece.len()) {
         image.read_exact_at(&mut piece, from + at).unwrap();
         if piece.iter().any(|&byte| byte != 0) {
             leg.write_all_at(&piece, at).unwrap();
