@@ -141,6 +141,11 @@ impl Sim {
                 Err(AssembleError::Missing { .. }) => {}
                 Err(error) => trace!(self, "refused: {error}"),
             }
+            if let (true, true, Some(_)) = (all_tried, self.roster.proof_is_gone, source) {
+                self.saw.saw(Saw::ForcedStart);
+                self.stopped_clean = false;
+                break assemble(&found, AssembleOptions { source, ..DEGRADED }).expect("a source was named");
+            }
             assert!(!all_tried, "invariant 9: {legs:?} refused: {:?}", assemble(&found, PLAIN));
             // Whoever starts it looks for more legs.
             (self.attached, strangers, all_tried) = (self.members(), LegSet::EMPTY, true);

@@ -20,6 +20,9 @@ pub(crate) struct Roster {
     pub(crate) unsure: LegSet,
     /// Legs that were to be removed by hand.
     asked: LegSet,
+    /// A leg was removed while another was out: it may have been the proof that a record of the other's never was
+    /// complete. A start may be refused then.
+    pub(crate) proof_is_gone: bool,
     /// Each leg that is or was one.
     uuids: [Uuid; MAX_LEGS],
     made: u64,
@@ -33,7 +36,7 @@ impl Roster {
         (0..).zip(&mut uuids).take(legs).for_each(|(i, uuid)| *uuid = Uuid::from_u64_pair(2, i));
         let members = LegSet::first(legs);
         let (unsure, asked) = (LegSet::EMPTY, LegSet::EMPTY);
-        Roster { rng, changes, members, unsure, asked, uuids, made: 0 }
+        Roster { rng, changes, members, unsure, asked, proof_is_gone: false, uuids, made: 0 }
     }
 
     /// How the superblocks name a leg in this state.
@@ -128,11 +131,10 @@ impl Sim {
                         asked || by.is_some(),
                         "roster: {leg:?} is removed and nobody asked for it: {now:?}"
                     );
+                    self.roster.proof_is_gone |= before.all() != before.in_use().union(LegSet::one(leg));
                     self.saw.saw(if asked { Saw::Removed } else { Saw::Replaced });
                     self.roster.unsure.insert(leg);
                     self.roster.asked.remove(leg);
-                    self.splits[leg.index()] = None;
-                    self.scribbled.remove(leg);
                 }
                 (LegState::Vacant, LegState::Spare) => self.saw.saw(Saw::SpareAdded),
                 (LegState::Vacant, _) => self.saw.saw(Saw::Added),
@@ -174,5 +176,7 @@ impl Sim {
         self.roster.members.remove(leg);
         self.roster.unsure.remove(leg);
         self.attached.remove(leg);
+        self.splits[leg.index()] = None;
+        self.scribbled.remove(leg);
     }
 }
