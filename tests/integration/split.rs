@@ -256,3 +256,120 @@ fn a_split_under_load_is_of_one_moment() {
     println!("{} writes", writer.join().unwrap());
     end(&rig);
 }
+
+#[test]
+fn two_legs_split_off_at_different_times_are_each_merged_by_their_own_changes() {
+    let rig = volume();
+    rig.ok(&["leg", "add", "v", "c"]);
+    (0..32).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    rig.wait();
+    for round in 0..2 {
+        // Nothing is dirty: what is dirty when the second is split off counts for it, too.
+        rig::until("nothing is dirty", || rig.status()["log"]["dirty_regions"] == 0);
+        rig.ok(&["split", "v", "--leg", "b", "--track"]);
+        let of_b = bytes(&rig.path("b"));
+        (40..50).for_each(|mib| write(&rig, mib, 0xb0 + round));
+        rig.ok(&["split", "v", "--leg", "c", "--track", "--yes"]);
+        let of_c = bytes(&rig.path("c"));
+        (47..52).for_each(|mib| write(&rig, mib, 0xc0 + round));
+        rig.refused(&["split", "v", "--leg", "a", "--track", "--yes"], &["only leg in sync"]);
+        assert!(bytes(&rig.path("b")) == of_b && bytes(&rig.path("c")) == of_c && of_b != of_c);
+        let before = [1, 2].map(|leg| copied(&rig, leg));
+        // The one that was split off last first, the next time the other way round.
+        let order = if round == 0 { ["c", "b"] } else { ["b", "c"] };
+        for leg in order {
+            rig.ok(&["merge", "v", leg]);
+            rig.wait_for_leg(if leg == "b" { 1 } else { 2 });
+        }
+        let [of_b, of_c] = [1, 2].map(|leg| (copied(&rig, leg) - before[leg - 1]) / MIB);
+        assert_eq!((of_b, of_c), (12, 5), "MiB that changed since each was split off");
+    }
+    rig.wait();
+    rig.ok(&["stop", "v"]);
+    assert!(bytes(&rig.path("a")) == bytes(&rig.path("b")) && bytes(&rig.path("a")) == bytes(&rig.path("c")));
+}
+
+/// A file system on the volume, and what was split off of it, both in use and both clean.
+#[test]
+fn the_file_system_on_a_split_leg_is_as_it_was() {
+    let rig = Rig::new();
+    if !rig::is_root() || !rig::have("mkfs.ext4", "the file system of a split leg") {
+        println!("SKIP the_file_system_on_a_split_leg_is_as_it_was: needs root and mkfs.ext4");
+        return;
+    }
+    rig.create("256MiB", &["--region-size", "1MiB"]);
+    let Some(device) = rig.loop_device(&rig.volume()) else { return };
+    rig::sh("mkfs.ext4", &["-q", &device]);
+    let (ours, theirs) = (rig.path("ours"), rig.path("theirs"));
+    fs::create_dir(&ours).unwrap();
+    fs::create_dir(&theirs).unwrap();
+    let (ours, theirs) = (ours.to_str().unwrap(), theirs.to_str().unwrap());
+    rig::sh("mount", &[&device, ours]);
+    rig.at_end(&["umount", ours]);
+    for round in 0..2u8 {
+        fs::write(format!("{ours}/kept"), [round; 5000]).unwrap();
+        rig::sh("sync", &["-f", ours]);
+        rig.wait();
+        rig.ok(&["split", "v", "--leg", "b", "--track", "--yes"]);
+        let before = copied(&rig, 1);
+        // 100 MiB elsewhere, and what was there overwritten.
+        fs::write(format!("{ours}/new"), vec![round + 1; 100 << 20]).unwrap();
+        fs::write(format!("{ours}/kept"), [0xff; 5000]).unwrap();
+        rig::sh("sync", &["-f", ours]);
+        // What is mounted is not replayed: the file system is read as the split left it.
+        rig::sh("mount", &["-o", "loop,ro,noload", rig.path("b").to_str().unwrap(), theirs]);
+        assert_eq!(fs::read(format!("{theirs}/kept")).unwrap(), [round; 5000]);
+        if round == 0 {
+            assert!(!Path::new(&format!("{theirs}/new")).exists());
+        }
+        rig::sh("umount", &[theirs]);
+        let stale = rig.status()["legs"][1]["stale_regions"].as_u64().unwrap();
+        assert!((100..200).contains(&stale), "{stale} regions of 256 changed");
+        rig.ok(&["merge", "v", "b"]);
+        rig.wait();
+        let now = copied(&rig, 1) - before;
+        assert!(now >= stale * MIB && now <= (stale + 8) * MIB, "{now} bytes copied of {stale} regions");
+    }
+    rig::sh("umount", &[ours]);
+    rig::sh("e2fsck", &["-fn", &device]);
+    rig::sh("losetup", &["-d", &device]);
+    rig.wait();
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("a", "b", 256 * MIB);
+    for leg in ["a", "b"] {
+        rig::sh("e2fsck", &["-fn", rig.path(leg).to_str().unwrap()]);
+    }
+}
+
+/// The daemon is killed at some moment of each split and each merge.
+#[test]
+fn a_daemon_killed_at_any_moment_of_a_split_or_merge_loses_nothing() {
+    let rig = volume();
+    (0..16).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    let killed_in = |args: &[&str], ms: u64| {
+        let mut asked = rig.command(args).stderr(std::process::Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(ms));
+        rig.kill_for_good();
+        asked.wait().unwrap();
+        rig.ok(&["start", "v"]);
+    };
+    let mut split = 0;
+    for round in 0..20u8 {
+        let now = bytes(&rig.volume());
+        killed_in(&["split", "v", "--leg", "b", "--track", "--yes"], u64::from(round) % 10 * 7);
+        if state(&rig, 1) == "tracked" {
+            split += 1;
+            assert!(bytes(&rig.path("b")) == now, "it is the volume as it was");
+            write(&rig, 20 + u64::from(round), 0xe0 + round % 16);
+            assert!(bytes(&rig.path("b")) == now, "it is left alone");
+            killed_in(&["merge", "v", "b"], u64::from(round) / 2 * 7);
+        }
+        if state(&rig, 1) == "tracked" {
+            rig.ok(&["merge", "v", "b"]);
+        }
+        rig.wait();
+    }
+    println!("{split} of 20 splits came to be");
+    assert!(split > 0);
+    end(&rig);
+}

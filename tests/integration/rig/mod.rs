@@ -115,6 +115,11 @@ impl Rig {
     }
 
     /// Has a command run at the end, before those that were named earlier.
+    /// Until one leg is in sync, whatever the others are.
+    pub fn wait_for_leg(&self, index: usize) {
+        until("the leg is in sync", || self.status()["legs"][index]["state"] == "in_sync");
+    }
+
     pub fn at_end(&self, command: &[&str]) {
         self.undo.borrow_mut().push(command.iter().map(|&word| word.to_owned()).collect());
     }
