@@ -102,3 +102,24 @@ fn every_source_file_says_what_it_is() {
         assert!(text.starts_with("//!"), "{} has no module documentation", relative(&path));
     }
 }
+
+#[test]
+fn tests_that_the_documents_name_exist() {
+    let text = fs::read_to_string(root().join("docs/legs.md")).unwrap();
+    let cases = fs::read_to_string(root().join("tests/vm/guest/main.rs")).unwrap();
+    let named: Vec<&str> = text
+        .split('`')
+        .filter(|word| word.contains(".rs::") || word.len() > 3 && word.starts_with("vm:"))
+        .collect();
+    for name in &named {
+        let exists = if let Some(case) = name.strip_prefix("vm:") {
+            cases.contains(&format!("case(\"{case}\""))
+        } else {
+            let (file, test) = name.split_once("::").unwrap();
+            let source = fs::read_to_string(root().join("tests/integration").join(file)).unwrap_or_default();
+            source.contains(&format!("#[test]\nfn {test}()"))
+        };
+        assert!(exists, "docs/legs.md names {name}, which does not exist");
+    }
+    assert!(named.len() > 15, "{named:?}");
+}
