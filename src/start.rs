@@ -54,6 +54,19 @@ pub enum StartError {
         /// What was named.
         name: String,
     },
+    /// The volume grew, and this leg did not.
+    #[error(
+        "leg {}: it has room for a volume of {room} bytes, and this one has {size}: it is a copy from before the volume \
+         grew; leave it out", path.display()
+    )]
+    NoRoom {
+        /// The leg.
+        path: PathBuf,
+        /// Size of the volume, in bytes.
+        size: u64,
+        /// Size of the largest volume that it has room for, in bytes.
+        room: u64,
+    },
     /// The superblock's sizes make no sense.
     #[error("leg {}: {source}", path.display())]
     Geometry {
@@ -158,8 +171,14 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         StartError::Assemble { text, decision }
     })?;
     let superblock = &members[0].metadata.superblock;
-    let geometry = Geometry::new(superblock.size, superblock.region_size)
+    let geometry = Geometry::new(assembly.size, superblock.region_size)
         .map_err(|source| StartError::Geometry { path: members[0].leg.path.clone(), source })?;
+    for Member { leg, metadata } in &members {
+        let room = metadata.room_for(&geometry);
+        if room < geometry.size() {
+            return Err(StartError::NoRoom { path: leg.path.clone(), size: geometry.size(), room });
+        }
+    }
     let mut unplaced: Vec<Option<Member>> = members.into_iter().map(Some).collect();
     let mut members =
         LegMap::from_fn(assembly.at.len(), |leg| assembly.at[leg].and_then(|at| unplaced[at].take()));
@@ -247,7 +266,7 @@ fn explain(error: AssembleError, members: &[Member]) -> String {
         ),
         AssembleError::Mismatch { one, other } => {
             format!(
-                "{} and {} disagree on the volume's size, region size or number of legs",
+                "{} and {} disagree on the volume's region size or number of legs",
                 path(one),
                 path(other)
             )

@@ -378,7 +378,7 @@ impl Volume {
     /// How its regions are, from region `from` on, in so many cells that the whole volume makes at most `cells`;
     /// a cell for each region without. See [`VolumeMap::next`].
     pub fn map(&self, cells: Option<NonZeroU32>, from: u32) -> VolumeMap {
-        let regions = self.shared.mirror.geometry.regions();
+        let regions = self.shared.mirror.geometry().regions();
         map::map(&self.facts, &self.shared, from, regions_per_cell(regions, cells))
     }
 

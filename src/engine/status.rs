@@ -47,7 +47,7 @@ pub(super) fn status(
     now: Instant,
 ) -> VolumeStatus {
     let mirror = &shared.mirror;
-    let (geometry, counters) = (mirror.geometry, &mirror.counters);
+    let (geometry, counters) = (mirror.geometry(), &mirror.counters);
     let legs: Vec<LegStatus> =
         lock(&facts.legs).iter().map(|(leg, known)| leg_status(known, shared, files, leg)).collect();
     let read = |counter: &AtomicU64| counter.load(Relaxed);

@@ -126,6 +126,7 @@ impl Durable {
         let superblock = Superblock {
             leg,
             legs: self.superblock.legs.iter().zip(record.states.iter()).map(entry).collect(),
+            size: record.size,
             event_count: record.event_count,
             lineage: record.lineage.clone(),
             clean: record.clean,
@@ -246,6 +247,7 @@ impl Worker {
         match self.shared.pass_on_worker(action) {
             Some(WorkerAction::LogMark(region)) => self.durable.log.mark(region),
             Some(WorkerAction::LogClear(region)) => self.durable.log.clear(region),
+            Some(WorkerAction::SizeLog(regions)) => self.durable.log.resize(regions),
             Some(WorkerAction::Commit { legs }) => {
                 let (errors, log_error) = self.durable.commit(legs);
                 if let Some(error) = log_error {
@@ -295,7 +297,7 @@ impl Worker {
         }
         let mirror = &self.shared.mirror;
         let states = mirror.legs.states();
-        let stale = u64::from(mirror.regions.unclean()) * mirror.geometry.region_size();
+        let stale = u64::from(mirror.regions.unclean()) * mirror.geometry().region_size();
         for leg in mirror.all_legs().filter(|&leg| states.of(leg) == LegState::Failed(FailReason::NoSpace)) {
             let Some(meta) = self.durable.legs[leg].as_ref() else { continue };
             if meta.data.hung() > 0 || self.durable.io.is_late(&meta.file) {

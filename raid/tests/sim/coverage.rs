@@ -58,9 +58,13 @@ pub(crate) enum Saw {
     SplitSurvived,
     Merge,
     FullReturn,
+    Growth,
+    GrowthCutShort,
+    GrowthFoundLater,
+    UncoveredLog,
 }
 
-const KINDS: usize = Saw::FullReturn as usize + 1;
+const KINDS: usize = Saw::UncoveredLog as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -72,7 +76,8 @@ const ALL: [Saw; KINDS] = {
         FailedFill, HungLeg, GivenUp, Refused, LateWrite, LateFailedFlush, Degraded, FailedLeg, Return, ReturnOfPulled, Promote, Clear, RefusedMark,
         Copy, CopyOfZeroes, FlushBroken, PausedResync, Kill, PowerCut, CrashInStart, TornSuperblock,
         BadLogSector, DegradedStart, ForcedStart, CleanStop, UncleanStop, StopUnderErrors, DirtyStart,
-        CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge, FullReturn,
+        CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge, FullReturn, Growth,
+        GrowthCutShort, GrowthFoundLater, UncoveredLog,
     ]
 };
 

@@ -35,7 +35,8 @@ impl Sim {
             created: 0,
             updated: 0,
         };
-        let log = InternalLog::new(volume, self.config.region_size(), self.config.regions, SyncMode::NoSync);
+        let log =
+            InternalLog::new(volume, self.config.region_size(), self.geometry.regions(), SyncMode::NoSync);
         let mut writes = Vec::new();
         for leg in self.all_legs().iter() {
             superblock.leg = leg;
@@ -152,6 +153,7 @@ impl Sim {
         for (entry, (_, &state)) in superblock.legs.iter_mut().zip(record.states.iter()) {
             entry.state = state;
         }
+        superblock.size = record.size;
         superblock.event_count = record.event_count;
         superblock.lineage.clone_from(&record.lineage);
         superblock.clean = record.clean;
