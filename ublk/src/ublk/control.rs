@@ -289,6 +289,13 @@ impl Control {
         })
     }
 
+    /// Device `id`, which is live, has `size` bytes from now on.
+    pub(super) fn resize(&self, id: u32, size: u64) -> Result<(), ControlError> {
+        self.call("change the device's size", PATIENCE, move |_| {
+            command_with(sys::UBLK_U_CMD_UPDATE_SIZE, id, size >> 9, 0).map(drop)
+        })
+    }
+
     /// Lets go of the device: another daemon may take it over.
     pub(super) fn release(&self) -> Result<(), ControlError> {
         self.call("let the device go", PATIENCE, |held| {
@@ -379,6 +386,11 @@ fn begin_recovery(id: u32) -> Result<(), Errno> {
 /// which wants a file of its own for every device and complains on standard error where there is none. The
 /// buffer begins with the path of the device, by whose permissions a user without privilege may ask.
 fn command(op: u32, id: u32, answer: usize) -> Result<Vec<u8>, Errno> {
+    command_with(op, id, 0, answer)
+}
+
+/// The same with a number that the command is about.
+fn command_with(op: u32, id: u32, data: u64, answer: usize) -> Result<Vec<u8>, Errno> {
     let file = File::options().read(true).write(true).open(CONTROL).map_err(io_errno)?;
     let mut buffer = format!("/dev/ublkc{id}\0").into_bytes();
     let path_len = buffer.len();
@@ -388,6 +400,7 @@ fn command(op: u32, id: u32, answer: usize) -> Result<Vec<u8>, Errno> {
         queue_id: u16::MAX,
         len: buffer.len() as u16,
         addr: buffer.as_mut_ptr() as u64,
+        data: [data],
         dev_path_len: path_len as u16,
         ..Default::default()
     };

@@ -33,6 +33,8 @@ pub struct UblkDevice {
     info: Info,
     shape: Shape,
     taken_over: bool,
+    /// The volume has grown since it was served.
+    too_small: bool,
     spawn: Spawn,
 }
 
@@ -70,8 +72,14 @@ impl UblkDevice {
         let wanted = Features::wanted(features, privileged);
         let info = control.add(shape, wanted, mark_of(options.volume))?;
         let shape = Shape { queues: info.queues, depth: info.depth, ..shape };
-        let device =
-            UblkDevice { control: Some(control), info, shape, taken_over: false, spawn: options.spawn };
+        let device = UblkDevice {
+            control: Some(control),
+            info,
+            shape,
+            taken_over: false,
+            too_small: false,
+            spawn: options.spawn,
+        };
         if privileged && !info.flags.has(Features(Features::RECOVERY.0 | Features::REISSUE.0)) {
             return Err(UblkError::Lacks("let a device outlive its daemon: Linux 6.1 or newer is needed"));
         }
@@ -92,7 +100,9 @@ impl UblkDevice {
             let path = format!("/sys/block/ublkb{}/{name}", earlier.id);
             fs::read_to_string(path).ok()?.trim().parse().ok()
         };
-        if attribute("size").is_some_and(|sectors| sectors << 9 != shape.size) {
+        // A daemon that died while the volume grew may not have come to telling the device.
+        let size = attribute("size").map_or(shape.size, |sectors| sectors << 9);
+        if size > shape.size || size < shape.size && !earlier.flags.has(Features::RESIZE) {
             return Err(does_not_fit("its size is not the volume's"));
         }
         if attribute("queue/logical_block_size").is_some_and(|block| block < shape.block_size.into()) {
@@ -105,7 +115,8 @@ impl UblkDevice {
             tracing::warn!(%error, "file systems on the device may stay in use");
         }
         let shape = Shape { queues, depth, max_io, ..shape };
-        Ok(UblkDevice { control: Some(control), info: earlier, shape, taken_over: true, spawn })
+        let too_small = size < shape.size;
+        Ok(UblkDevice { control: Some(control), info: earlier, shape, taken_over: true, too_small, spawn })
     }
 
     /// Queues that it has: the engine is to have as many.
@@ -191,6 +202,9 @@ impl UblkDevice {
             }
             error => error.into(),
         })?;
+        if self.too_small {
+            control.resize(self.info.id, self.shape.size)?;
+        }
         if privileged {
             look_after_daemon(self.info.id);
         }
