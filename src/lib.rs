@@ -18,6 +18,7 @@ pub mod map;
 pub mod metrics;
 pub mod paths;
 pub mod registry;
+pub mod resize;
 pub mod rights;
 pub mod signature;
 pub mod start;

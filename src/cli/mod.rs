@@ -14,6 +14,7 @@ mod list;
 mod man;
 mod map;
 mod output;
+mod resize;
 mod resync;
 mod run_hook;
 mod serve;
@@ -61,6 +62,7 @@ enum Verb {
     Split(leg::SplitArgs),
     Merge(leg::MergeArgs),
     Events(events::Args),
+    Resize(resize::Args),
     Resync(resync::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
@@ -103,6 +105,7 @@ pub fn main() -> ExitCode {
         Verb::Split(args) => leg::split(&context, &args),
         Verb::Merge(args) => leg::merge(&context, &args),
         Verb::Events(args) => events::run(&context, &args),
+        Verb::Resize(args) => resize::run(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),

@@ -9,6 +9,7 @@ mod background;
 mod harden;
 mod legs;
 mod notify;
+mod resize;
 mod signals;
 
 use std::path::PathBuf;
@@ -325,6 +326,7 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
             }
             Response::done()
         }
+        Request::Resize { size } => resize::resize(volume, dirs, size),
         Request::Events { since } => match volume.journal().reader(since) {
             Ok(reader) => return Answer::Events(reader),
             Err(error) => Response::Failed { reason: Failure::Error, message: describe(&error) },
@@ -346,7 +348,9 @@ fn stop(volume: &Volume, how: Shutdown) -> Response {
             let StopError::Front(front) = &error;
             let reason = match front {
                 FrontError::Busy { .. } => Failure::Busy,
-                FrontError::NoHandOver { .. } | FrontError::Io { .. } => Failure::Error,
+                FrontError::NoHandOver { .. } | FrontError::NoResize { .. } | FrontError::Io { .. } => {
+                    Failure::Error
+                }
             };
             Response::Failed { reason, message: describe(&error) }
         }

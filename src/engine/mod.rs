@@ -22,6 +22,8 @@ mod map;
 mod meter;
 mod opened;
 mod queue;
+mod relocate;
+mod resize;
 mod shared;
 mod status;
 mod throttle;
@@ -62,6 +64,7 @@ pub use legs::ChangeError;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use opened::{block_size, legs_metadata, physical_block_size};
+pub use resize::ResizeError;
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
 use throttle::Throttle;
@@ -191,6 +194,8 @@ pub struct Volume {
     files: Mutex<LegMap<Option<Arc<LegFile>>>>,
     /// One leg comes or goes at a time.
     changing: Mutex<()>,
+    /// Held while legs are written to behind the volume's end, beside the engine.
+    zeroing: Mutex<()>,
     notices: Vec<String>,
 }
 
@@ -308,7 +313,14 @@ impl Volume {
         let worker_thread = {
             let (shared, watch) = (Arc::clone(&shared), Arc::clone(&watch));
             let (tell, ready) = sync_channel(1);
-            let durable = move |io: MetaIo| Durable { legs: metas, log, log_file, superblock: template, io };
+            let durable = move |io: MetaIo| Durable {
+                legs: metas,
+                log,
+                log_file,
+                superblock: template,
+                recorded: None,
+                io,
+            };
             let blocking = options.threads_engine;
             let thread = spawn("mirrord-log", move || {
                 let io = if blocking { MetaIo::blocking() } else { MetaIo::new() };
@@ -349,6 +361,7 @@ impl Volume {
             pool,
             files: Mutex::new(files),
             changing: Mutex::new(()),
+            zeroing: Mutex::new(()),
             notices: notice.into_iter().collect(),
         };
         match front {
@@ -488,6 +501,7 @@ impl Volume {
         for thread in threads.queues.drain(..) {
             self.await_end(thread);
         }
+        drop(lock(&self.zeroing));
         // A ring lets go of its files some time after it is closed. Nothing is in flight any more, so the
         // legs are free from now on. Where something is, nobody else may have the leg.
         for file in lock(&self.files).iter().filter_map(|(_, file)| file.as_ref()) {

@@ -40,7 +40,7 @@ pub(super) struct LegMeta {
 }
 
 impl LegMeta {
-    fn target(&self, base: u64) -> Target<'_> {
+    pub(super) fn target(&self, base: u64) -> Target<'_> {
         Target { file: &self.file, base, hung: Some(self.data.hung_changes()) }
     }
 }
@@ -53,6 +53,8 @@ pub(super) struct Durable {
     pub(super) log_file: Option<std::fs::File>,
     /// What every superblock of the volume says; leg, states and counts are filled in.
     pub(super) superblock: Superblock,
+    /// The newest record, if every leg that it went to has it.
+    pub(super) recorded: Option<Record>,
     pub(super) io: MetaIo,
 }
 
@@ -112,18 +114,25 @@ impl Durable {
             }
         }
         let results = self.io.write_each(&writes);
+        let is_taken = results.len() == record.legs.len() && results.iter().all(Result::is_ok);
         for (leg, result) in legs.into_iter().zip(results) {
             errors[leg.index()] = errno(result).err();
             if let (None, Some(meta)) = (errors[leg.index()], &mut self.legs[leg]) {
                 meta.generation += 1;
             }
         }
+        self.recorded = is_taken.then(|| record.clone());
         errors
     }
 
     fn superblock_on(&self, leg: Leg, meta: &LegMeta, record: &Record) -> PageWrite {
+        // A slot that may be torn is written again, never the other one, which is whole.
+        superblock_write(&meta.layout, &self.superblock_of(leg, record), meta.generation + 1)
+    }
+
+    pub(super) fn superblock_of(&self, leg: Leg, record: &Record) -> Superblock {
         let entry = |(entry, (_, &state)): (&LegEntry, _)| LegEntry { uuid: entry.uuid, state };
-        let superblock = Superblock {
+        Superblock {
             leg,
             legs: self.superblock.legs.iter().zip(record.states.iter()).map(entry).collect(),
             size: record.size,
@@ -133,9 +142,7 @@ impl Durable {
             log_failed: record.log_failed,
             updated: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             ..self.superblock.clone()
-        };
-        // A slot that may be torn is written again, never the other one, which is whole.
-        superblock_write(&meta.layout, &superblock, meta.generation + 1)
+        }
     }
 
     /// Legs with metadata under way that was given up are kept as they are, open and locked, for as long as the
@@ -213,6 +220,9 @@ impl Worker {
             for MetaChange { leg, meta, done } in self.shared.mailbox.take_changes() {
                 self.durable.legs[leg] = meta;
                 let _ = done.send(());
+            }
+            for job in self.shared.mailbox.take_jobs() {
+                job(&mut self.durable);
             }
             let now = Instant::now();
             if !came || timeout.is_some() && now >= next_tick {
