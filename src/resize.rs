@@ -13,6 +13,7 @@ use mirrord_raid::{Leg, LegSet, LegState};
 use mirrord_ublk::{plain_spawn, ublk};
 use uuid::Uuid;
 
+use crate::leg::Patience;
 use crate::start::{self, Opened, StartError, StartOptions};
 
 /// Why a volume that is stopped does not have another size. But for [`ShrinkError::Io`] nothing was changed.
@@ -83,7 +84,8 @@ impl Shrink {
     /// # Errors
     /// See [`ShrinkError`].
     pub fn prepare(legs: &[PathBuf], size: u64) -> Result<Shrink, ShrinkError> {
-        let opened = start::open(legs, &StartOptions::default())?;
+        let opened =
+            start::open(legs, &StartOptions { patience: Patience::SHORT, ..StartOptions::default() })?;
         if size == opened.size() {
             return Err(ShrinkError::Same);
         }
