@@ -328,3 +328,44 @@ fn a_stopped_volume_is_cut_off_and_what_was_behind_never_comes_back() {
     drop(file);
     end(&rig, 50 * MIB);
 }
+
+#[test]
+fn devices_have_to_be_larger_first() {
+    let rig = Rig::new();
+    for name in ["one", "two"] {
+        File::create(rig.path(name)).unwrap().set_len(80 * MIB).unwrap();
+    }
+    let Some(a) = rig.loop_device(&rig.path("one")) else { return };
+    let Some(b) = rig.loop_device(&rig.path("two")) else { return };
+    rig.create_of([&a, &b], "64MiB", &["--region-size", "64KiB"]);
+    write(&rig, 63, 0x63);
+    // There is room before the metadata.
+    rig.ok(&["resize", "v", "--size", "70MiB"]);
+    write(&rig, 69, 0x69);
+    let larger = |name: &str, device: &str, mib: u64| {
+        // What the device gets is not zero.
+        let file = File::options().write(true).open(rig.path(name)).unwrap();
+        let len = file.metadata().unwrap().len();
+        file.write_all_at(&vec![0xee; (mib * MIB - len) as usize], len).unwrap();
+        sh("losetup", &["-c", device]);
+    };
+    refused(&rig, &["resize", "v", "--size", "100MiB"], &[&a, "80MiB", "make it larger first"]);
+    larger("one", &a, 120);
+    refused(&rig, &["resize", "v", "--size", "100MiB"], &[&b, "80MiB", "make it larger first"]);
+    assert_eq!(size(&rig), 70 * MIB);
+    larger("two", &b, 120);
+    rig.ok(&["resize", "v", "--size", "100MiB"]);
+    let mut all = [0; 100];
+    (all[63], all[69]) = (0x63, 0x69);
+    holds(&rig, &all);
+    rig.kill();
+    rig.ok(&["start", "v"]);
+    assert_eq!(size(&rig), 100 * MIB);
+    holds(&rig, &all);
+    rig.wait();
+    rig.ok(&["stop", "v"]);
+    sh("cmp", &["-n", &(100 * MIB).to_string(), &a, &b]);
+    // One that grew while nobody served it says what to do.
+    larger("two", &b, 140);
+    refused(&rig, &["start", "v"], &[&b, "grew", "as long as it was"]);
+}
