@@ -21,6 +21,7 @@ pub mod registry;
 pub mod resize;
 pub mod rights;
 pub mod signature;
+pub mod split_leg;
 pub mod start;
 pub mod status;
 pub mod units;

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::Context;
 use super::output::{Usage, fail, note, print, print_json};
 use super::status::not_running;
+use super::{Context, serve_split};
 use crate::control::{Client, ClientError, Request, Response};
 
 /// Take a leg of a running volume out, or give one back
@@ -51,6 +51,8 @@ pub(super) struct SplitArgs {
     /// Also if that leaves a single leg.
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    pub(super) serve: serve_split::Args,
 }
 
 /// Take a leg back that was split off, copying only what the volume changed meanwhile
@@ -93,6 +95,11 @@ pub(super) fn split(context: &Context, args: &SplitArgs) -> anyhow::Result<()> {
     let doing = format!("cannot split leg {} off {}", args.leg, args.name);
     let mut client = connect(context, &args.name, &doing)?;
     let status = client.status().map_err(|error| fail(&doing, &error))?;
+    if args.serve.is_wanted()
+        && let Some(leg) = serve_split::already_split(&status, &absolute_if_path(&args.leg))
+    {
+        return args.serve.serve(context, &status, leg.index, &leg.path, None);
+    }
     let in_sync = status.legs.iter().filter(|leg| leg.state == "in_sync").count();
     if in_sync == 2 && !args.yes {
         return Err(Usage(format!(
@@ -101,7 +108,16 @@ pub(super) fn split(context: &Context, args: &SplitArgs) -> anyhow::Result<()> {
         .into());
     }
     let request = Request::SplitLeg { leg: absolute_if_path(&args.leg) };
-    ask(context, &args.name, &doing, &request, "is split off and tracked")
+    if !args.serve.is_wanted() {
+        return ask(context, &args.name, &doing, &request, "is split off and tracked");
+    }
+    let Response::Leg { index, path, pause_us, note: told } =
+        client.ask(&request).map_err(|error| fail(&doing, &error))?
+    else {
+        anyhow::bail!("{doing}: the daemon answered something else");
+    };
+    told.iter().for_each(|text| note(text));
+    args.serve.serve(context, &status, index, &path, pause_us)
 }
 
 pub(super) fn merge(context: &Context, args: &MergeArgs) -> anyhow::Result<()> {

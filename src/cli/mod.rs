@@ -18,6 +18,7 @@ mod resize;
 mod resync;
 mod run_hook;
 mod serve;
+mod serve_split;
 mod serving;
 mod start;
 mod status;

@@ -22,6 +22,7 @@ mod map;
 mod meter;
 mod opened;
 mod queue;
+mod read_only;
 mod relocate;
 mod resize;
 mod shared;
@@ -241,6 +242,7 @@ impl Volume {
             region_size: opened.geometry.region_size(),
             block_size,
             physical_block_size: physical_block_size(&opened),
+            read_only: false,
         };
         let prepared = front::prepare(&serving, &options)?;
         if options.own_mounts {
@@ -296,6 +298,7 @@ impl Volume {
             log: template.log.clone(),
             log_note: note_text(resumed),
             dirty_at_start: log.dirty_count() as u32,
+            read_only: false,
             legs: Mutex::new(LegMap::from_fn(paths.len(), |leg| status::LegFacts {
                 path: paths[leg].clone(),
                 uuid: template.legs[leg.index()].uuid,

@@ -29,6 +29,8 @@ pub(super) struct Facts {
     pub(super) log: LogPlace,
     pub(super) log_note: Option<String>,
     pub(super) dirty_at_start: u32,
+    /// It is a leg that was split off.
+    pub(super) read_only: bool,
     pub(super) legs: Mutex<LegMap<LegFacts>>,
 }
 
@@ -67,6 +69,7 @@ pub(super) fn status(
         engine: if threads { "threads" } else { "io_uring" }.to_owned(),
         engine_note: threads.then(|| "io_uring is not permitted here or was not wanted".to_owned()),
         front_note: facts.front_note.clone(),
+        read_only: facts.read_only,
         size_bytes: geometry.size(),
         region_size_bytes: geometry.region_size(),
         regions: geometry.regions(),

@@ -26,10 +26,10 @@ struct Kept {
 }
 
 impl Attributes {
-    pub(super) fn new(block_size: u32) -> Attributes {
+    pub(super) fn new(block_size: u32, mode: u32) -> Attributes {
         let now = Time::now();
         let kept = Kept {
-            mode: 0o600,
+            mode,
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             atime: now,

@@ -165,7 +165,7 @@ impl FuseFront {
             block: block.into(),
             max_io: options.max_io,
             read_only: options.read_only,
-            attributes: Attributes::new(block),
+            attributes: Attributes::new(block, if options.read_only { 0o444 } else { 0o600 }),
             cut: Arc::default(),
         };
         let device = match point.mount(&options.name, options.allow_other, options.read_only) {

@@ -51,6 +51,8 @@ impl Volume {
         match code {
             opcode::READ => self.read(&arrived, reply, out),
             opcode::WRITE => self.write(arrived, reply, out),
+            // Nothing was written.
+            opcode::FSYNC if self.read_only => reply.ok(),
             opcode::FSYNC => self.put(out, Op::Flush, 0, 0, Done::empty(reply)),
             opcode::FALLOCATE => self.fallocate(&arrived, reply, out),
             opcode::OPEN => self.open(&arrived, reply),

@@ -51,6 +51,7 @@ pub(super) struct Shape {
     pub(super) block_size: u32,
     pub(super) physical_block_size: u32,
     pub(super) region_size: u64,
+    pub(super) read_only: bool,
     pub(super) max_io: u32,
     pub(super) queues: u16,
     pub(super) depth: u16,
@@ -445,9 +446,12 @@ fn params(shape: Shape) -> sys::ublk_params {
     let shift = shape.block_size.trailing_zeros() as u8;
     let physical = shape.physical_block_size.trailing_zeros() as u8;
     sys::ublk_params {
-        types: sys::UBLK_PARAM_TYPE_BASIC | sys::UBLK_PARAM_TYPE_DISCARD,
+        types: sys::UBLK_PARAM_TYPE_BASIC | if shape.read_only { 0 } else { sys::UBLK_PARAM_TYPE_DISCARD },
         basic: sys::ublk_param_basic {
-            attrs: sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA,
+            attrs: match shape.read_only {
+                true => sys::UBLK_ATTR_READ_ONLY,
+                false => sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA,
+            },
             logical_bs_shift: shift,
             physical_bs_shift: physical,
             io_opt_shift: 0,

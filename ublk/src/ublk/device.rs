@@ -47,13 +47,23 @@ impl UblkDevice {
     /// # Panics
     /// If sizes are not as [`UblkOptions`] says.
     pub fn prepare(options: UblkOptions) -> Result<UblkDevice, UblkError> {
-        let UblkOptions { size, block_size, physical_block_size, region_size, max_io, queues, depth, .. } =
-            options;
+        let UblkOptions {
+            size,
+            block_size,
+            physical_block_size,
+            region_size,
+            read_only,
+            max_io,
+            queues,
+            depth,
+            ..
+        } = options;
         assert!(block_size.is_power_of_two() && (512..=4096).contains(&block_size));
         assert!(size > 0 && size.is_multiple_of(u64::from(block_size)) && max_io.is_multiple_of(4096));
         // With one tag a queue has fetched for all as soon as it has for the first: see `UblkSource::fetch`.
         let depth = depth.max(2);
-        let shape = Shape { size, block_size, physical_block_size, region_size, max_io, queues, depth };
+        let shape =
+            Shape { size, block_size, physical_block_size, region_size, read_only, max_io, queues, depth };
         let control = connect(&options.spawn)?;
         let features = control.features()?;
         if let Some(earlier) = find(&control, options.volume)? {
@@ -69,7 +79,11 @@ impl UblkDevice {
         }
         let privileged = rustix::thread::capabilities(None)
             .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
-        let wanted = Features::wanted(features, privileged);
+        // One that nobody writes to has nothing to lose, and who reads it sees that its daemon is gone.
+        let wanted = match read_only && privileged {
+            true => Features::default(),
+            false => Features::wanted(features, privileged),
+        };
         let info = control.add(shape, wanted, mark_of(options.volume))?;
         let shape = Shape { queues: info.queues, depth: info.depth, ..shape };
         let device = UblkDevice {
@@ -80,7 +94,7 @@ impl UblkDevice {
             too_small: false,
             spawn: options.spawn,
         };
-        if privileged && !info.flags.has(Features(Features::RECOVERY.0 | Features::REISSUE.0)) {
+        if privileged && !read_only && !info.flags.has(Features(Features::RECOVERY.0 | Features::REISSUE.0)) {
             return Err(UblkError::Lacks("let a device outlive its daemon: Linux 6.1 or newer is needed"));
         }
         if !privileged && !info.flags.has(Features::UNPRIVILEGED) {
