@@ -17,7 +17,7 @@ use rustix::io::Errno;
 const ZERO_SCAN: u64 = 256 << 20;
 
 /// The first stretch of data in `range`.
-fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+pub(crate) fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
     if range.is_empty() {
         return Ok(None);
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use mirrord_log::{
     Backing, DISK_MAGIC, DirtyLog, DiskLog, Footer, FooterError, InternalLog, LogPlace, PAGE, ResumeNote,
-    SECTOR_REGIONS, SlotError, Superblock, SyncMode, decode_sector, measure,
+    SECTOR_REGIONS, SlotError, Superblock, SyncMode, decode_sector, lost_footer, measure,
 };
 use mirrord_raid::{FailReason, Geometry, LegState, MAX_REGIONS};
 use serde::Serialize;
@@ -228,6 +228,12 @@ fn find(file: &File, backing: Backing, len: u64) -> io::Result<Found> {
         Ok(footer) => return leg(file, backing, len, &footer).map(|leg| Found::Leg(Box::new(leg))),
         Err(error) => error,
     };
+    if backing == Backing::File
+        && error == FooterError::NotMirrord
+        && let Some(footer) = lost_footer(file, len)?
+    {
+        return leg(file, backing, len, &footer).map(|leg| Found::Leg(Box::new(leg)));
+    }
     if let Some(log) = disk_log(file, len)? {
         return Ok(Found::DiskLog(log));
     }

@@ -3,9 +3,10 @@
 //!
 //! Guarantee: nothing is written here. A refused start leaves every leg as it was, unlocked.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
-use mirrord_log::{LegMetadata, ReadLegError, read_leg};
+use mirrord_log::{LegMetadata, ReadLegError, measure, read_leg};
 use mirrord_raid::{
     AssembleError, AssembleOptions, Assembly, FailReason, Geometry, Leg, LegMap, LegRecord, LegSet, LegState,
     assemble,
@@ -53,6 +54,19 @@ pub enum StartError {
     Source {
         /// What was named.
         name: String,
+    },
+    /// The volume grew, and this leg did not.
+    #[error(
+        "leg {}: it has room for a volume of {room} bytes, and this one has {size}: it is a copy from before the volume \
+         grew; leave it out", path.display()
+    )]
+    NoRoom {
+        /// The leg.
+        path: PathBuf,
+        /// Size of the volume, in bytes.
+        size: u64,
+        /// Size of the largest volume that it has room for, in bytes.
+        room: u64,
     },
     /// The superblock's sizes make no sense.
     #[error("leg {}: {source}", path.display())]
@@ -130,6 +144,7 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     same_twice(&ids.iter().map(|(path, id)| (path.as_path(), *id)).collect::<Vec<_>>())?;
     let mut members = Vec::new();
     let mut missing_paths = Vec::new();
+    let mut locked = Vec::new();
     for path in paths {
         match OpenLeg::open_waiting(path, options.patience) {
             Ok(leg) => {
@@ -138,9 +153,15 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
                 members.push(Member { leg, metadata });
             }
             Err(LegError::NotFound { path }) => missing_paths.push(path),
+            Err(LegError::InUse { path, holder }) => locked.push((path, holder)),
             Err(error) => return Err(error.into()),
         }
     }
+    let locked = locked.into_iter().map(|(path, holder)| match split_leg(&path, &members) {
+        Some(leg) => Ok((leg, path)),
+        None => Err(LegError::InUse { path, holder }),
+    });
+    let mut split: Vec<(Leg, PathBuf)> = locked.collect::<Result<_, _>>()?;
     if let (true, Some(path)) = (members.is_empty() || !options.degraded, missing_paths.first()) {
         // Whether the volume can do without is for assembly to say, but a path that leads nowhere
         // is first of all that. A leg known to be out may be gone.
@@ -162,15 +183,20 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         StartError::Assemble { text, decision }
     })?;
     let superblock = &members[0].metadata.superblock;
-    let geometry = Geometry::new(superblock.size, superblock.region_size)
+    let geometry = Geometry::new(assembly.size, superblock.region_size)
         .map_err(|source| StartError::Geometry { path: members[0].leg.path.clone(), source })?;
+    for Member { leg, metadata } in &members {
+        let room = metadata.room_for(&geometry);
+        if room < geometry.size() {
+            return Err(StartError::NoRoom { path: leg.path.clone(), size: geometry.size(), room });
+        }
+    }
     let mut unplaced: Vec<Option<Member>> = members.into_iter().map(Some).collect();
     let mut members =
         LegMap::from_fn(assembly.at.len(), |leg| assembly.at[leg].and_then(|at| unplaced[at].take()));
     let mut notices = notices(&assembly, &members);
     // A leg that was split off belongs to whoever reads it, until it is merged.
     let states = assembly.states(false);
-    let mut split = Vec::new();
     for (leg, member) in members.iter_mut().filter(|(leg, _)| states[*leg] == LegState::Tracked) {
         if let Some(member) = member.take() {
             notices.push(format!("{} is split off: it is left alone", member.leg.path.display()));
@@ -196,6 +222,19 @@ pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {
         log_failed: superblock.log_failed,
         lineage: superblock.lineage.clone(),
     }
+}
+
+/// Which leg the one at `path` is, that somebody has, if it is split off by the newest record: it may be served for
+/// reading, and is nobody else's.
+fn split_leg(path: &Path, members: &[Member]) -> Option<Leg> {
+    let file = File::open(path).ok()?;
+    let (backing, len) = measure(&file).ok()?;
+    let found = read_leg(&file, backing, len).ok()?.superblock;
+    let newest = members.iter().max_by_key(|member| member.metadata.superblock.event_count)?;
+    let newest = &newest.metadata.superblock;
+    let entry = newest.legs.get(found.leg.index())?;
+    let is_split = entry.state == LegState::Tracked && entry.uuid == found.leg_uuid();
+    (is_split && newest.volume == found.volume).then_some(found.leg)
 }
 
 fn only_out_legs_are_missing(members: &[Member], missing: usize) -> bool {
@@ -252,7 +291,7 @@ fn explain(error: AssembleError, members: &[Member]) -> String {
             volume(at)
         ),
         AssembleError::Mismatch { one, other } => {
-            format!("{} and {} disagree on the volume's size or region size", path(one), path(other))
+            format!("{} and {} disagree on the volume's region size", path(one), path(other))
         }
         AssembleError::SplitBrain { one, other } => format!(
             "split brain: {} (event count {}) and {} (event count {}) each went on without the other; \

@@ -25,6 +25,9 @@ pub struct VolumeStatus {
     pub engine_note: Option<String>,
     /// Why the front end is not the better one, if it is not and was not asked for.
     pub front_note: Option<String>,
+    /// Nobody can write to it: it is a leg that was split off.
+    #[serde(default)]
+    pub read_only: bool,
     /// Size in bytes.
     pub size_bytes: u64,
     /// Region size in bytes.

@@ -60,6 +60,10 @@ impl DirtyLog for CoreLog {
 
     fn flush_failed(&mut self) {}
 
+    fn resize(&mut self, regions: u32) {
+        self.maps.resize(regions, regions.max(1));
+    }
+
     fn all_pages(&self) -> Flush {
         Flush::default()
     }

@@ -49,6 +49,7 @@ const _: () = assert!(offset_of!(RawHeader, regions) == 8);
 pub struct DiskLog {
     region_size: u64,
     mode: SyncMode,
+    block_size: u32,
     maps: RegionMaps,
     /// What is on disk, `io_size` bytes; header and bits are brought up to date when it is written.
     image: Vec<u8>,
@@ -62,10 +63,18 @@ impl DiskLog {
     /// # Panics
     /// If `block_size` is 0.
     pub fn new(region_size: u64, regions: u32, block_size: u32, mode: SyncMode) -> DiskLog {
-        let words = regions.div_ceil(WORD_BITS) as usize;
-        let len = (BITS + words * 8).next_multiple_of(block_size as usize);
         let maps = RegionMaps::new(regions, regions.max(1), false);
-        DiskLog { region_size, mode, maps, image: vec![0; len], note: ResumeNote::NotResumed }
+        let image = vec![0; DiskLog::len_of(regions, block_size) as usize];
+        DiskLog { region_size, mode, block_size, maps, image, note: ResumeNote::NotResumed }
+    }
+
+    /// How many bytes of a file or device with such blocks a log of so many regions takes.
+    ///
+    /// # Panics
+    /// If `block_size` is 0.
+    pub fn len_of(regions: u32, block_size: u32) -> u64 {
+        let words = regions.div_ceil(WORD_BITS) as usize;
+        (BITS + words * 8).next_multiple_of(block_size as usize) as u64
     }
 
     /// How many regions a log says that it has; `None` if it is no log of a version that is known.
@@ -174,6 +183,11 @@ impl DirtyLog for DiskLog {
         if self.maps.regions() > 0 {
             self.maps.touch_page(0);
         }
+    }
+
+    fn resize(&mut self, regions: u32) {
+        self.maps.resize(regions, regions.max(1));
+        self.image.resize(DiskLog::len_of(regions, self.block_size) as usize, 0);
     }
 
     fn all_pages(&self) -> Flush {

@@ -263,6 +263,11 @@ impl DirtyLog for InternalLog {
         }
     }
 
+    fn resize(&mut self, regions: u32) {
+        self.maps.resize(regions, PAGE_REGIONS);
+        self.last.clear();
+    }
+
     fn all_pages(&self) -> Flush {
         Flush { writes: (0..log_pages(self.maps.regions())).map(|page| self.encode(page)).collect() }
     }

@@ -49,7 +49,7 @@ pub struct Layout {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LayoutError {
     /// The device has no room for it.
-    #[error("{len} bytes are too few: the metadata alone needs {need}")]
+    #[error("it has {len} bytes and needs {need}")]
     TooShort {
         /// Length of the device in bytes.
         len: u64,

@@ -8,10 +8,13 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
+use mirrord_raid::Geometry;
+
 use crate::footer::{Footer, FooterError};
 use crate::internal::InternalLog;
-use crate::layout::{Layout, PAGE, log_pages};
+use crate::layout::{Layout, PAGE, PAGE_REGIONS, log_pages};
 use crate::log::DirtyLog;
+use crate::lost::lost_footer;
 use crate::page::PageWrite;
 use crate::superblock::{PickError, SlotError, Superblock, pick};
 
@@ -62,6 +65,14 @@ pub struct LegMetadata {
     pub log_area: Vec<u8>,
 }
 
+impl LegMetadata {
+    /// Size of the largest volume with such regions that the leg has room for, in bytes.
+    pub fn room_for(&self, geometry: &Geometry) -> u64 {
+        let regions = u64::from(self.layout.log_pages) * u64::from(PAGE_REGIONS);
+        self.layout.room().min(regions.saturating_mul(geometry.region_size()))
+    }
+}
+
 /// Why a leg's metadata cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadLegError {
@@ -83,6 +94,12 @@ pub enum ReadLegError {
     /// Not a leg, or its end was cut off or overwritten.
     #[error("no mirrord footer at its end: not a leg, or it was made longer or shorter")]
     NoFooter,
+    /// The same of a device.
+    #[error(
+        "no mirrord footer at its end: not a leg, or the device grew since it was last served; then make it as long as \
+         it was, start the volume, grow the device again and `mirrord resize` the volume while it runs"
+    )]
+    NoFooterOnDevice,
     /// The footer is damaged.
     #[error("the footer fails its checksum")]
     Checksum,
@@ -154,14 +171,23 @@ impl From<PickError> for ReadLegError {
     }
 }
 
-/// Reads the metadata of a leg `len` bytes long. A slot that cannot be read counts as torn.
+/// Reads the metadata of a leg `len` bytes long, also of a file that was made longer and ends with zeroes. A slot that cannot be read counts as torn.
 ///
 /// # Errors
 /// See [`ReadLegError`].
 pub fn read_leg(file: &File, backing: Backing, len: u64) -> Result<LegMetadata, ReadLegError> {
     let found = backing.footer(len).ok_or(ReadLegError::TooShort { len })?;
     let io_error = |what| move |source| ReadLegError::Io { what, source };
-    let footer = Footer::decode(&read(file, found, PAGE).map_err(io_error("footer"))?)?;
+    let (footer, found) = match Footer::decode(&read(file, found, PAGE).map_err(io_error("footer"))?) {
+        // A file that grew and has no footer yet.
+        Err(FooterError::NotMirrord) if backing == Backing::File => {
+            let footer = lost_footer(file, len).map_err(io_error("footer"))?;
+            let footer = footer.ok_or(ReadLegError::NoFooter)?;
+            (footer, footer.layout.footer)
+        }
+        Err(FooterError::NotMirrord) => return Err(ReadLegError::NoFooterOnDevice),
+        footer => (footer?, found),
+    };
     let layout = footer.layout;
     if layout.footer != found {
         return Err(ReadLegError::Moved { found, recorded: layout.footer });

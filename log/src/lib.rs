@@ -21,8 +21,10 @@ mod io;
 mod layout;
 mod leg;
 mod log;
+mod lost;
 mod maps;
 mod page;
+mod relocate;
 mod superblock;
 
 pub use crate::core::CoreLog;
@@ -36,8 +38,10 @@ pub use leg::{
     superblock_write, wipe_leg,
 };
 pub use log::{DirtyLog, LogKind, LogStatus, ResumeNote, SyncMode};
+pub use lost::lost_footer;
 pub use maps::{Dirty, RegionMaps};
 pub use page::{Flush, PageWrite};
+pub use relocate::Relocation;
 pub use superblock::{
     KNOWN_FLAGS, LegEntry, LogPlace, MAX_NAME, MAX_PLACE, PickError, SUPERBLOCK_VERSION, SlotError,
     Superblock, pick,

@@ -137,6 +137,10 @@ pub trait DirtyLog: Send {
     /// again.
     fn flush_failed(&mut self);
 
+    /// Makes it a log of so many regions: new ones are clean. The next flush has all of it. Regions that are cut off
+    /// have to be clean.
+    fn resize(&mut self, regions: u32);
+
     /// The whole log as writes, to bring a returning leg or a new place up to date.
     fn all_pages(&self) -> Flush;
 

@@ -54,6 +54,21 @@ impl RegionMaps {
         maps
     }
 
+    /// Makes it so many regions, `page_regions` of which share a page: new ones are clean and in sync. Every page counts
+    /// as changed.
+    pub(crate) fn resize(&mut self, regions: u32, page_regions: u32) {
+        let gone = self.clean.get(regions as usize..).map_or(0, |gone| gone.count_zeros());
+        assert_eq!(gone, 0, "a dirty region is cut off");
+        for (bits, new) in [(&mut self.clean, true), (&mut self.sync, true), (&mut self.recovering, false)] {
+            bits.resize(regions as usize, new);
+            bits.set_uninitialized(false);
+        }
+        self.in_sync = self.sync.count_ones() as u32;
+        self.search = 0;
+        self.page_regions = page_regions;
+        self.touched = Bits::repeat(true, regions.div_ceil(page_regions) as usize);
+    }
+
     /// Takes `clean` over as read from disk: in sync is what is clean, the search for work starts
     /// over.
     pub(crate) fn adopt(&mut self, mut clean: Bits) {
@@ -203,6 +218,22 @@ mod tests {
         assert_eq!(maps.take_touched(), [1, 2]);
         maps.mark(Region(9));
         assert_eq!(maps.take_touched(), []);
+    }
+
+    #[test]
+    fn new_regions_are_clean_and_all_is_to_be_written() {
+        let mut maps = RegionMaps::new(13, 8, true);
+        maps.mark(Region(12));
+        let _ = maps.take_touched();
+        maps.resize(21, 8);
+        assert_eq!((maps.regions(), maps.dirty_count(), maps.sync_count()), (21, 1, 21));
+        assert_eq!(maps.clean_bytes(), [0xff, 0xef, 0x1f]);
+        assert_eq!(maps.take_touched(), [0, 1, 2]);
+        maps.mark(Region(20));
+        assert_eq!(maps.take_touched(), [2]);
+        maps.clear(Region(20));
+        maps.resize(13, 8);
+        assert_eq!((maps.clean_bytes(), maps.dirty_count()), (&[0xff, 0x0f][..], 1));
     }
 
     #[test]

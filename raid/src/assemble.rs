@@ -7,7 +7,7 @@
 //!
 //! | found | then |
 //! |---|---|
-//! | legs of two volumes, the same leg twice, sizes that differ | refuse |
+//! | legs of two volumes, the same leg twice, region sizes that differ | refuse |
 //! | a leg that the deciding record does not name | refuse: it was removed, or never came to be one |
 //! | no record that all others are behind | split brain: refuse, unless a source is named |
 //! | a leg in use by the deciding record is missing | refuse, unless degraded is allowed |
@@ -18,7 +18,11 @@
 //! record has as failed is back: it is syncing, stale in the dirty regions. If any region is dirty,
 //! every leg but the source is syncing until it is resynced, so that reads do not depend on the leg.
 //! A spare is a spare, whether it is there or not.
+//!
+//! Records differ in size if the volume was being resized. The deciding one's counts; what a leg's log did not cover
+//! ([`Assembly::covered`]) is dirty.
 
+use crate::geometry::{Geometry, Region};
 use crate::lineage::{Lineage, is_behind};
 use crate::types::{FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
@@ -109,8 +113,8 @@ pub enum AssembleError {
         /// Which.
         at: usize,
     },
-    /// Sizes differ.
-    #[error("the legs disagree on the volume's size or region size")]
+    /// Region sizes differ.
+    #[error("the legs disagree on the volume's region size")]
     Mismatch {
         /// A leg.
         one: usize,
@@ -152,6 +156,10 @@ pub struct Assembly {
     pub at: LegMap<Option<usize>>,
     /// The leg whose data is the volume's.
     pub source: Leg,
+    /// Size of the volume, in bytes: what the deciding record says.
+    pub size: u64,
+    /// How much of it every record that was found covers, in bytes: no log vouches for what is behind.
+    pub covered: u64,
     /// The highest event count found.
     pub event_count: u64,
     /// Legs whose logs, united, tell which regions are dirty.
@@ -171,6 +179,13 @@ impl Assembly {
     /// not 0 and unlike any other of the volume.
     pub fn lineage(&self, session: u64) -> Lineage {
         Lineage { session, ..self.lineage.clone() }
+    }
+
+    /// Regions of a volume of these sizes that some log does not cover: dirty, whatever the others say.
+    pub fn uncovered(&self, geometry: Geometry) -> impl Iterator<Item = Region> + use<> {
+        let first =
+            if self.covered < self.size { geometry.region_at(self.covered).0 } else { geometry.regions() };
+        (first..geometry.regions()).map(Region)
     }
 
     /// The states to start with, given whether any region is dirty.
@@ -245,7 +260,22 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let lineage = Lineage::after(found, newest);
     // One that is back is not to be replaced.
     let replaces = authority.replaces.map(|replaced| replaced.filter(|&leg| !returned.contains(leg)));
-    Ok(Assembly { at, source, event_count, trusted, all_dirty, returned, replaces, states, lineage })
+    let size = authority.size;
+    let copies = found.iter().filter(|record| authority.state_of(record.index).is_copy());
+    let covered = copies.map(|record| record.size).fold(size, u64::min);
+    Ok(Assembly {
+        at,
+        source,
+        size,
+        covered,
+        event_count,
+        trusted,
+        all_dirty,
+        returned,
+        replaces,
+        states,
+        lineage,
+    })
 }
 
 /// The record that all others are behind.
@@ -287,7 +317,7 @@ fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {
             if a.leg == b.leg {
                 return Err(AssembleError::SameLeg { one, other });
             }
-            if (a.size, a.region_size) != (b.size, b.region_size) {
+            if a.region_size != b.region_size {
                 return Err(AssembleError::Mismatch { one, other });
             }
         }
@@ -537,6 +567,23 @@ mod tests {
             record(2, 5, &[InSync, OUT, InSync]),
         ];
         assert_eq!(assemble(&found, internal()), Err(SPLIT));
+    }
+
+    #[test]
+    fn the_deciding_records_size_counts_and_only_what_all_logs_cover_is_trusted() {
+        let both = [InSync, InSync];
+        let sized = |index, event_count, size| LegRecord { size, ..record(index, event_count, &both) };
+        let geometry = Geometry::new(1 << 20, 4096).unwrap();
+        // Cut short: one leg has the record of the new size.
+        let a = assemble(&[sized(0, 4, 9 << 12), sized(1, 5, 1 << 20)], internal()).unwrap();
+        assert_eq!((a.size, a.covered, a.trusted), (1 << 20, 9 << 12, LegSet::first(2)));
+        assert_eq!(a.uncovered(geometry).collect::<Vec<_>>(), (9..256).map(Region).collect::<Vec<_>>());
+        // The region that the smaller volume ended in is not covered either.
+        let a = assemble(&[sized(0, 4, (9 << 12) + 512), sized(1, 5, 1 << 20)], internal()).unwrap();
+        assert_eq!(a.uncovered(geometry).next(), Some(Region(9)));
+        // Made smaller: all of it is covered.
+        let a = assemble(&[sized(0, 5, 1 << 20), sized(1, 4, 2 << 20)], internal()).unwrap();
+        assert_eq!((a.size, a.covered, a.uncovered(geometry).count()), (1 << 20, 1 << 20, 0));
     }
 
     #[test]

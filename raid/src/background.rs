@@ -224,7 +224,7 @@ impl Background {
             return false;
         }
         let Some((leg, offset, len)) = self.repairs.pop_front() else { return false };
-        let region = self.mirror.geometry.region_at(offset);
+        let region = self.mirror.geometry().region_at(offset);
         self.jobs[REPAIR as usize] = Some(Job::new(region, offset, len, LegSet::one(leg)));
         match self.mirror.regions.begin_write(region) {
             Begin::Write => self.next_window(REPAIR, actions),
@@ -261,7 +261,7 @@ impl Background {
             return true;
         }
         let (start, len) =
-            (self.mirror.geometry.region_start(region), self.mirror.geometry.region_len(region));
+            (self.mirror.geometry().region_start(region), self.mirror.geometry().region_len(region));
         self.jobs[slot] = Some(Job::new(region, start, len, targets));
         self.mirror.set_copying(slot, Some(region));
         self.next_window(slot as u32, actions);

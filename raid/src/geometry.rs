@@ -80,6 +80,18 @@ impl Geometry {
         Ok(Geometry { size, region_shift: region_size.trailing_zeros() })
     }
 
+    /// How many regions the tables of a running volume have room for, so that it can grow while it is served:
+    /// 16 times as many, and at least as many as a volume has by default. Room that is not used costs no memory.
+    pub fn room_in_tables(&self) -> u32 {
+        let room = (16 * u64::from(self.regions())).max(DEFAULT_REGIONS);
+        room.min(MAX_REGIONS) as u32
+    }
+
+    /// The same regions over another size, which was found to be one before.
+    pub(crate) const fn with_size(self, size: u64) -> Geometry {
+        Geometry { size, ..self }
+    }
+
     /// The region size used when none is asked for, in bytes.
     pub fn default_region_size(size: u64) -> u64 {
         size.div_ceil(DEFAULT_REGIONS).next_power_of_two().max(DEFAULT_REGION_BYTES)

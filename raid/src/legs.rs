@@ -14,6 +14,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use crate::geometry::Region;
+use crate::sync::zeroes;
 use crate::types::{FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
 /// The planes of a [`LegStates`] word: a byte each, in which leg n has bit n. A leg is in at most one of the
@@ -174,7 +175,8 @@ pub struct LegCounters {
 #[derive(Debug)]
 pub struct LegTable {
     word: AtomicU64,
-    regions: u32,
+    /// Regions of the volume: bits behind them are not set.
+    regions: AtomicU32,
     stale: LegMap<Stale>,
     /// Per leg counters.
     pub counters: LegMap<LegCounters>,
@@ -186,14 +188,19 @@ pub struct LegTable {
 impl LegTable {
     /// Legs in these states, all recorded, stale nowhere. Indices beyond are vacant, for good.
     pub fn new(states: &LegMap<LegState>, regions: u32) -> LegTable {
+        LegTable::with_room(states, regions, regions)
+    }
+
+    /// The same, with room for `room` regions in all.
+    pub fn with_room(states: &LegMap<LegState>, regions: u32, room: u32) -> LegTable {
         let recorded = 0xff << plane::RECORDED;
         let word = states.iter().fold(recorded, |word, (leg, &state)| word | code(state) << leg.index());
-        let words = regions.div_ceil(64) as usize;
+        let words = room.max(regions).div_ceil(64) as usize;
         LegTable {
             word: AtomicU64::new(word),
-            regions,
+            regions: AtomicU32::new(regions),
             stale: LegMap::from_fn(states.len(), |_| Stale {
-                words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+                words: zeroes(words),
                 count: AtomicU32::new(0),
             }),
             counters: LegMap::from_fn(states.len(), |_| LegCounters::default()),
@@ -201,6 +208,11 @@ impl LegTable {
             exact: AtomicU8::new(0),
             flush_broken: AtomicBool::new(false),
         }
+    }
+
+    /// There are so many regions from now on; no leg is stale in the new ones. Log worker only.
+    pub(crate) fn grow(&self, regions: u32) {
+        self.regions.store(regions, SeqCst);
     }
 
     /// All states as of now.
@@ -240,7 +252,7 @@ impl LegTable {
 
     /// The first region at or after `from` where `leg` is stale.
     pub fn next_stale(&self, leg: Leg, from: u32) -> Option<Region> {
-        let words = &self.stale[leg].words;
+        let words = &self.stale[leg].words[..self.regions.load(SeqCst).div_ceil(64) as usize];
         let mut mask = !0 << (from % 64);
         for (i, word) in words.iter().enumerate().skip(from as usize / 64) {
             let bits = word.load(SeqCst) & mask;
@@ -270,12 +282,14 @@ impl LegTable {
 
     /// Sets or clears every stale bit of a leg. Log worker only.
     pub(crate) fn set_all_stale(&self, leg: Leg, stale: bool) {
-        for (i, word) in self.stale[leg].words.iter().enumerate() {
-            let valid = self.regions as usize - i * 64;
+        let regions = self.regions.load(SeqCst);
+        let words = regions.div_ceil(64) as usize;
+        for (i, word) in self.stale[leg].words[..words].iter().enumerate() {
+            let valid = regions as usize - i * 64;
             let full = if valid >= 64 { !0 } else { (1u64 << valid) - 1 };
             word.store(if stale { full } else { 0 }, SeqCst);
         }
-        self.stale[leg].count.store(if stale { self.regions } else { 0 }, SeqCst);
+        self.stale[leg].count.store(if stale { regions } else { 0 }, SeqCst);
     }
 
     /// Legs that a read of `region` may be served from.

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicU64,
-    Ordering::{Relaxed, SeqCst},
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 use std::sync::{Mutex, PoisonError};
 
@@ -164,8 +164,11 @@ fn swap_out<T>(notes: &NoteBox<T>, into: &mut Vec<T>) {
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Mirror {
-    /// Sizes.
-    pub geometry: Geometry,
+    /// Sizes, when the volume was started; its size now is in `size`.
+    geometry: Geometry,
+    size: AtomicU64,
+    /// What the volume is growing to, in bytes; 0: nothing.
+    growing_to: AtomicU64,
     /// Region states.
     pub regions: RegionTable,
     /// Leg states and stale regions.
@@ -194,10 +197,13 @@ impl Mirror {
         dirty: impl IntoIterator<Item = Region>,
         queues: u16,
     ) -> Mirror {
+        let (regions, room) = (geometry.regions(), geometry.room_in_tables());
         let mirror = Mirror {
             geometry,
-            regions: RegionTable::new(geometry.regions()),
-            legs: LegTable::new(states, geometry.regions()),
+            size: AtomicU64::new(geometry.size()),
+            growing_to: AtomicU64::new(0),
+            regions: RegionTable::with_room(regions, room),
+            legs: LegTable::with_room(states, regions, room),
             ranges: RangeLocks::default(),
             counters: Counters::default(),
             copying: Default::default(),
@@ -214,6 +220,29 @@ impl Mirror {
             }
         }
         mirror
+    }
+
+    /// Sizes.
+    pub fn geometry(&self) -> Geometry {
+        // Whoever sees the size sees tables that have room for it.
+        self.geometry.with_size(self.size.load(Acquire))
+    }
+
+    /// What the volume is growing to, in bytes, until it is there or that comes to nothing.
+    pub fn growing_to(&self) -> Option<u64> {
+        Some(self.growing_to.load(SeqCst)).filter(|&size| size > 0)
+    }
+
+    pub(crate) fn set_growing_to(&self, size: Option<u64>) {
+        self.growing_to.store(size.unwrap_or(0), SeqCst);
+    }
+
+    /// The volume is larger from now on: all that says so durably does. Log worker only.
+    pub(crate) fn grow(&self, size: u64) {
+        let regions = self.geometry.with_size(size).regions();
+        self.regions.grow(regions);
+        self.legs.grow(regions);
+        self.size.store(size, Release);
     }
 
     /// The queue number of the background worker: one past the front end's queues.

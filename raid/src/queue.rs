@@ -179,7 +179,7 @@ impl MirrorQueue {
             self.requests.resize(slot + 1, None);
         }
         assert!(self.requests[slot].is_none(), "tag {slot} is in use");
-        assert!(self.mirror.geometry.contains(request.offset, request.len), "beyond the volume");
+        assert!(self.mirror.geometry().contains(request.offset, request.len), "beyond the volume");
         let cursor = request.offset;
         self.requests[slot] = Some(InFlight { request, cursor, parts: 0, error: None });
         if request.op == Op::Flush {
@@ -201,7 +201,7 @@ impl MirrorQueue {
                 return;
             }
             let (region, offset, len) =
-                self.mirror.geometry.parts(entry.cursor, rest).next().expect("rest is not 0");
+                self.mirror.geometry().parts(entry.cursor, rest).next().expect("rest is not 0");
             entry.cursor += len;
             entry.parts += 1;
             let io = self.new_part(request, region, offset, len);

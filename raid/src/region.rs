@@ -20,7 +20,7 @@
 //! these words and the leg states.
 
 use crate::geometry::Region;
-use crate::sync::{AtomicU32, Ordering::SeqCst};
+use crate::sync::{AtomicU32, Ordering::SeqCst, zeroes};
 
 const STATE: u32 = 0b11;
 const TOUCHED: u32 = 0b100;
@@ -72,6 +72,8 @@ pub enum Begin {
 #[derive(Debug)]
 pub struct RegionTable {
     words: Box<[AtomicU32]>,
+    /// Regions of the volume: the words behind them are 0.
+    count: AtomicU32,
     /// Regions that are not clean.
     unclean: AtomicU32,
 }
@@ -79,17 +81,34 @@ pub struct RegionTable {
 impl RegionTable {
     /// `count` clean regions.
     pub fn new(count: u32) -> RegionTable {
-        RegionTable { words: (0..count).map(|_| AtomicU32::new(0)).collect(), unclean: AtomicU32::new(0) }
+        RegionTable::with_room(count, count)
+    }
+
+    /// `count` clean regions, with room for `room` in all.
+    pub fn with_room(count: u32, room: u32) -> RegionTable {
+        let words = zeroes(room.max(count) as usize);
+        RegionTable { words, count: AtomicU32::new(count), unclean: AtomicU32::new(0) }
+    }
+
+    /// How many regions there is room for.
+    pub fn room(&self) -> u32 {
+        self.words.len() as u32
+    }
+
+    /// There are so many regions from now on; the new ones are clean. Log worker only.
+    pub(crate) fn grow(&self, count: u32) {
+        assert!((self.len()..=self.room()).contains(&count), "no room for so many regions");
+        self.count.store(count, SeqCst);
     }
 
     /// How many regions there are.
     pub fn len(&self) -> u32 {
-        self.words.len() as u32
+        self.count.load(SeqCst)
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
+        self.len() == 0
     }
 
     /// Regions that are not clean.

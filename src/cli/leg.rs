@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::Context;
 use super::output::{Usage, fail, note, print, print_json};
 use super::status::not_running;
+use super::{Context, serve_split};
 use crate::control::{Client, ClientError, Request, Response};
 use crate::status::LegStatus;
 
@@ -93,6 +93,8 @@ pub(super) struct SplitArgs {
     /// Also if that leaves a single leg.
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    pub(super) serve: serve_split::Args,
 }
 
 /// Take a leg back that was split off, copying only what the volume changed meanwhile
@@ -156,6 +158,11 @@ pub(super) fn split(context: &Context, args: &SplitArgs) -> anyhow::Result<()> {
     let doing = format!("cannot split leg {} off {}", args.leg, args.name);
     let mut client = connect(context, &args.name, &doing)?;
     let status = client.status().map_err(|error| fail(&doing, &error))?;
+    if args.serve.is_wanted()
+        && let Some(leg) = serve_split::already_split(&status, &absolute_if_path(&args.leg))
+    {
+        return args.serve.serve(context, &status, leg.index, &leg.path, None);
+    }
     let in_sync = status.legs.iter().filter(|leg| leg.state == "in_sync").count();
     let is_split = status.legs.iter().any(|leg| is_called(leg, &args.leg) && leg.state == "tracked");
     if in_sync == 2 && !args.yes && !is_split {
@@ -165,11 +172,20 @@ pub(super) fn split(context: &Context, args: &SplitArgs) -> anyhow::Result<()> {
         .into());
     }
     let request = Request::SplitLeg { leg: absolute_if_path(&args.leg), name: args.new_name.clone() };
-    let done = match &args.new_name {
-        Some(new) => format!("is the volume {new} now (mirrord start {new} serves it)"),
-        None => "is split off and tracked".to_owned(),
+    if !args.serve.is_wanted() {
+        let done = match &args.new_name {
+            Some(new) => format!("is the volume {new} now (mirrord start {new} serves it)"),
+            None => "is split off and tracked".to_owned(),
+        };
+        return ask(context, &args.name, &doing, &request, &done);
+    }
+    let Response::Leg { index, path, pause_us, note: told } =
+        client.ask(&request).map_err(|error| fail(&doing, &error))?
+    else {
+        anyhow::bail!("{doing}: the daemon answered something else");
     };
-    ask(context, &args.name, &doing, &request, &done)
+    told.iter().for_each(|text| note(text));
+    args.serve.serve(context, &status, index, &path, pause_us)
 }
 
 /// Whether the leg is meant by this path, index or UUID.

@@ -14,9 +14,11 @@ mod list;
 mod man;
 mod map;
 mod output;
+mod resize;
 mod resync;
 mod run_hook;
 mod serve;
+mod serve_split;
 mod serving;
 mod start;
 mod status;
@@ -61,6 +63,7 @@ enum Verb {
     Split(leg::SplitArgs),
     Merge(leg::MergeArgs),
     Events(events::Args),
+    Resize(resize::Args),
     Resync(resync::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
         Verb::Split(args) => leg::split(&context, &args),
         Verb::Merge(args) => leg::merge(&context, &args),
         Verb::Events(args) => events::run(&context, &args),
+        Verb::Resize(args) => resize::run(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),

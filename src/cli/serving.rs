@@ -160,6 +160,7 @@ impl Args {
     pub(super) fn serve(&self, context: &Context, choice: Choice, doing: &str) -> anyhow::Result<()> {
         let spec = ServeSpec {
             legs: choice.legs,
+            read_only: None,
             degraded: choice.degraded,
             source: choice.source,
             serve: choice.serve,

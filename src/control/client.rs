@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a stop may take: legs are flushed first.
 const STOP_PATIENCE: Duration = Duration::from_secs(600);
 
+/// How long a resize may take: legs that cannot be told to be zero are written.
+const RESIZE_PATIENCE: Duration = Duration::from_secs(86_400);
+
 /// Why there is no answer, or not the one hoped for.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -100,7 +103,11 @@ impl Client {
     /// [`ClientError::Refused`] if the daemon says no, others if it does not answer.
     pub fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
         let is_stop = matches!(request, Request::Stop { .. } | Request::HandOver);
-        let patience = if is_stop { STOP_PATIENCE } else { PATIENCE };
+        let patience = match request {
+            Request::Resize { .. } => RESIZE_PATIENCE,
+            _ if is_stop => STOP_PATIENCE,
+            _ => PATIENCE,
+        };
         let line = self.exchange(request, patience).map_err(|error| self.failed(error))?;
         self.understand(&line)
     }

@@ -87,6 +87,11 @@ pub enum Request {
         #[serde(default)]
         full: bool,
     },
+    /// Make it larger; answered when it is.
+    Resize {
+        /// In bytes.
+        size: u64,
+    },
     /// What happens to it, line by line until it is stopped. Nothing else can be asked on this connection then.
     Events {
         /// First what came after the event of this number, as far as it is remembered; 0: all that is.
@@ -215,6 +220,7 @@ mod tests {
             (r#"{"verb":"split_leg","leg":"1","name":"n"}"#, split("1", Some("n"))),
             (r#"{"verb":"split_leg","leg":"/b"}"#, split("/b", None)),
             (r#"{"verb":"merge_leg","leg":"1"}"#, Request::MergeLeg { leg: "1".to_owned(), full: false }),
+            (r#"{"verb":"resize","size":4096}"#, Request::Resize { size: 4096 }),
             (r#"{"verb":"events"}"#, Request::Events { since: None }),
             (r#"{"verb":"events","since":7}"#, Request::Events { since: Some(7) }),
             (r#"{"verb":"resync","rate":0}"#, Request::Resync { rate: Some(0), pause: None }),

@@ -8,11 +8,12 @@ use std::{fs, io, thread};
 use mirrord_raid::{Leg, MAX_LEGS};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::control::{Failure, Response};
+use crate::control::{Client, Failure, Response};
 use crate::create::try_name;
 use crate::engine::{ChangeError, Purpose, Volume};
 use crate::events::{Next, What};
 use crate::failure::describe;
+use crate::leg::{Holder, LegError};
 use crate::paths::{Dirs, check_name};
 use crate::registry::{Known, Registry, ServeChoice};
 
@@ -184,6 +185,12 @@ pub(super) fn merge(volume: &Volume, dirs: &Dirs, name: &str, full: bool) -> Res
         unknown = then.is_none();
     }
     let done = volume.add_leg(&path, true, full);
+    if let Err(ChangeError::Leg(LegError::InUse { path, holder: Holder::Process(pid) })) = &done
+        && let Some(name) = served_by(dirs, &volume.status().name, *pid)
+    {
+        let message = format!("leg {}: it is served as {name}: mirrord stop {name} first", path.display());
+        return Response::Failed { reason: Failure::Error, message };
+    }
     let note = done.as_ref().ok().and_then(|&leg| {
         let path = volume.leg_path(leg);
         let untold = unknown.then(|| {
@@ -200,6 +207,14 @@ pub(super) fn merge(volume: &Volume, dirs: &Dirs, name: &str, full: bool) -> Res
         untold.or(failed)
     });
     respond(volume, done, None, note)
+}
+
+/// The volume that this process serves, other than our own.
+fn served_by(dirs: &Dirs, own: &str, pid: u32) -> Option<String> {
+    dirs.sockets().into_iter().filter(|name| name != own).find(|name| {
+        Client::connect(dirs, name)
+            .is_ok_and(|mut client| client.status().is_ok_and(|status| status.pid == pid))
+    })
 }
 
 fn place(known: &mut Known, leg: Leg, path: PathBuf) {

@@ -9,6 +9,7 @@ mod background;
 mod harden;
 mod legs;
 mod notify;
+mod resize;
 mod signals;
 
 use std::path::PathBuf;
@@ -31,7 +32,8 @@ use crate::logging::{self, Level, LogTo};
 use crate::metrics::{Address, Listener, Metrics};
 use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
 use crate::registry::{Front, Known, Registry, ServeChoice};
-use crate::start::{self, StartError, StartOptions};
+use crate::split_leg::{SplitLeg, SplitLegError};
+use crate::start::{self, Opened, StartError, StartOptions};
 use crate::status::{Hardening, VolumeStatus};
 use legs::NewLeg;
 use notify::Manager;
@@ -41,6 +43,9 @@ use notify::Manager;
 pub struct ServeSpec {
     /// Its legs, absolute.
     pub legs: Vec<PathBuf>,
+    /// Its only leg is one that was split off: serve that for reading, as a volume of this name.
+    #[serde(default)]
+    pub read_only: Option<String>,
     /// Without legs that were in use.
     pub degraded: bool,
     /// Take this leg's data: path, index or UUID.
@@ -67,6 +72,9 @@ pub enum DaemonError {
     /// Its legs do not make it.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// A leg that was split off cannot be served.
+    #[error(transparent)]
+    SplitLeg(#[from] SplitLegError),
     /// A volume of that name is served.
     #[error("a volume called {name} is running already; stop that first")]
     Running {
@@ -139,11 +147,8 @@ impl Served {
                 ..Patience::SHORT
             },
         };
-        let opened = start::open(&spec.legs, &options).map_err(|error| match error {
-            StartError::Leg(missing @ LegError::NotFound { .. }) => DaemonError::LegMissing(missing),
-            error => error.into(),
-        })?;
-        let name = opened.name().to_owned();
+        let what = What::open(spec, &options)?;
+        let name = what.name().to_owned();
         // The name makes file names, and whoever wrote the leg chose it.
         check_name(&name).map_err(|source| DaemonError::BadName { name: name.clone(), source })?;
         let lock = dirs.lock(&name)?.ok_or_else(|| DaemonError::Running { name: name.clone() })?;
@@ -155,17 +160,22 @@ impl Served {
         let manager = foreground.then(Manager::from_env).flatten();
         let hardening = harden::harden();
         let mut control = ControlServer::bind(dirs, &name)?;
-        let mut notices = opened.notices().to_vec();
+        let mut notices = what.notices().to_vec();
         let listener = spec.serve.metrics.as_deref().and_then(|address| listen(address, &mut notices));
         let metrics = listener.as_ref().map(|listener| listener.address().to_string());
         let own = Own { hardening, metrics };
 
         let mut options = serve_options(dirs, &name, spec);
         options.latencies = listener.is_some();
-        let volume = Arc::new(Volume::serve(opened, options)?);
+        let volume = Arc::new(match what {
+            What::Volume(opened) => Volume::serve(*opened, options)?,
+            What::SplitLeg(leg, name) => Volume::serve_read_only(*leg, &name, options)?,
+        });
         let status = volume.status();
         notices.extend_from_slice(volume.notices());
-        notices.extend(remember(dirs, &status, &spec.serve));
+        if !status.read_only {
+            notices.extend(remember(dirs, &status, &spec.serve));
+        }
         let started =
             start_threads(dirs, &volume, &mut control, signals, &own, manager.clone()).and_then(|()| {
                 let hook = start_hook(&volume, &status, &spec.serve, &mut notices)?;
@@ -223,6 +233,40 @@ impl Served {
         drop(self.lock);
         if let Some(hook) = hook {
             hook.finish(HOOK_PATIENCE);
+        }
+    }
+}
+
+/// What is served.
+enum What {
+    Volume(Box<Opened>),
+    /// By this name.
+    SplitLeg(Box<SplitLeg>, String),
+}
+
+impl What {
+    fn open(spec: &ServeSpec, options: &StartOptions) -> Result<What, DaemonError> {
+        if let (Some(name), Some(leg)) = (&spec.read_only, spec.legs.first()) {
+            return Ok(What::SplitLeg(Box::new(SplitLeg::open(leg)?), name.clone()));
+        }
+        let opened = start::open(&spec.legs, options).map_err(|error| match error {
+            StartError::Leg(missing @ LegError::NotFound { .. }) => DaemonError::LegMissing(missing),
+            error => error.into(),
+        })?;
+        Ok(What::Volume(Box::new(opened)))
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            What::Volume(opened) => opened.name(),
+            What::SplitLeg(_, name) => name,
+        }
+    }
+
+    fn notices(&self) -> &[String] {
+        match self {
+            What::Volume(opened) => opened.notices(),
+            What::SplitLeg(..) => &[],
         }
     }
 }
@@ -318,6 +362,19 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
     let response = match request {
         Request::Ping => Response::Pong { name: volume.status().name, pid: std::process::id() },
         Request::Status => Response::Status { status: Box::new(status(volume, own)) },
+        Request::Map { .. }
+        | Request::HandOver
+        | Request::Resync { .. }
+        | Request::Resize { .. }
+        | Request::FailLeg { .. }
+        | Request::AddLeg { .. }
+        | Request::SplitLeg { .. }
+        | Request::MergeLeg { .. }
+            if volume.is_read_only() =>
+        {
+            let message = "it is a leg that was split off: it can be read, and stopped".to_owned();
+            Response::Failed { reason: Failure::BadRequest, message }
+        }
         Request::Map { cells, from } => Response::Map { map: Box::new(volume.map(cells, from)) },
         Request::Resync { rate, pause } => {
             if let Some(rate) = rate {
@@ -328,6 +385,7 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
             }
             Response::done()
         }
+        Request::Resize { size } => resize::resize(volume, dirs, size),
         Request::Events { since } => match volume.journal().reader(since) {
             Ok(reader) => return Answer::Events(reader),
             Err(error) => Response::Failed { reason: Failure::Error, message: describe(&error) },
@@ -357,7 +415,9 @@ fn stop(volume: &Volume, how: Shutdown) -> Response {
             let StopError::Front(front) = &error;
             let reason = match front {
                 FrontError::Busy { .. } => Failure::Busy,
-                FrontError::NoHandOver { .. } | FrontError::Io { .. } => Failure::Error,
+                FrontError::NoHandOver { .. } | FrontError::NoResize { .. } | FrontError::Io { .. } => {
+                    Failure::Error
+                }
             };
             Response::Failed { reason, message: describe(&error) }
         }

@@ -27,7 +27,7 @@ pub(super) fn run(
         Err(error) => return ready(Err(error)),
     };
     ready(Ok(()));
-    let window = WINDOW.min(shared.mirror.geometry.region_size());
+    let window = WINDOW.min(shared.mirror.geometry().region_size());
     let mut worker = Worker {
         machine: Background::new(Arc::clone(&shared.mirror), window),
         pacer: Pacer::new(Instant::now()),

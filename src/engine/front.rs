@@ -39,6 +39,7 @@ pub(super) struct Serving {
     pub(super) region_size: u64,
     pub(super) block_size: u32,
     pub(super) physical_block_size: u32,
+    pub(super) read_only: bool,
 }
 
 /// A front end that is ready to be started.
@@ -134,6 +135,7 @@ fn add(serving: &Serving, options: &ServeOptions, queues: u16) -> Result<UblkDev
         block_size: serving.block_size,
         physical_block_size: serving.physical_block_size,
         region_size: serving.region_size,
+        read_only: serving.read_only,
         max_io: UBLK_MAX_IO,
         queues,
         depth: options.depth.unwrap_or(UBLK_DEPTH) as u16,
@@ -163,7 +165,7 @@ pub(super) fn start(
         block_size: serving.block_size,
         max_io: MAX_IO,
         allow_other: options.allow_other,
-        read_only: false,
+        read_only: serving.read_only,
         spawn: plain_spawn(),
         on_unmounted: Some(on_gone),
     };

@@ -142,6 +142,16 @@ pub enum ChangeError {
         /// What assembly says.
         why: String,
     },
+    /// The volume grew without it.
+    #[error("leg {}: it has room for a volume of {room} bytes, and this one has {size}: it is a copy from before the volume grew", path.display())]
+    NoRoom {
+        /// The leg.
+        path: PathBuf,
+        /// Size of the volume, in bytes.
+        size: u64,
+        /// Size of the largest volume that it has room for, in bytes.
+        room: u64,
+    },
     /// It needs larger blocks than the volume is served with.
     #[error("leg {}: it needs IO in blocks of {block_size} bytes, and the volume has smaller ones: stop it and start it with this leg", path.display())]
     BlockSize {
@@ -164,7 +174,7 @@ pub enum ChangeError {
 }
 
 /// A state in words.
-fn name_of(state: LegState) -> &'static str {
+pub(super) fn name_of(state: LegState) -> &'static str {
     match state {
         LegState::InSync => "in sync",
         LegState::Syncing => "syncing",
@@ -245,6 +255,11 @@ impl Volume {
             );
         }
         self.check_not_last(leg)?;
+        if lock(&self.shared.replaces).contains(&Some(leg)) {
+            return Err(
+                self.wrong_state(leg, "another takes its place: remove that first (mirrord leg remove)")
+            );
+        }
         if lock(&self.files)[leg].as_ref().is_some_and(|file| file.hung() > 0) {
             return Err(ChangeError::Hung { path: self.leg_path(leg) });
         }
@@ -393,7 +408,7 @@ impl Volume {
     }
 
     /// What a thread says, unless the volume is stopped: threads that are gone say nothing.
-    fn answer<T>(&self, told: &Receiver<T>) -> io::Result<T> {
+    pub(super) fn answer<T>(&self, told: &Receiver<T>) -> io::Result<T> {
         let begun = Instant::now();
         loop {
             match told.recv_timeout(STOPPED) {
@@ -421,6 +436,11 @@ impl Volume {
     fn check_returning(&self, leg: Leg, open: &OpenLeg, metadata: &LegMetadata) -> Result<(), ChangeError> {
         let path = || open.path.clone();
         let not_behind = |why: String| ChangeError::NotBehind { path: path(), why };
+        let geometry = self.shared.mirror.geometry();
+        let room = metadata.room_for(&geometry);
+        if room < geometry.size() {
+            return Err(ChangeError::NoRoom { path: path(), size: geometry.size(), room });
+        }
         let block_size = open.data.offset_align();
         if block_size > self.facts.block_size {
             return Err(ChangeError::BlockSize { path: path(), block_size });

@@ -63,6 +63,8 @@ pub(super) fn resume_log(
         _ => {}
     }
     let _ = log.resume(&images);
+    // What was written under a smaller size says nothing of the rest.
+    opened.assembly.uncovered(opened.geometry).for_each(|region| log.mark(region));
     Ok(log.note())
 }
 

@@ -9,7 +9,7 @@ use crate::map::{Condition, LegInMap, VolumeMap, reduce};
 /// The map from region `from` on, in cells of `per_cell` regions.
 pub(super) fn map(facts: &Facts, shared: &Shared, from: u32, per_cell: u32) -> VolumeMap {
     let mirror = &shared.mirror;
-    let (geometry, states) = (mirror.geometry, mirror.legs.states());
+    let (geometry, states) = (mirror.geometry(), mirror.legs.states());
     // Legs that are out are stale wherever the log is dirty, if nothing better is known.
     let known = states.syncing().union(mirror.legs.tracked_exactly());
     let out = states.all().minus(states.in_use()).minus(known);

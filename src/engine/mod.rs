@@ -22,6 +22,9 @@ mod map;
 mod meter;
 mod opened;
 mod queue;
+mod read_only;
+mod relocate;
+mod resize;
 mod roster;
 mod shared;
 mod status;
@@ -63,6 +66,7 @@ pub use legs::ChangeError;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use opened::{block_size, legs_metadata, physical_block_size};
+pub use resize::ResizeError;
 pub use roster::Purpose;
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
@@ -215,6 +219,8 @@ pub struct Volume {
     /// One leg comes or goes at a time.
     changing: Mutex<()>,
     spares: SparePolicy,
+    /// Held while legs are written to behind the volume's end, beside the engine.
+    zeroing: Mutex<()>,
     notices: Vec<String>,
 }
 
@@ -260,6 +266,7 @@ impl Volume {
             region_size: opened.geometry.region_size(),
             block_size,
             physical_block_size: physical_block_size(&opened),
+            read_only: false,
         };
         let prepared = front::prepare(&serving, &options)?;
         if options.own_mounts {
@@ -318,6 +325,7 @@ impl Volume {
             log: template.log.clone(),
             log_note: note_text(resumed),
             dirty_at_start: log.dirty_count() as u32,
+            read_only: false,
             legs: Mutex::new(LegMap::from_fn(paths.len(), |leg| status::LegFacts {
                 path: paths[leg].clone(),
                 uuid: template.legs.get(leg.index()).map_or(uuid::Uuid::nil(), |entry| entry.uuid),
@@ -337,7 +345,14 @@ impl Volume {
         let worker_thread = {
             let (shared, watch) = (Arc::clone(&shared), Arc::clone(&watch));
             let (tell, ready) = sync_channel(1);
-            let durable = move |io: MetaIo| Durable { legs: metas, log, log_file, superblock: template, io };
+            let durable = move |io: MetaIo| Durable {
+                legs: metas,
+                log,
+                log_file,
+                superblock: template,
+                recorded: None,
+                io,
+            };
             let blocking = options.threads_engine;
             let in_use = shared.mirror.legs.states().in_use();
             let thread = spawn("mirrord-log", move || {
@@ -381,6 +396,7 @@ impl Volume {
             files: Mutex::new(files),
             changing: Mutex::new(()),
             spares: options.spares,
+            zeroing: Mutex::new(()),
             notices: notice.into_iter().collect(),
         };
         match front {
@@ -410,7 +426,7 @@ impl Volume {
     /// How its regions are, from region `from` on, in so many cells that the whole volume makes at most `cells`;
     /// a cell for each region without. See [`VolumeMap::next`].
     pub fn map(&self, cells: Option<NonZeroU32>, from: u32) -> VolumeMap {
-        let regions = self.shared.mirror.geometry.regions();
+        let regions = self.shared.mirror.geometry().regions();
         map::map(&self.facts, &self.shared, from, regions_per_cell(regions, cells))
     }
 
@@ -520,6 +536,7 @@ impl Volume {
         for thread in threads.queues.drain(..) {
             self.await_end(thread);
         }
+        drop(lock(&self.zeroing));
         // A ring lets go of its files some time after it is closed. Nothing is in flight any more, so the
         // legs are free from now on. Where something is, nobody else may have the leg.
         for file in lock(&self.files).iter().filter_map(|(_, file)| file.as_ref()) {

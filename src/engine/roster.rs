@@ -56,7 +56,7 @@ impl Volume {
         let leg = self.free_index(path)?;
         let source = self.shared.mirror.legs.states().in_sync().lowest();
         let source = source.ok_or_else(|| ChangeError::Restless { path: path.to_owned() })?;
-        let joining = Joining::look(path, self.shared.mirror.geometry, force, preallocate)?;
+        let joining = Joining::look(path, self.shared.mirror.geometry(), force, preallocate)?;
         let block_size = joining.leg.data.offset_align();
         if block_size > self.facts.block_size {
             return Err(ChangeError::BlockSize { path: path.to_owned(), block_size });

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::latency::Latencies;
 use super::throttle::Throttle;
-use super::worker::LegMeta;
+use super::worker::{Durable, LegMeta};
 
 /// Locks, also after a panic elsewhere: every value behind these locks is whole at all times.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,6 +64,9 @@ pub(super) struct MetaChange {
     pub(super) done: SyncSender<()>,
 }
 
+/// Something for the log worker's thread to do with all that is durable, between two of its turns.
+pub(super) type Job = Box<dyn FnOnce(&mut Durable) + Send>;
+
 /// The log worker's mailbox.
 #[derive(Default)]
 pub(super) struct Mailbox {
@@ -75,6 +78,7 @@ pub(super) struct Mailbox {
 struct Mail {
     events: Vec<WorkerEvent>,
     changes: Vec<MetaChange>,
+    jobs: Vec<Job>,
     woken: bool,
 }
 
@@ -98,6 +102,18 @@ impl Mailbox {
         mail.changes.push(change);
         mail.woken = true;
         self.arrived.notify_one();
+    }
+
+    pub(super) fn run(&self, job: Job) {
+        let mut mail = lock(&self.events);
+        mail.jobs.push(job);
+        mail.woken = true;
+        self.arrived.notify_one();
+    }
+
+    /// Jobs that have come.
+    pub(super) fn take_jobs(&self) -> Vec<Job> {
+        std::mem::take(&mut lock(&self.events).jobs)
     }
 
     /// Changes that have come.

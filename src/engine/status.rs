@@ -29,6 +29,8 @@ pub(super) struct Facts {
     pub(super) log: LogPlace,
     pub(super) log_note: Option<String>,
     pub(super) dirty_at_start: u32,
+    /// It is a leg that was split off.
+    pub(super) read_only: bool,
     pub(super) legs: Mutex<LegMap<LegFacts>>,
 }
 
@@ -80,7 +82,7 @@ pub(super) fn status(
     now: Instant,
 ) -> VolumeStatus {
     let mirror = &shared.mirror;
-    let (geometry, counters) = (mirror.geometry, &mirror.counters);
+    let (geometry, counters) = (mirror.geometry(), &mirror.counters);
     let states = mirror.legs.states();
     let legs: Vec<LegStatus> = lock(&facts.legs)
         .iter()
@@ -105,6 +107,7 @@ pub(super) fn status(
         engine: if threads { "threads" } else { "io_uring" }.to_owned(),
         engine_note: threads.then(|| "io_uring is not permitted here or was not wanted".to_owned()),
         front_note: facts.front_note.clone(),
+        read_only: facts.read_only,
         size_bytes: geometry.size(),
         region_size_bytes: geometry.region_size(),
         regions: geometry.regions(),

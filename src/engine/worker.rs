@@ -41,7 +41,7 @@ pub(super) struct LegMeta {
 }
 
 impl LegMeta {
-    fn target(&self, base: u64) -> Target<'_> {
+    pub(super) fn target(&self, base: u64) -> Target<'_> {
         Target { file: &self.file, base, hung: Some(self.data.hung_changes()) }
     }
 }
@@ -54,6 +54,8 @@ pub(super) struct Durable {
     pub(super) log_file: Option<std::fs::File>,
     /// What every superblock of the volume says; leg, states and counts are filled in.
     pub(super) superblock: Superblock,
+    /// The newest record, if every leg that it went to has it.
+    pub(super) recorded: Option<Record>,
     pub(super) io: MetaIo,
 }
 
@@ -113,32 +115,38 @@ impl Durable {
             }
         }
         let results = self.io.write_each(&writes);
+        let is_taken = results.len() == record.legs.len() && results.iter().all(Result::is_ok);
         for (leg, result) in legs.into_iter().zip(results) {
             errors[leg.index()] = errno(result).err();
             if let (None, Some(meta)) = (errors[leg.index()], &mut self.legs[leg]) {
                 meta.generation += 1;
             }
         }
+        self.recorded = is_taken.then(|| record.clone());
         errors
     }
 
     fn superblock_on(&self, leg: Leg, meta: &LegMeta, record: &Record) -> PageWrite {
+        // A slot that may be torn is written again, never the other one, which is whole.
+        superblock_write(&meta.layout, &self.superblock_of(leg, record), meta.generation + 1)
+    }
+
+    pub(super) fn superblock_of(&self, leg: Leg, record: &Record) -> Superblock {
         let entry = |(entry, (leg, &state)): (&LegEntry, (Leg, _))| match state {
             LegState::Vacant => LegEntry::VACANT,
             _ => LegEntry { uuid: entry.uuid, state, replaces: record.replaces[leg.index()] },
         };
-        let superblock = Superblock {
+        Superblock {
             leg,
             legs: self.superblock.legs.iter().zip(record.states.iter()).map(entry).collect(),
+            size: record.size,
             event_count: record.event_count,
             lineage: record.lineage.clone(),
             clean: record.clean,
             log_failed: record.log_failed,
             updated: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             ..self.superblock.clone()
-        };
-        // A slot that may be torn is written again, never the other one, which is whole.
-        superblock_write(&meta.layout, &superblock, meta.generation + 1)
+        }
     }
 
     /// Another leg has this index from now on.
@@ -227,6 +235,9 @@ impl Worker {
                 }
                 let _ = done.send(());
             }
+            for job in self.shared.mailbox.take_jobs() {
+                job(&mut self.durable);
+            }
             let now = Instant::now();
             if !came || timeout.is_some() && now >= next_tick {
                 self.events.push(WorkerEvent::Tick);
@@ -260,6 +271,7 @@ impl Worker {
         match self.shared.pass_on_worker(action) {
             Some(WorkerAction::LogMark(region)) => self.durable.log.mark(region),
             Some(WorkerAction::LogClear(region)) => self.durable.log.clear(region),
+            Some(WorkerAction::SizeLog(regions)) => self.durable.log.resize(regions),
             Some(WorkerAction::Commit { legs }) => {
                 let (errors, log_error) = self.durable.commit(legs);
                 if let Some(error) = log_error {
@@ -313,7 +325,7 @@ impl Worker {
         }
         let mirror = &self.shared.mirror;
         let states = mirror.legs.states();
-        let stale = u64::from(mirror.regions.unclean()) * mirror.geometry.region_size();
+        let stale = u64::from(mirror.regions.unclean()) * mirror.geometry().region_size();
         for leg in mirror.all_legs().filter(|&leg| states.of(leg) == LegState::Failed(FailReason::NoSpace)) {
             let Some(meta) = self.durable.legs[leg].as_ref() else { continue };
             if meta.data.hung() > 0 || self.durable.io.is_late(&meta.file) {

@@ -178,6 +178,7 @@ fn a_leg_is_replaced_while_it_serves() {
     assert!(is_leg(&rig, 1, "b", "in_sync"), "it stays until the new one is in sync: {:?}", legs(&rig));
     assert_eq!(rig.status()["legs"][2]["replaces"], 1);
     rig.refused(&["leg", "replace", "v", "b", "d"], &["takes its place already"]);
+    rig.refused(&["split", "v", "--leg", "b", "--track", "--yes"], &["another takes its place"]);
     // The daemon that began it is not the one that ends it.
     load.end();
     rig.kill();

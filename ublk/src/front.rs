@@ -163,6 +163,18 @@ pub trait FrontEnd: Send {
     /// The device or file that clients open.
     fn path(&self) -> &Path;
 
+    /// Whether [`FrontEnd::resize`] can work here.
+    ///
+    /// # Errors
+    /// [`FrontError::NoResize`] says why it cannot, and the way out.
+    fn can_resize(&self) -> Result<(), FrontError>;
+
+    /// The volume is `size` bytes long from now on: tells users so. The engine takes requests up to there already.
+    ///
+    /// # Errors
+    /// [`FrontError::NoResize`], or [`FrontError::Io`]: users see the old size.
+    fn resize(&self, size: u64) -> Result<(), FrontError>;
+
     /// Stops serving. Afterwards nothing is submitted to the engine any more; after a clean one every
     /// request was answered.
     ///
@@ -188,8 +200,16 @@ pub enum FrontError {
         /// Why not.
         why: &'static str,
     },
+    /// Its size is for good.
+    #[error("{} cannot change its size: {why}", path.display())]
+    NoResize {
+        /// The device or file.
+        path: PathBuf,
+        /// Why not, and the way out.
+        why: &'static str,
+    },
     /// The system said no.
-    #[error("cannot stop serving {}", path.display())]
+    #[error("cannot change how {} is served, or that it is", path.display())]
     Io {
         /// The device or file.
         path: PathBuf,

@@ -45,10 +45,21 @@ impl LegFile {
     /// # Errors
     /// As `open(2)`.
     pub fn open(path: impl Into<PathBuf>, exclusive: bool) -> io::Result<LegFile> {
-        let path = path.into();
+        LegFile::open_for(path.into(), exclusive, true)
+    }
+
+    /// Opens the leg at `path` for reading, a block device for nobody else.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    pub fn open_read_only(path: impl Into<PathBuf>) -> io::Result<LegFile> {
+        LegFile::open_for(path.into(), true, false)
+    }
+
+    fn open_for(path: PathBuf, exclusive: bool, write: bool) -> io::Result<LegFile> {
         let block_device = std::fs::metadata(&path)?.file_type().is_block_device();
         let excl = if exclusive && block_device { libc::O_EXCL } else { 0 };
-        let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
+        let open = |flags| OpenOptions::new().read(true).write(write).custom_flags(flags).open(&path);
         let (file, direct) = match open(excl | libc::O_DIRECT) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (open(excl)?, false),
             file => (file?, true),

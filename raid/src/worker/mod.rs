@@ -23,6 +23,7 @@
 //! A leg is failed only while another leg in sync carried the operation out, so the last leg in
 //! sync is never failed. Runs on the log worker's thread.
 
+mod grow;
 mod marks;
 mod repair;
 mod resync;
@@ -39,6 +40,7 @@ use crate::lineage::Lineage;
 use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
+use grow::Growing;
 use split::Splitting;
 
 /// A clear is tried every so many ticks. A region is cleared after one to two such intervals without a
@@ -115,6 +117,13 @@ pub enum WorkerEvent {
         /// One of them takes the place of a leg that fails.
         allocate: bool,
     },
+    /// The volume is to have this size, in bytes: larger than before. Nothing happens unless every leg is in sync and
+    /// recorded so, nothing else is changed just now, and the tables have room. Every leg has room for it and
+    /// for its log, and holds zeroes behind the old size, durably.
+    Grow {
+        /// In bytes.
+        size: u64,
+    },
     /// Hold resync, or let it go on.
     PauseResync(bool),
     /// No request will come any more: clear what can be cleared, record, and say [`WorkerAction::Stopped`].
@@ -128,6 +137,9 @@ pub enum WorkerAction {
     LogMark(Region),
     /// Unset it.
     LogClear(Region),
+    /// The log in memory has so many regions from now on, and all of it is to be written by the next commit; new ones
+    /// are clean, those that are gone were.
+    SizeLog(u32),
     /// Make the log durable (on these legs, if it is on the legs), then send [`WorkerEvent::Committed`].
     Commit {
         /// Legs in use.
@@ -151,6 +163,8 @@ pub enum WorkerAction {
 pub struct Record {
     /// Where to write it.
     pub legs: LegSet,
+    /// Size of the volume, in bytes.
+    pub size: u64,
     /// Every leg's state.
     pub states: LegMap<LegState>,
     /// By leg: the leg whose place it takes once it is in sync.
@@ -216,6 +230,8 @@ pub struct LogWorker {
     mirror: Arc<Mirror>,
     log_on_legs: bool,
     states: LegMap<LegState>,
+    /// Of the volume, as the next record says.
+    size: u64,
     event_count: u64,
     lineage: Lineage,
     log_failed: bool,
@@ -250,6 +266,7 @@ pub struct LogWorker {
     removals: LegSet,
     /// Spares that can be used when a leg fails.
     ready_spares: LegSet,
+    growing: Option<Growing>,
     paused: bool,
     hold_off: [u32; MAX_LEGS],
     ticks: u32,
@@ -269,8 +286,10 @@ impl LogWorker {
         lineage: Lineage,
         log_on_legs: bool,
     ) -> LogWorker {
+        let size = mirror.geometry().size();
         LogWorker {
             mirror,
+            size,
             log_on_legs,
             states,
             event_count,
@@ -295,6 +314,7 @@ impl LogWorker {
             replaces: Replaces::default(),
             removals: LegSet::EMPTY,
             ready_spares: LegSet::EMPTY,
+            growing: None,
             paused: false,
             hold_off: [0; MAX_LEGS],
             ticks: 0,
@@ -334,6 +354,7 @@ impl LogWorker {
             WorkerEvent::Spares { ready, allocate } => {
                 self.ready_spares = if allocate { ready } else { LegSet::EMPTY };
             }
+            WorkerEvent::Grow { size } => self.grow(size),
             WorkerEvent::PauseResync(paused) => self.paused = paused,
             WorkerEvent::Stop => {
                 if self.stopping == Stopping::No {
@@ -359,6 +380,7 @@ impl LogWorker {
             || self.record_wanted
             || self.clears
             || self.splitting.is_some()
+            || self.growing.is_some()
             || !self.returning_full.is_empty()
             || self.hold_off.iter().chain(&self.repaired_lately).any(|&n| n > 0)
     }
@@ -426,10 +448,12 @@ impl LogWorker {
     fn next(&mut self, actions: &mut Vec<WorkerAction>) {
         while self.go_on_splitting() {}
         self.change_roster();
+        self.go_on_growing(actions);
         if matches!(self.doing, Doing::Nothing) {
             if self.record_wanted && !self.record_held_off {
                 self.start_record(false, actions);
             } else if !self.record_wanted
+                && self.growing.is_none()
                 && let Some(leg) = self.take_returning()
             {
                 self.doing = Doing::Fill(leg);

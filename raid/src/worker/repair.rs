@@ -45,7 +45,7 @@ impl LogWorker {
         }
         let start = offset / BLOCK * BLOCK;
         // No further than the region, and with that the volume.
-        let geometry = self.mirror.geometry;
+        let geometry = self.mirror.geometry();
         let region = geometry.region_at(offset);
         let region_end = geometry.region_start(region) + geometry.region_len(region);
         let end = (offset + len).next_multiple_of(BLOCK).min(region_end);

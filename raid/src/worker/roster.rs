@@ -51,6 +51,11 @@ impl LogWorker {
         matches!(self.doing, Doing::Fill(now) if now == leg)
     }
 
+    /// Whether another leg is to take its place.
+    pub(super) fn is_being_replaced(&self, leg: Leg) -> bool {
+        self.replaces.contains(&Some(leg))
+    }
+
     /// Whether a leg is on its way in.
     pub fn is_coming(&self, leg: Leg) -> bool {
         self.returning.contains(&leg) || self.is_being_filled(leg)
@@ -98,7 +103,10 @@ impl LogWorker {
         for leg in self.surely_in_sync().iter().filter(|&leg| states.recorded(leg)) {
             let Some(old) = self.replaces[leg.index()].take() else { continue };
             self.record_wanted = true;
-            self.removals.insert(old);
+            // What was split off belongs to whoever reads it.
+            if self.states[old] != LegState::Tracked && !self.is_splitting(old) {
+                self.removals.insert(old);
+            }
             for other in self.states.legs() {
                 let tried = self.replaces[other.index()] == Some(old);
                 if tried && matches!(self.states[other], LegState::Failed(_)) {

@@ -37,6 +37,8 @@ impl LogWorker {
         let may = self.surely_in_sync().contains(leg)
             && !others.is_empty()
             && self.splitting.is_none()
+            && !self.is_being_replaced(leg)
+            && self.growing.is_none()
             && self.stopping == Stopping::No
             && !self.mirror.legs.flush_broken();
         if may {

@@ -135,6 +135,7 @@ impl LogWorker {
         let record = Record {
             // A leg that is split off takes it with it.
             legs: self.in_use().union(self.being_recorded_as_split()),
+            size: self.size,
             states: self.states.clone(),
             replaces: self.replaces,
             event_count: self.event_count,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use mirrord_log::{DirtyLog, InternalLog, SyncMode};
 use mirrord_raid::{
-    AssembleError, AssembleOptions, Assembly, Background, Leg, LegRecord, LegSet, LegState, LogWorker,
-    MAX_LEGS, Mirror, MirrorQueue, QueueId, assemble,
+    AssembleError, AssembleOptions, Assembly, Background, Geometry, Leg, LegRecord, LegSet, LegState,
+    LogWorker, MAX_LEGS, Mirror, MirrorQueue, QueueId, assemble,
 };
 
 use crate::blocks::{self, PAGE_SECTORS};
@@ -153,6 +153,7 @@ impl Sim {
         self.attached = self.attached.minus(strangers);
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
         self.check_source(&assembly);
+        self.size_found(assembly.size);
         self.start(&assembly);
     }
 
@@ -170,13 +171,17 @@ impl Sim {
             images.push(page);
         }
         let images: Vec<Option<&[u8]>> = images.iter().map(|page| Some(page.as_slice())).collect();
+        let geometry = Geometry::new(assembly.size, self.config.region_size()).expect("it was recorded");
         let mut log =
-            InternalLog::new(volume, self.config.region_size(), self.config.regions, SyncMode::Default);
+            InternalLog::new(volume, self.config.region_size(), geometry.regions(), SyncMode::Default);
         let _ = log.resume(&images);
+        let logged = log.dirty().fold(0, |all: u64, region| all | 1 << region.0);
+        assembly.uncovered(geometry).for_each(|region| log.mark(region));
+        self.saw.saw_if(Saw::UncoveredLog, assembly.covered < assembly.size);
         let dirty: u64 = log.dirty().fold(0, |all, region| all | 1u64 << region.0);
         let states = assembly.states(dirty != 0);
         let was_clean = std::mem::take(&mut self.stopped_clean);
-        assert!(!was_clean || dirty == 0, "invariant 10: {dirty:#x} is dirty after a clean stop");
+        assert!(!was_clean || logged == 0, "invariant 10: {logged:#x} is dirty after a clean stop");
         self.check_splits(&states);
         let in_sync = states.iter().all(|(_, &state)| state == LegState::InSync);
         self.saw.saw_if(Saw::StartInSync, in_sync && dirty == 0);
@@ -193,7 +198,7 @@ impl Sim {
         let queues = self.config.queues;
         self.sessions += 1;
         let lineage = assembly.lineage(self.sessions);
-        let mirror = Arc::new(Mirror::new(self.geometry, &states, log.dirty(), queues));
+        let mirror = Arc::new(Mirror::new(geometry, &states, log.dirty(), queues));
         let mut buffers = vec![vec![Vec::new(); self.config.depth]; usize::from(queues)];
         buffers.push(vec![vec![0; (self.config.window / 512) as usize]; SLOTS]);
         let in_use = mirror.legs.states().in_use();

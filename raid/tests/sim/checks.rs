@@ -230,7 +230,7 @@ impl Sim {
     /// A flush is answered well: 7, on every leg in sync all that was written before it is stable.
     pub(crate) fn check_flushed(&self, client: &Client) {
         for leg in self.live().mirror.legs.states().in_sync().iter() {
-            let left = self.disks[leg.index()].unflushed_since(client.start, self.config.sectors);
+            let left = self.disks[leg.index()].unflushed_since(client.start, self.sectors());
             if let Some(sector) = left {
                 panic!("invariant 7: a flush was answered, sector {sector} is not stable on {leg:?}");
             }
@@ -265,7 +265,7 @@ impl Sim {
         let states = legs.states();
         let source = states.in_sync().lowest().expect("invariant 4: no leg in sync");
         for leg in states.in_use().iter() {
-            for sector in 0..self.config.sectors {
+            for sector in 0..self.sectors() {
                 let region = self.geometry.region_at(sector as u64 * SECTOR);
                 let stale = states.of(leg) == LegState::Syncing && legs.is_stale(leg, region);
                 let [one, other] = [source, leg].map(|leg| self.disks[leg.index()].read(sector));

@@ -13,7 +13,7 @@ pub(crate) struct Config {
     pub(crate) queues: u16,
     pub(crate) regions: u32,
     pub(crate) region_sectors: u32,
-    /// Sectors of the volume; its last region may be short.
+    /// Sectors of the volume when it is largest; its last region may be short.
     pub(crate) sectors: usize,
     /// Resync window, in bytes.
     pub(crate) window: u64,
@@ -49,17 +49,26 @@ pub(crate) struct Config {
     pub(crate) ticks: u64,
     /// Steps in 1000 in which a leg is taken out by hand, or split off.
     pub(crate) take_outs: u64,
+    /// Sectors of the volume as it is made: less than all if it is to grow.
+    pub(crate) first_sectors: usize,
+    /// Steps in 1000 in which it is asked to grow.
+    pub(crate) growths: u64,
 }
 
 impl Config {
-    pub(crate) fn draw(rng: &mut Rng) -> Config {
+    pub(crate) fn draw(rng: &mut Rng, growth: &mut Rng) -> Config {
         let regions = rng.pick(&[4, 16, 16, 24, 32, 64]);
         let region_sectors = rng.pick(&[8, 8, 8, 16]);
         let sectors = regions as usize * region_sectors as usize;
         let short = if rng.chance(1, 3) { rng.below(u64::from(region_sectors)) as usize } else { 0 };
         let (quiet, dying) = (rng.chance(1, 6), rng.chance(1, 8));
         let trouble = |rng: &mut Rng, most: u64| if quiet || rng.coin() { 0 } else { rng.between(1, most) };
+        let growths = growth.pick(&[0, 0, 5, 30]);
+        let least = sectors / 8;
+        let grown = if growths > 0 { growth.below((sectors - short - least) as u64) as usize } else { 0 };
         Config {
+            growths,
+            first_sectors: sectors - short - grown,
             legs: rng.pick(&[2, 2, 2, 3, 3, 4]),
             queues: rng.between(1, 3) as u16,
             regions,
@@ -85,9 +94,9 @@ impl Config {
         }
     }
 
-    /// Bytes of the volume.
+    /// Bytes of the volume as it is made.
     pub(crate) fn size(&self) -> u64 {
-        self.sectors as u64 * SECTOR
+        self.first_sectors as u64 * SECTOR
     }
 
     /// Bytes of a region.
@@ -95,7 +104,7 @@ impl Config {
         u64::from(self.region_sectors) * SECTOR
     }
 
-    /// Sectors of a region.
+    /// Sectors of a region of the largest volume.
     pub(crate) fn region(&self, region: u32) -> std::ops::Range<usize> {
         let first = (region * self.region_sectors) as usize;
         first..(first + self.region_sectors as usize).min(self.sectors)

@@ -64,9 +64,13 @@ pub(crate) enum Saw {
     Removed,
     Replaced,
     LeftOut,
+    Growth,
+    GrowthCutShort,
+    GrowthFoundLater,
+    UncoveredLog,
 }
 
-const KINDS: usize = Saw::LeftOut as usize + 1;
+const KINDS: usize = Saw::UncoveredLog as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -79,7 +83,8 @@ const ALL: [Saw; KINDS] = {
         Copy, CopyOfZeroes, FlushBroken, PausedResync, Kill, PowerCut, CrashInStart, TornSuperblock,
         BadLogSector, DegradedStart, ForcedStart, CleanStop, UncleanStop, StopUnderErrors, DirtyStart,
         CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge, FullReturn,
-        Added, SpareAdded, SpareUsed, Removed, Replaced, LeftOut,
+        Added, SpareAdded, SpareUsed, Removed, Replaced, LeftOut, Growth,
+        GrowthCutShort, GrowthFoundLater, UncoveredLog,
     ]
 };
 

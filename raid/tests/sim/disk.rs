@@ -102,6 +102,12 @@ impl Disk {
         self.format(sector, value);
     }
 
+    /// As [`Disk::format`], and the sector can be read.
+    pub(crate) fn format_well(&mut self, sector: usize, value: u64) {
+        self.format(sector, value);
+        (self.stable_bad[sector], self.bad[sector]) = (false, false);
+    }
+
     /// A write is submitted: its ticket.
     pub(crate) fn begin(&mut self) -> u32 {
         self.done.push(NEVER);

@@ -66,6 +66,7 @@ impl Sim {
         let mut actions = std::mem::take(&mut d.worker_actions);
         d.worker.handle(event, &mut actions);
         self.check_leg_states(before);
+        self.look_at_size();
         for action in actions.drain(..) {
             self.worker_action(action);
         }
@@ -86,6 +87,7 @@ impl Sim {
                 self.check_clear(region);
                 self.d().log.clear(region);
             }
+            WorkerAction::SizeLog(regions) => self.d().log.resize(regions),
             WorkerAction::Commit { legs } => {
                 let flush = self.d().log.flush();
                 self.start_meta(MetaKind::Commit, legs, Some(flush));
@@ -140,6 +142,8 @@ impl Sim {
     fn serve(&mut self) {
         trace!(self, "served, {:?}", self.live().mirror.legs.states());
         self.d().phase = Phase::Serving;
+        let size = self.live().mirror.geometry().size();
+        self.size_is(size);
         let source =
             self.live().mirror.legs.states().in_sync().lowest().expect("invariant 4: no leg in sync");
         self.recovered(source);
@@ -149,6 +153,6 @@ impl Sim {
 
     /// The region's sectors.
     pub(crate) fn region_sectors(&self, region: Region) -> std::ops::Range<usize> {
-        self.config.region(region.0)
+        self.region(region.0)
     }
 }

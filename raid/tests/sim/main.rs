@@ -23,6 +23,7 @@ mod daemon;
 mod disk;
 mod driver;
 mod faults;
+mod growth;
 mod history;
 mod late;
 mod legs;

@@ -44,7 +44,7 @@ impl Sim {
 
     /// Makes a leg, durable from then on: its superblock, and a log that is clean.
     pub(crate) fn write_new(&mut self, leg: Leg, superblock: &Superblock) {
-        let (region_size, regions) = (self.config.region_size(), self.config.regions);
+        let (region_size, regions) = (self.config.region_size(), self.geometry.regions());
         let log = InternalLog::new(superblock.volume, region_size, regions, SyncMode::NoSync);
         let mut writes = Vec::new();
         for generation in [0, 1] {
@@ -162,6 +162,7 @@ impl Sim {
         for (entry, (leg, &state)) in superblock.legs.iter_mut().zip(record.states.iter()) {
             *entry = self.roster.entry(leg, state, record.replaces[leg.index()]);
         }
+        superblock.size = record.size;
         superblock.event_count = record.event_count;
         superblock.lineage.clone_from(&record.lineage);
         superblock.clean = record.clean;

@@ -75,13 +75,13 @@ impl Sim {
         self.saw.saw_if(Saw::Patch, patch);
         if !range.is_empty() {
             self.saw.saw_if(Saw::SpanningRequest, range.start / region != (range.end - 1) / region);
-            self.saw.saw_if(Saw::WholeVolumeZero, op == ZERO_OP && range.len() == self.config.sectors);
+            self.saw.saw_if(Saw::WholeVolumeZero, op == ZERO_OP && range.len() == self.sectors());
         }
     }
 
     /// Where a request goes, in sectors.
     fn range(&mut self, op: Op) -> Range<usize> {
-        let sectors = self.config.sectors as u64;
+        let sectors = self.sectors() as u64;
         if op == ZERO_OP && self.rng.chance(1, 20) {
             return 0..sectors as usize;
         }

@@ -67,6 +67,9 @@ impl Sim {
             if self.rng.chance(1, 300) {
                 return self.pause_resync(None);
             }
+            if self.faults.may_come() && self.growth.rng.chance(self.config.growths, 1000) {
+                return self.ask_to_grow();
+            }
             if self.faults.may_come() && self.rng.chance(self.config.take_outs, 1000) {
                 return self.take_out_a_leg();
             }
@@ -275,9 +278,9 @@ impl Sim {
         self.disks.iter_mut().for_each(Disk::heal);
         self.d().phase = Phase::Draining;
         let mut bad = Vec::new();
-        for region in 0..self.config.regions {
+        for region in 0..self.geometry.regions() {
             let leg = self.rng.below(self.config.legs as u64) as usize;
-            let sectors = self.config.region(region);
+            let sectors = self.region(region);
             let sector = self.rng.between(sectors.start as u64, sectors.end as u64 - 1) as usize;
             let copies = self.live().mirror.legs.states().in_sync();
             let is_copy = copies.len() > 1 && copies.contains(Leg::new(leg));
@@ -288,8 +291,9 @@ impl Sim {
         trace!(self, "=== bad sectors: {bad:?}");
         self.until("bad sectors that are read are written anew", |sim| {
             if sim.live().in_flight == 0 {
-                let region = sim.rng.below(u64::from(sim.config.regions)) as u32;
-                sim.send(0, 0, Op::Read, sim.config.region(region));
+                let region = sim.rng.below(u64::from(sim.geometry.regions())) as u32;
+                let sectors = sim.region(region);
+                sim.send(0, 0, Op::Read, sectors);
             }
             bad.iter().all(|&(leg, sector)| !sim.disks[leg].is_bad(sector))
         });

@@ -9,11 +9,12 @@ use mirrord_raid::{Geometry, Leg, LegSet, MAX_LEGS};
 use uuid::Uuid;
 
 use crate::blocks::{self, Blocks, META_SECTORS};
-use crate::config::Config;
+use crate::config::{Config, SECTOR};
 use crate::coverage::{Coverage, Saw};
 use crate::daemon::Daemon;
 use crate::disk::{Disk, ZERO};
 use crate::faults::Faults;
+use crate::growth::Growth;
 use crate::history::History;
 use crate::rng::Rng;
 use crate::roster::Roster;
@@ -40,7 +41,9 @@ pub(crate) enum Recovery {
 
 pub(crate) struct Sim {
     pub(crate) config: Config,
+    /// Of the volume as large as it surely is.
     pub(crate) geometry: Geometry,
+    pub(crate) growth: Growth,
     pub(crate) rng: Rng,
     pub(crate) now: u64,
     pub(crate) tracing: bool,
@@ -84,7 +87,8 @@ impl Sim {
     /// A volume just made, all zero and in sync on every leg.
     pub(crate) fn new(seed: u64, tracing: bool) -> Sim {
         let mut rng = Rng::new(seed);
-        let config = Config::draw(&mut rng);
+        let mut growth = Growth::new(seed);
+        let config = Config::draw(&mut rng, &mut growth.rng);
         let sectors = config.sectors;
         let volume = Uuid::from_u64_pair(1, seed);
         let mut sim = Sim {
@@ -111,12 +115,25 @@ impl Sim {
             daemon: None,
             now: 1,
             saw: Coverage::default(),
+            growth,
             config,
             rng,
             tracing,
         };
         sim.format(volume);
+        sim.litter();
         sim
+    }
+
+    /// Sectors of the volume.
+    pub(crate) fn sectors(&self) -> usize {
+        (self.geometry.size() / SECTOR) as usize
+    }
+
+    /// Sectors of a region.
+    pub(crate) fn region(&self, region: u32) -> std::ops::Range<usize> {
+        let sectors = self.config.region(region);
+        sectors.start..sectors.end.min(self.sectors())
     }
 
     /// Every leg that there is a disk for.

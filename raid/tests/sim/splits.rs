@@ -22,13 +22,13 @@ impl Sim {
         self.saw.saw(Saw::Split);
         self.d().given_back.remove(leg);
         let disk = &self.disks[leg.index()];
-        let lost = disk.first_unflushed(0..self.config.sectors);
+        let lost = disk.first_unflushed(0..self.sectors());
         assert!(lost.is_none(), "split: sector {lost:?} of {leg:?} is not flushed");
-        let stamps: Vec<u64> = (0..self.config.sectors).map(|sector| disk.read(sector)).collect();
+        let stamps: Vec<u64> = (0..self.sectors()).map(|sector| disk.read(sector)).collect();
         for other in self.live().mirror.legs.states().in_sync().iter() {
             let other_disk = &self.disks[other.index()];
             let is_good = |s: usize| !disk.is_bad(s) && !other_disk.is_bad(s);
-            let differs = (0..self.config.sectors).find(|&s| is_good(s) && other_disk.read(s) != stamps[s]);
+            let differs = (0..self.sectors()).find(|&s| is_good(s) && other_disk.read(s) != stamps[s]);
             assert!(differs.is_none(), "split: {leg:?} and {other:?} differ in sector {differs:?}");
         }
         // Requests that wait for the end of the split, whole or the rest of them.
@@ -54,7 +54,7 @@ impl Sim {
     /// Somebody writes to a leg that is split off, behind the daemon's back.
     pub(crate) fn scribble(&mut self, leg: Leg) {
         for _ in 0..self.rng.between(1, 4) {
-            let sector = self.rng.below(self.config.sectors as u64) as usize;
+            let sector = self.rng.below(self.sectors() as u64) as usize;
             self.disks[leg.index()].format(sector, ZERO - 2);
         }
         self.scribbled.insert(leg);
@@ -71,7 +71,7 @@ impl Sim {
         }
         let Some(split) = split else { return };
         let mirror = &self.live().mirror;
-        for region in (0..self.config.regions).map(mirrord_raid::Region) {
+        for region in (0..self.geometry.regions()).map(mirrord_raid::Region) {
             // Where another leg is copied to, it looks like a write under way.
             let may = split.changed & 1 << region.0 != 0 || mirror.regions.writes(region) > 0;
             let stale = mirror.legs.is_stale(leg, region);
@@ -83,7 +83,7 @@ impl Sim {
     pub(crate) fn check_split(&self, leg: Leg) {
         let Some(split) = &self.splits[leg.index()] else { return };
         let disk = &self.disks[leg.index()];
-        let changed = (0..self.config.sectors).find(|&s| !disk.is_bad(s) && disk.read(s) != split.stamps[s]);
+        let changed = (0..split.stamps.len()).find(|&s| !disk.is_bad(s) && disk.read(s) != split.stamps[s]);
         assert!(changed.is_none(), "split: sector {changed:?} of {leg:?} was changed");
     }
 

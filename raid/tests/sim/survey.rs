@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use mirrord_raid::{
-    AssembleError, Assembly, Leg, LegRecord, LegSet, LegState, LogWorker, Mirror, Record, WorkerAction,
-    WorkerEvent, assemble,
+    AssembleError, Assembly, Geometry, Leg, LegRecord, LegSet, LegState, LogWorker, Mirror, Record,
+    WorkerAction, WorkerEvent, assemble,
 };
 
 use crate::blocks;
@@ -25,14 +25,14 @@ impl Sim {
     /// A sector in which the leg holds what the volume may not, if any.
     fn illegal_sector(&self, leg: Leg) -> Option<usize> {
         let disk = &self.disks[leg.index()];
-        (0..self.config.sectors).find(|&sector| !self.is_legal(sector, disk.read(sector)))
+        (0..self.sectors()).find(|&sector| !self.is_legal(sector, disk.read(sector)))
     }
 
-    /// Regions in which two legs differ.
-    fn differences(&self, one: Leg, other: Leg) -> u64 {
+    /// Regions of a volume of so many sectors in which two legs differ.
+    fn differences(&self, one: Leg, other: Leg, sectors: usize) -> u64 {
         let [one, other] = [one, other].map(|leg| &self.disks[leg.index()]);
         let differs =
-            |region: u32| self.config.region(region).any(|sector| one.read(sector) != other.read(sector));
+            |region: u32| self.config.region(region).any(|s| s < sectors && one.read(s) != other.read(s));
         (0..self.config.regions).filter(|&region| differs(region)).fold(0, |all, region| all | 1 << region)
     }
 
@@ -47,7 +47,10 @@ impl Sim {
             let stamp = self.disks[assembly.source.index()].read(sector);
             panic!("invariant 3: after a crash sector {sector} holds {stamp:#x}: {assembly:?}");
         }
+        let sectors = self.check_size(assembly);
         let dirty = assembly.trusted.iter().fold(0, |all, leg| all | self.logged(leg));
+        let geometry = Geometry::new(assembly.size, self.config.region_size()).expect("it was recorded");
+        let dirty = assembly.uncovered(geometry).fold(dirty, |all, region| all | 1 << region.0);
         for (leg, at) in assembly.at.iter() {
             // What is split off is looked at when it is merged.
             let state = assembly.states(false)[leg];
@@ -57,7 +60,7 @@ impl Sim {
                 && !assembly.all_dirty
                 && !(is_split && self.scribbled.contains(leg))
             {
-                let hidden = self.differences(assembly.source, leg) & !dirty;
+                let hidden = self.differences(assembly.source, leg, sectors) & !dirty;
                 assert!(hidden == 0, "invariant 10: {leg:?} differs in {hidden:#x}, not dirty: {assembly:?}");
             }
         }
@@ -189,6 +192,7 @@ impl Sim {
     fn written(&self, record: &Record, legs: LegSet, mut all: Vec<LegRecord>) -> Vec<LegRecord> {
         for leg in legs.iter() {
             let Some(found) = all.iter_mut().find(|found| found.index == leg) else { continue };
+            found.size = record.size;
             found.event_count = record.event_count;
             found.lineage.clone_from(&record.lineage);
             found.clean = record.clean;

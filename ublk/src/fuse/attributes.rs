@@ -1,6 +1,6 @@
 //! What `stat` says about the file that is the volume.
 //!
-//! Owns mode, owner and times; they live as long as the mount. The size never changes. Times of
+//! Owns mode, owner and times; they live as long as the mount. Times of
 //! writes are taken when somebody asks, so that a write pays one store. Any thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::wire::{Attr, ROOT, SetattrIn, Time, set};
 
 pub(super) struct Attributes {
-    size: u64,
     block_size: u32,
     /// Whether there were writes since `mtime`.
     written: AtomicBool,
@@ -27,17 +26,17 @@ struct Kept {
 }
 
 impl Attributes {
-    pub(super) fn new(size: u64, block_size: u32) -> Attributes {
+    pub(super) fn new(block_size: u32, mode: u32) -> Attributes {
         let now = Time::now();
         let kept = Kept {
-            mode: 0o600,
+            mode,
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             atime: now,
             mtime: now,
             ctime: now,
         };
-        Attributes { size, block_size, written: AtomicBool::new(false), kept: Mutex::new(kept) }
+        Attributes { block_size, written: AtomicBool::new(false), kept: Mutex::new(kept) }
     }
 
     /// Notes that the contents changed.
@@ -73,7 +72,8 @@ impl Attributes {
         kept.ctime = now;
     }
 
-    pub(super) fn stat(&self) -> Attr {
+    /// Of a file of `size` bytes.
+    pub(super) fn stat(&self, size: u64) -> Attr {
         let mut kept = self.kept();
         if self.written.swap(false, Ordering::Relaxed) {
             kept.mtime = Time::now();
@@ -81,8 +81,8 @@ impl Attributes {
         }
         Attr {
             ino: ROOT,
-            size: self.size,
-            blocks: self.size / 512,
+            size,
+            blocks: size / 512,
             atime: kept.atime.seconds,
             mtime: kept.mtime.seconds,
             ctime: kept.ctime.seconds,

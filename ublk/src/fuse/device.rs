@@ -124,6 +124,16 @@ impl Device {
         }
     }
 
+    /// Tells the kernel that what it knows of the file's attributes is out of date.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub(super) fn attributes_changed(&self) -> io::Result<()> {
+        let out = wire::NotifyInvalInodeOut { ino: wire::ROOT, off: -1, len: 0 };
+        // A message is an answer to nothing, with its code where errors are, not negated.
+        self.answer(0, -wire::NOTIFY_INVAL_INODE, out.as_bytes())
+    }
+
     /// Sends an answer.
     fn answer(&self, unique: u64, error: i32, data: &[u8]) -> io::Result<()> {
         let len = size_of::<OutHeader>() + data.len();

@@ -19,11 +19,13 @@ mod wire;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::buffer::BufferPool;
 use crate::front::{Engine, FrontEnd, FrontError, FrontKind, Shutdown, Source};
@@ -127,6 +129,9 @@ pub struct FuseFront {
     point: Point,
     /// Device number of the mount.
     device: (u32, u32),
+    volume: Arc<Volume>,
+    /// Gone with the session: were it held here, users could not be cut off.
+    connection: Weak<Device>,
     /// Set while the end of the session is our doing.
     stopping: Arc<AtomicBool>,
     /// Set for good when the users are cut off.
@@ -156,11 +161,11 @@ impl FuseFront {
         let point = Point::prepare(&options.mount)?;
         let volume = Volume {
             pool,
-            size: options.size,
+            size: options.size.into(),
             block: block.into(),
             max_io: options.max_io,
             read_only: options.read_only,
-            attributes: Attributes::new(options.size, block),
+            attributes: Attributes::new(block, if options.read_only { 0o444 } else { 0o600 }),
             cut: Arc::default(),
         };
         let device = match point.mount(&options.name, options.allow_other, options.read_only) {
@@ -188,9 +193,10 @@ impl FuseFront {
         };
         let first = Device::start(device, options.max_io).map_err(|error| undo(&point, error))?;
         let device = device_of(&point.path).map_err(|error| undo(&point, error))?;
-        let cut = Arc::clone(&volume.cut);
+        let (cut, volume, first) = (Arc::clone(&volume.cut), Arc::new(volume), Arc::new(first));
         let (session, closed) = channel::<()>();
-        let sources = sources(first, Arc::new(volume), engine.queues(), session);
+        let connection = Arc::downgrade(&first);
+        let sources = sources(first, Arc::clone(&volume), engine.queues(), session);
 
         let stopping = Arc::new(AtomicBool::new(false));
         let (end, ended) = channel::<()>();
@@ -217,7 +223,7 @@ impl FuseFront {
         for (queue, source) in sources.into_iter().enumerate() {
             engine.serve(queue, source);
         }
-        Ok(FuseFront { point, device, stopping, cut, ended, thread: Some(thread) })
+        Ok(FuseFront { point, device, volume, connection, stopping, cut, ended, thread: Some(thread) })
     }
 
     /// Whether our mount is what `path` leads to.
@@ -259,8 +265,12 @@ impl FuseFront {
 
 /// A source for each queue: with a descriptor of its own or, where this process may not open the device
 /// (the helper that mounted may), sharing the first.
-fn sources(first: Device, volume: Arc<Volume>, queues: usize, session: Sender<()>) -> Vec<Box<dyn Source>> {
-    let first = Arc::new(first);
+fn sources(
+    first: Arc<Device>,
+    volume: Arc<Volume>,
+    queues: usize,
+    session: Sender<()>,
+) -> Vec<Box<dyn Source>> {
     let mut sources: Vec<Box<dyn Source>> = Vec::with_capacity(queues);
     for queue in 0..queues {
         let own = if queue == 0 { None } else { first.another().ok().map(Arc::new) };
@@ -277,6 +287,21 @@ impl FrontEnd for FuseFront {
 
     fn path(&self) -> &Path {
         &self.point.path
+    }
+
+    fn can_resize(&self) -> Result<(), FrontError> {
+        Ok(())
+    }
+
+    fn resize(&self, size: u64) -> Result<(), FrontError> {
+        self.volume.size.store(size, Ordering::Release);
+        let failed = |source| FrontError::Io { path: self.point.path.clone(), source };
+        let Some(connection) = self.connection.upgrade() else { return Ok(()) };
+        connection.attributes_changed().map_err(failed)?;
+        // Loop devices go by what the kernel was last told, so it is made to ask.
+        statx(CWD, &self.point.path, AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE)
+            .map_err(|e| failed(e.into()))?;
+        Ok(())
     }
 
     fn shutdown(&mut self, how: Shutdown) -> Result<(), FrontError> {

@@ -214,8 +214,9 @@ pub(super) fn abort_connection(minor: u32) -> io::Result<()> {
 /// When the dead mount is there and cannot be unmounted: it belongs to another user.
 pub fn clear_dead_mount(path: &Path) -> io::Result<bool> {
     for cleared in 0..STACKED {
-        match std::fs::symlink_metadata(path) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => unmount_at(path, How::Lazy)?,
+        // What the kernel remembers of the file says nothing of who serves it.
+        match statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC, StatxFlags::TYPE) {
+            Err(Errno::NOTCONN) => unmount_at(path, How::Lazy)?,
             _ => return Ok(cleared > 0),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Turns FUSE requests into [`Request`]s. Guarantees: nothing here waits for IO; data is where all
 //! legs are written from; ranges are checked against the volume before anything is submitted; its
-//! size never changes. Runs on the queue threads.
+//! size never changes but by its owner's word. Runs on the queue threads.
 //!
 //! What is not a block device's business is refused: changing the size (also by opening with
 //! O_TRUNC: `dd` needs `conv=notrunc`, and nothing is lost if it is forgotten) with `EPERM`, writing
@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mirrord_raid::Errno;
 
@@ -26,12 +26,13 @@ use crate::buffer::BufferPool;
 use crate::done::{Done, Group};
 use crate::front::{Op, Patch, Request};
 
-/// How long the kernel may keep attributes, in seconds. Only mode, owner and times can change.
+/// How long the kernel may keep attributes, in seconds. Of a new size it is told.
 const ATTR_TTL: u64 = 1;
 
 pub(super) struct Volume {
     pub(super) pool: Arc<BufferPool>,
-    pub(super) size: u64,
+    /// In bytes.
+    pub(super) size: AtomicU64,
     pub(super) block: u64,
     pub(super) max_io: u32,
     pub(super) read_only: bool,
@@ -41,11 +42,17 @@ pub(super) struct Volume {
 }
 
 impl Volume {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
     /// Answers a request, or puts what it asks of the engine into `out`.
     pub(super) fn handle(&self, code: u32, arrived: Arrived<'_>, reply: Reply, out: &mut VecDeque<Request>) {
         match code {
             opcode::READ => self.read(&arrived, reply, out),
             opcode::WRITE => self.write(arrived, reply, out),
+            // Nothing was written.
+            opcode::FSYNC if self.read_only => reply.ok(),
             opcode::FSYNC => self.put(out, Op::Flush, 0, 0, Done::empty(reply)),
             opcode::FALLOCATE => self.fallocate(&arrived, reply, out),
             opcode::OPEN => self.open(&arrived, reply),
@@ -102,7 +109,7 @@ impl Volume {
 
     fn read(&self, arrived: &Arrived<'_>, reply: Reply, out: &mut VecDeque<Request>) {
         let Some(ask) = arrived.args::<ReadIn>() else { return reply.refuse(libc::EINVAL) };
-        let len = u64::from(ask.size).min(self.size.saturating_sub(ask.offset));
+        let len = u64::from(ask.size).min(self.size().saturating_sub(ask.offset));
         if len == 0 {
             return reply.data(&[]);
         }
@@ -118,7 +125,7 @@ impl Volume {
         if self.read_only {
             return reply.refuse(libc::EROFS);
         }
-        if offset.checked_add(len).is_none_or(|end| end > self.size) {
+        if offset.checked_add(len).is_none_or(|end| end > self.size()) {
             return reply.refuse(libc::ENOSPC);
         }
         if len == 0 {
@@ -148,11 +155,11 @@ impl Volume {
         let Some(end) = ask.offset.checked_add(ask.length) else { return reply.refuse(libc::EFBIG) };
         match ask.mode as i32 {
             // Nothing to allocate: the volume always has its size.
-            0 | libc::FALLOC_FL_KEEP_SIZE if end <= self.size => reply.ok(),
+            0 | libc::FALLOC_FL_KEEP_SIZE if end <= self.size() => reply.ok(),
             0 | libc::FALLOC_FL_KEEP_SIZE => reply.refuse(libc::ENOSPC),
-            ZERO if end > self.size => reply.refuse(libc::ENOSPC),
+            ZERO if end > self.size() => reply.refuse(libc::ENOSPC),
             PUNCH | ZERO | ZERO_KEEP => {
-                let len = end.min(self.size).saturating_sub(ask.offset);
+                let len = end.min(self.size()).saturating_sub(ask.offset);
                 if len == 0 {
                     reply.ok();
                 } else {
@@ -176,7 +183,7 @@ impl Volume {
 
     fn set_attributes(&self, arrived: &Arrived<'_>, reply: Reply) {
         let Some(ask) = arrived.args::<SetattrIn>() else { return reply.refuse(libc::EINVAL) };
-        if ask.valid & set::SIZE != 0 && ask.size != self.size {
+        if ask.valid & set::SIZE != 0 && ask.size != self.size() {
             return reply.refuse(libc::EPERM);
         }
         self.attributes.change(&ask);
@@ -184,13 +191,18 @@ impl Volume {
     }
 
     fn answer_attributes(&self, reply: Reply) {
-        reply.with(&AttrOut { valid: ATTR_TTL, valid_nsec: 0, dummy: 0, attr: self.attributes.stat() });
+        reply.with(&AttrOut {
+            valid: ATTR_TTL,
+            valid_nsec: 0,
+            dummy: 0,
+            attr: self.attributes.stat(self.size()),
+        });
     }
 
     fn statfs(&self, reply: Reply) {
         let block = self.block as u32;
         reply.with(&StatfsOut {
-            blocks: self.size / self.block,
+            blocks: self.size() / self.block,
             files: 1,
             bsize: block,
             namelen: 255,

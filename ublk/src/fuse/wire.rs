@@ -40,6 +40,9 @@ pub(super) mod opcode {
     pub(in crate::fuse) const FALLOCATE: u32 = 43;
 }
 
+/// Code of a message to the kernel that an inode changed (`enum fuse_notify_code`).
+pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
+
 /// Flags of `INIT`, both words as one.
 pub(super) mod init {
     pub(in crate::fuse) const ASYNC_READ: u64 = 1 << 0;
@@ -135,6 +138,8 @@ sent! {
     }
     /// `valid`: seconds for which the kernel need not ask again.
     AttrOut (104) { valid: u64, valid_nsec: u32, dummy: u32, attr: Attr }
+    /// With a negative offset: its attributes, not its contents.
+    NotifyInvalInodeOut (24) { ino: u64, off: i64, len: i64 }
     StatfsOut (80) {
         blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32,
         frsize: u32, padding: u32, spare: [u32; 6],

@@ -51,6 +51,7 @@ pub(super) struct Shape {
     pub(super) block_size: u32,
     pub(super) physical_block_size: u32,
     pub(super) region_size: u64,
+    pub(super) read_only: bool,
     pub(super) max_io: u32,
     pub(super) queues: u16,
     pub(super) depth: u16,
@@ -289,6 +290,13 @@ impl Control {
         })
     }
 
+    /// Device `id`, which is live, has `size` bytes from now on.
+    pub(super) fn resize(&self, id: u32, size: u64) -> Result<(), ControlError> {
+        self.call("change the device's size", PATIENCE, move |_| {
+            command_with(sys::UBLK_U_CMD_UPDATE_SIZE, id, size >> 9, 0).map(drop)
+        })
+    }
+
     /// Lets go of the device: another daemon may take it over.
     pub(super) fn release(&self) -> Result<(), ControlError> {
         self.call("let the device go", PATIENCE, |held| {
@@ -379,6 +387,11 @@ fn begin_recovery(id: u32) -> Result<(), Errno> {
 /// which wants a file of its own for every device and complains on standard error where there is none. The
 /// buffer begins with the path of the device, by whose permissions a user without privilege may ask.
 fn command(op: u32, id: u32, answer: usize) -> Result<Vec<u8>, Errno> {
+    command_with(op, id, 0, answer)
+}
+
+/// The same with a number that the command is about.
+fn command_with(op: u32, id: u32, data: u64, answer: usize) -> Result<Vec<u8>, Errno> {
     let file = File::options().read(true).write(true).open(CONTROL).map_err(io_errno)?;
     let mut buffer = format!("/dev/ublkc{id}\0").into_bytes();
     let path_len = buffer.len();
@@ -388,6 +401,7 @@ fn command(op: u32, id: u32, answer: usize) -> Result<Vec<u8>, Errno> {
         queue_id: u16::MAX,
         len: buffer.len() as u16,
         addr: buffer.as_mut_ptr() as u64,
+        data: [data],
         dev_path_len: path_len as u16,
         ..Default::default()
     };
@@ -432,9 +446,12 @@ fn params(shape: Shape) -> sys::ublk_params {
     let shift = shape.block_size.trailing_zeros() as u8;
     let physical = shape.physical_block_size.trailing_zeros() as u8;
     sys::ublk_params {
-        types: sys::UBLK_PARAM_TYPE_BASIC | sys::UBLK_PARAM_TYPE_DISCARD,
+        types: sys::UBLK_PARAM_TYPE_BASIC | if shape.read_only { 0 } else { sys::UBLK_PARAM_TYPE_DISCARD },
         basic: sys::ublk_param_basic {
-            attrs: sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA,
+            attrs: match shape.read_only {
+                true => sys::UBLK_ATTR_READ_ONLY,
+                false => sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA,
+            },
             logical_bs_shift: shift,
             physical_bs_shift: physical,
             io_opt_shift: 0,

@@ -33,6 +33,8 @@ pub struct UblkDevice {
     info: Info,
     shape: Shape,
     taken_over: bool,
+    /// The volume has grown since it was served.
+    too_small: bool,
     spawn: Spawn,
 }
 
@@ -45,13 +47,23 @@ impl UblkDevice {
     /// # Panics
     /// If sizes are not as [`UblkOptions`] says.
     pub fn prepare(options: UblkOptions) -> Result<UblkDevice, UblkError> {
-        let UblkOptions { size, block_size, physical_block_size, region_size, max_io, queues, depth, .. } =
-            options;
+        let UblkOptions {
+            size,
+            block_size,
+            physical_block_size,
+            region_size,
+            read_only,
+            max_io,
+            queues,
+            depth,
+            ..
+        } = options;
         assert!(block_size.is_power_of_two() && (512..=4096).contains(&block_size));
         assert!(size > 0 && size.is_multiple_of(u64::from(block_size)) && max_io.is_multiple_of(4096));
         // With one tag a queue has fetched for all as soon as it has for the first: see `UblkSource::fetch`.
         let depth = depth.max(2);
-        let shape = Shape { size, block_size, physical_block_size, region_size, max_io, queues, depth };
+        let shape =
+            Shape { size, block_size, physical_block_size, region_size, read_only, max_io, queues, depth };
         let control = connect(&options.spawn)?;
         let features = control.features()?;
         if let Some(earlier) = find(&control, options.volume)? {
@@ -67,12 +79,22 @@ impl UblkDevice {
         }
         let privileged = rustix::thread::capabilities(None)
             .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
-        let wanted = Features::wanted(features, privileged);
+        // One that nobody writes to has nothing to lose, and who reads it sees that its daemon is gone.
+        let wanted = match read_only && privileged {
+            true => Features::default(),
+            false => Features::wanted(features, privileged),
+        };
         let info = control.add(shape, wanted, mark_of(options.volume))?;
         let shape = Shape { queues: info.queues, depth: info.depth, ..shape };
-        let device =
-            UblkDevice { control: Some(control), info, shape, taken_over: false, spawn: options.spawn };
-        if privileged && !info.flags.has(Features(Features::RECOVERY.0 | Features::REISSUE.0)) {
+        let device = UblkDevice {
+            control: Some(control),
+            info,
+            shape,
+            taken_over: false,
+            too_small: false,
+            spawn: options.spawn,
+        };
+        if privileged && !read_only && !info.flags.has(Features(Features::RECOVERY.0 | Features::REISSUE.0)) {
             return Err(UblkError::Lacks("let a device outlive its daemon: Linux 6.1 or newer is needed"));
         }
         if !privileged && !info.flags.has(Features::UNPRIVILEGED) {
@@ -92,7 +114,9 @@ impl UblkDevice {
             let path = format!("/sys/block/ublkb{}/{name}", earlier.id);
             fs::read_to_string(path).ok()?.trim().parse().ok()
         };
-        if attribute("size").is_some_and(|sectors| sectors << 9 != shape.size) {
+        // A daemon that died while the volume grew may not have come to telling the device.
+        let size = attribute("size").map_or(shape.size, |sectors| sectors << 9);
+        if size > shape.size || size < shape.size && !earlier.flags.has(Features::RESIZE) {
             return Err(does_not_fit("its size is not the volume's"));
         }
         if attribute("queue/logical_block_size").is_some_and(|block| block < shape.block_size.into()) {
@@ -105,7 +129,8 @@ impl UblkDevice {
             tracing::warn!(%error, "file systems on the device may stay in use");
         }
         let shape = Shape { queues, depth, max_io, ..shape };
-        Ok(UblkDevice { control: Some(control), info: earlier, shape, taken_over: true, spawn })
+        let too_small = size < shape.size;
+        Ok(UblkDevice { control: Some(control), info: earlier, shape, taken_over: true, too_small, spawn })
     }
 
     /// Queues that it has: the engine is to have as many.
@@ -191,6 +216,9 @@ impl UblkDevice {
             }
             error => error.into(),
         })?;
+        if self.too_small {
+            control.resize(self.info.id, self.shape.size)?;
+        }
         if privileged {
             look_after_daemon(self.info.id);
         }

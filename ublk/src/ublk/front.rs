@@ -92,6 +92,25 @@ impl FrontEnd for UblkFront {
         &self.path
     }
 
+    fn can_resize(&self) -> Result<(), FrontError> {
+        if self.info.flags.has(Features::RESIZE) {
+            return Ok(());
+        }
+        let why = if self.info.flags.has(Features::UNPRIVILEGED) {
+            "the device of a user without privilege keeps its size; stop the volume, start it with --front fuse, \
+             resize it, stop it and start it with --front ublk"
+        } else {
+            "the kernel's ublk driver cannot (Linux 6.16 can); stop the volume, start it with --front fuse, resize it, \
+             stop it and start it with --front ublk"
+        };
+        Err(FrontError::NoResize { path: self.path.clone(), why })
+    }
+
+    fn resize(&self, size: u64) -> Result<(), FrontError> {
+        self.can_resize()?;
+        self.control.resize(self.info.id, size).map_err(|error| self.io_error(error))
+    }
+
     fn shutdown(&mut self, how: Shutdown) -> Result<(), FrontError> {
         if self.watcher.is_none() {
             return Ok(());

@@ -50,6 +50,8 @@ pub struct UblkOptions {
     pub physical_block_size: u32,
     /// No request but a discard crosses a border of regions.
     pub region_size: u64,
+    /// Nobody may write to it. It goes with its daemon.
+    pub read_only: bool,
     /// Largest request; a multiple of 4096.
     pub max_io: u32,
     /// Queues.

@@ -8,6 +8,7 @@ pub(crate) mod hardened;
 pub(crate) mod killed;
 pub(crate) mod plain_user;
 pub(crate) mod refused;
+pub(crate) mod resize;
 pub(crate) mod same_bytes;
 pub(crate) mod upgrade;
 
