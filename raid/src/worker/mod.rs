@@ -359,6 +359,7 @@ impl LogWorker {
             WorkerEvent::Stop => {
                 if self.stopping == Stopping::No {
                     self.stopping = Stopping::Asked;
+                    self.give_up_returns();
                 }
             }
         }

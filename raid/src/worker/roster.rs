@@ -11,7 +11,8 @@ impl LogWorker {
     /// A leg that is out is there again, or for the first time.
     pub(super) fn take_back(&mut self, leg: Leg, full: bool, replaces: Option<Leg>) {
         let is_under_way = self.is_coming(leg);
-        if self.states[leg].is_in_use() || is_under_way || self.is_splitting(leg) {
+        let is_late = self.stopping != Stopping::No;
+        if self.states[leg].is_in_use() || is_under_way || is_late || self.is_splitting(leg) {
             return;
         }
         self.returning.push(leg);
@@ -33,6 +34,13 @@ impl LogWorker {
             self.set_state(leg, LegState::Spare);
             self.may_hold_a_record(leg);
         }
+    }
+
+    /// The volume is about to stop: who is not back by now comes back with the next start, or is given back then.
+    pub(super) fn give_up_returns(&mut self) {
+        self.returning.clear();
+        let filled = self.returning_full.iter().filter(|&leg| self.is_being_filled(leg)).collect();
+        self.returning_full = filled;
     }
 
     /// The others know that it may have a record of this session before it gets one.
