@@ -9,6 +9,8 @@
 //! A repair is a copy to one leg of the range that it could not read. Its region may be clean, so it
 //! waits for the mark first, as a write does. The throttle does not hold it, and it writes zeroes as
 //! such: a hole need not touch the medium.
+//!
+//! A scrub ([`crate::scrub`]) has a slot of its own and a buffer for each leg.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use crate::mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::{Hold, Owner};
 use crate::region::Begin;
 use crate::request::Action;
+use crate::scrub::{Difference, Out, SCRUB_IO, Scrub, ScrubCommand, ScrubReport};
 use crate::types::{Errno, Leg, LegIo, LegOp, LegSet, MAX_LEGS};
 
 /// Slots, each with a buffer: one for repairs, the others for copies.
@@ -36,7 +39,7 @@ pub const WINDOW: u64 = 1 << 20;
 const FLUSH_IO: u32 = COPY_SLOTS;
 
 /// What happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum BackgroundEvent {
     /// The log worker or a queue emitted a wake.
     Woken,
@@ -56,6 +59,10 @@ pub enum BackgroundEvent {
         /// Of a read: all bytes are zero, so the copy can be a hole.
         zeroes: bool,
     },
+    /// What to scrub, or no longer.
+    Scrub(ScrubCommand),
+    /// A window was compared: [`BackgroundAction::Compare`].
+    Compared(Vec<Difference>),
 }
 
 /// What to do, in order.
@@ -70,6 +77,22 @@ pub enum BackgroundAction {
         /// The window's length, in bytes.
         bytes: u64,
     },
+    /// Do not send it any more.
+    Unpace {
+        /// The slot.
+        io: u32,
+    },
+    /// Compare what these legs were read to say, then send [`BackgroundEvent::Compared`].
+    Compare {
+        /// Which; their buffers are those with the tags from [`crate::SCRUB_TAGS`] on.
+        legs: LegSet,
+        /// Where, in bytes of the volume; the buffers begin there.
+        offset: u64,
+        /// How much, in bytes.
+        len: u64,
+    },
+    /// What the scrub has to say.
+    Scrub(ScrubReport),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,6 +149,7 @@ pub struct Background {
     repairs: VecDeque<(Leg, u64, u64)>,
     flush: Option<(LegSet, LegSet, LegErrors)>,
     granted: Vec<u32>,
+    scrub: Scrub,
 }
 
 impl Background {
@@ -133,13 +157,30 @@ impl Background {
     pub fn new(mirror: Arc<Mirror>, window: u64) -> Background {
         let jobs = [None; COPY_SLOTS as usize];
         let (waiting, repairs, granted) = (Vec::new(), VecDeque::new(), Vec::new());
-        Background { mirror, window, jobs, waiting, repairs, flush: None, granted }
+        let scrub = Scrub::new(Arc::clone(&mirror));
+        Background { mirror, window, jobs, waiting, repairs, flush: None, granted, scrub }
+    }
+
+    /// Copies and compares at most `window` bytes at once from the next window on.
+    pub fn set_window(&mut self, window: u64) {
+        self.window = window;
     }
 
     /// Takes one event and adds what is to be done to `actions`.
     pub fn handle(&mut self, event: BackgroundEvent, actions: &mut Vec<BackgroundAction>) {
         match event {
             BackgroundEvent::Woken => self.woken(actions),
+            BackgroundEvent::Proceed { io: SCRUB_IO } => {
+                let copying = self.is_copying();
+                self.scrub(actions, |scrub, out| scrub.proceed(copying, out));
+            }
+            BackgroundEvent::LegDone { io: SCRUB_IO, leg, result, .. } => {
+                self.scrub(actions, |scrub, out| scrub.leg_done(leg, result, out));
+            }
+            BackgroundEvent::Scrub(command) => {
+                self.scrub(actions, |scrub, out| scrub.command(command, out));
+            }
+            BackgroundEvent::Compared(found) => self.scrub(actions, |scrub, out| scrub.compared(found, out)),
             BackgroundEvent::Proceed { io } => self.lock_window(io, actions),
             BackgroundEvent::LegDone { io: FLUSH_IO, leg, result, .. } => {
                 self.flushed(leg, result, actions);
@@ -150,17 +191,40 @@ impl Background {
         }
         loop {
             if let Some(io) = self.granted.pop() {
-                self.read_window(io, actions);
+                match io {
+                    SCRUB_IO => self.scrub(actions, Scrub::read),
+                    io => self.read_window(io, actions),
+                }
             } else if !self.start_repair(actions) && !self.start_copy(actions) {
+                let (window, copying) = (self.window, self.is_copying());
+                self.scrub(actions, |scrub, out| scrub.start_window(window, copying, out));
                 return;
             }
         }
     }
 
+    fn scrub<T>(
+        &mut self,
+        actions: &mut Vec<BackgroundAction>,
+        step: impl FnOnce(&mut Scrub, &mut Out<'_>) -> T,
+    ) -> T {
+        step(&mut self.scrub, &mut Out { actions, granted: &mut self.granted })
+    }
+
+    /// Whether regions are being copied: repairs aside.
+    fn is_copying(&self) -> bool {
+        !self.waiting.is_empty() || self.jobs[..REPAIR as usize].iter().any(Option::is_some)
+    }
+
+    /// Whether no window of a scrub is under way.
+    pub fn scrub_is_idle(&self) -> bool {
+        self.scrub.is_idle()
+    }
+
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
         let waiting = self.waiting.len() + self.repairs.len();
-        self.jobs.iter().all(Option::is_none) && waiting == 0 && self.flush.is_none()
+        self.jobs.iter().all(Option::is_none) && waiting == 0 && self.flush.is_none() && self.scrub.is_idle()
     }
 
     fn woken(&mut self, actions: &mut Vec<BackgroundAction>) {
@@ -171,6 +235,9 @@ impl Background {
                 QueueNote::Granted { io } => self.granted.push(io),
                 QueueNote::Copy { region, targets } => self.waiting.push((region, targets)),
                 QueueNote::Repair { leg, offset, len } => self.repairs.push_back((leg, offset, len)),
+                QueueNote::Marked { io: SCRUB_IO, result } => {
+                    self.scrub(actions, |scrub, out| scrub.marked(result, out));
+                }
                 QueueNote::Marked { io, result } => self.marked(io, result, actions),
                 QueueNote::Flush { legs } => self.start_flush(legs, actions),
                 QueueNote::Settled { .. } => {
@@ -327,16 +394,7 @@ impl Background {
 
     fn unlock_window(&mut self, io: u32, actions: &mut Vec<BackgroundAction>) {
         let region = self.job(io).region;
-        let mut released = Vec::new();
-        self.mirror.ranges.release(self.owner(io), region, &mut released);
-        for owner in released {
-            if owner.queue == self.mirror.background() {
-                self.granted.push(owner.io);
-            } else {
-                self.mirror.tell_queue(owner.queue, QueueNote::Granted { io: owner.io });
-                actions.push(BackgroundAction::Queue(Action::Wake(owner.queue)));
-            }
-        }
+        release_range(&self.mirror, io, region, &mut self.granted, actions);
     }
 
     fn submit(&mut self, io: u32, step: Step, legs: LegSet, op: LegOp, actions: &mut Vec<BackgroundAction>) {
@@ -412,6 +470,26 @@ impl Background {
                 }
             }
             (step, _) => unreachable!("leg IO in step {step:?}"),
+        }
+    }
+}
+
+/// Lets go of the range of a slot; slots that hold theirs now are added to `granted`.
+pub(crate) fn release_range(
+    mirror: &Mirror,
+    io: u32,
+    region: Region,
+    granted: &mut Vec<u32>,
+    actions: &mut Vec<BackgroundAction>,
+) {
+    let mut released = Vec::new();
+    mirror.ranges.release(Owner { queue: mirror.background(), io }, region, &mut released);
+    for owner in released {
+        if owner.queue == mirror.background() {
+            granted.push(owner.io);
+        } else {
+            mirror.tell_queue(owner.queue, QueueNote::Granted { io: owner.io });
+            actions.push(BackgroundAction::Queue(Action::Wake(owner.queue)));
         }
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Config {
     pub(crate) ticks: u64,
     /// Steps in 1000 in which a leg is taken out by hand, or split off.
     pub(crate) take_outs: u64,
+    /// Steps in 1000 in which a scrub begins, or something is done to it.
+    pub(crate) scrubs: u64,
 }
 
 impl Config {
@@ -82,6 +84,7 @@ impl Config {
             hot: rng.pick(&[0, 50, 90]),
             ticks: rng.pick(&[10, 30, 100]),
             take_outs: rng.pick(&[0, 5, 20]),
+            scrubs: rng.pick(&[0, 5, 20]),
         }
     }
 

@@ -58,9 +58,17 @@ pub(crate) enum Saw {
     SplitSurvived,
     Merge,
     FullReturn,
+    Scrub,
+    CompleteScrub,
+    PausedScrub,
+    WaitingScrub,
+    UnreadableInScrub,
+    FoundDifference,
+    RepairedDifference,
+    CrashInScrub,
 }
 
-const KINDS: usize = Saw::FullReturn as usize + 1;
+const KINDS: usize = Saw::CrashInScrub as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -73,6 +81,8 @@ const ALL: [Saw; KINDS] = {
         Copy, CopyOfZeroes, FlushBroken, PausedResync, Kill, PowerCut, CrashInStart, TornSuperblock,
         BadLogSector, DegradedStart, ForcedStart, CleanStop, UncleanStop, StopUnderErrors, DirtyStart,
         CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge, FullReturn,
+        Scrub, CompleteScrub, PausedScrub, WaitingScrub, UnreadableInScrub, FoundDifference,
+        RepairedDifference, CrashInScrub,
     ]
 };
 

@@ -3,7 +3,7 @@
 //!
 //! - [`sim::Sim`]: the world; [`run::run`] its course from seed to end.
 //! - [`disk`], [`blocks`], [`faults`], [`late`]: the hostile part.
-//! - [`history`], [`checks`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
+//! - [`history`], [`checks`], [`scrubs`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
 //! - [`coverage`]: what was exercised.
 //!
 //! ```text
@@ -30,6 +30,7 @@ mod metadata;
 mod requests;
 mod rng;
 mod run;
+mod scrubs;
 mod sim;
 mod soak;
 mod splits;

@@ -47,7 +47,7 @@ impl Sim {
     }
 
     /// Something happens.
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.now += 1;
         let now = self.now;
         self.faults.step(&mut self.rng, &self.config, now);
@@ -66,6 +66,9 @@ impl Sim {
             }
             if self.rng.chance(1, 300) {
                 return self.pause_resync(None);
+            }
+            if self.rng.chance(self.config.scrubs, 1000) {
+                return self.change_scrub();
             }
             if self.faults.may_come() && self.rng.chance(self.config.take_outs, 1000) {
                 return self.take_out_a_leg();
@@ -203,13 +206,14 @@ impl Sim {
         self.saw.saw_if(Saw::StopUnderErrors, self.faults.errors());
         self.d().phase = Phase::Draining;
         self.until("requests end", |sim| sim.live().in_flight == 0);
+        self.end_scrub();
         self.d().phase = Phase::Stopping;
         self.worker_event(WorkerEvent::Stop);
         self.until("the daemon stops", |sim| sim.live().phase == Phase::Stopped);
     }
 
     /// Goes on until it is so.
-    fn until(&mut self, what: &str, mut so: impl FnMut(&mut Sim) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, mut so: impl FnMut(&mut Sim) -> bool) {
         let mut steps = 0;
         while !so(self) {
             self.step();
@@ -248,8 +252,10 @@ impl Sim {
         let clean =
             self.live().ever_dirty == 0 && self.live().mirror.legs.states().in_sync() == self.all_legs();
         assert!(clean, "progress: not in sync after a clean stop");
-        if self.rng.chance(1, 4) {
-            self.read_repair();
+        match self.rng.below(4) {
+            0 => self.read_repair(),
+            1 => self.plant_and_scrub(),
+            _ => {}
         }
     }
 

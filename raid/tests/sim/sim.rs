@@ -16,6 +16,7 @@ use crate::disk::{Disk, ZERO};
 use crate::faults::Faults;
 use crate::history::History;
 use crate::rng::Rng;
+use crate::scrubs::Planted;
 use crate::splits::Split;
 
 /// Prints what happens, when a run is replayed.
@@ -75,6 +76,8 @@ pub(crate) struct Sim {
     pub(crate) scribbled: LegSet,
     /// What was split off.
     pub(crate) splits: Vec<Option<Split>>,
+    /// What was changed behind the daemon's back, by sector; empty but at the end of a run.
+    pub(crate) planted: Vec<Option<Planted>>,
     pub(crate) daemon: Option<Box<Daemon>>,
 }
 
@@ -105,6 +108,7 @@ impl Sim {
             full: LegSet::EMPTY,
             scribbled: LegSet::EMPTY,
             splits: (0..config.legs).map(|_| None).collect(),
+            planted: Vec::new(),
             daemon: None,
             now: 1,
             saw: Coverage::default(),

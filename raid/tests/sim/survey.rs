@@ -15,6 +15,9 @@ use crate::sim::{Recovery, Sim};
 impl Sim {
     /// Whether the volume may hold `stamp` now.
     fn is_legal(&self, sector: usize, stamp: u64) -> bool {
+        if self.is_foreign(sector, stamp) {
+            return true;
+        }
         match self.recovery {
             Recovery::Process => self.history.survives_kill(sector, stamp, self.now),
             Recovery::Power => self.history.survives_power_cut(sector, stamp),
@@ -30,8 +33,9 @@ impl Sim {
     /// Regions in which two legs differ.
     fn differences(&self, one: Leg, other: Leg) -> u64 {
         let [one, other] = [one, other].map(|leg| &self.disks[leg.index()]);
-        let differs =
-            |region: u32| self.config.region(region).any(|sector| one.read(sector) != other.read(sector));
+        let sector_differs =
+            |sector: usize| one.read(sector) != other.read(sector) && !self.is_planted(sector);
+        let differs = |region: u32| self.config.region(region).any(sector_differs);
         (0..self.config.regions).filter(|&region| differs(region)).fold(0, |all, region| all | 1 << region)
     }
 
