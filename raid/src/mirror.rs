@@ -79,8 +79,8 @@ pub enum WorkerNote {
         /// Its error, if a write failed.
         errors: LegErrors,
     },
-    /// A scrub could not write what differed anew.
-    ScrubFailed {
+    /// A scrub wrote what differed anew on legs in sync, as far as it could.
+    Scrubbed {
         /// Where.
         region: Region,
         /// Errors of the legs that failed.

@@ -332,7 +332,7 @@ impl Scrub {
             return self.leave(out);
         }
         self.legs = self.mirror.legs.states().in_sync();
-        self.errors = [None; MAX_LEGS];
+        (self.errors, self.written) = ([None; MAX_LEGS], LegSet::EMPTY);
         self.step = Step::Read;
         self.pending = self.legs;
         for leg in self.legs.iter() {
@@ -372,6 +372,11 @@ impl Scrub {
             }
             step => unreachable!("leg IO of a scrub in step {step:?}"),
         }
+    }
+
+    /// Whether a window is under way and not waiting for the throttle.
+    pub(crate) fn has_window(&self) -> bool {
+        !matches!(self.step, Step::Idle | Step::Pace)
     }
 
     fn owner(&self) -> Owner {
@@ -468,10 +473,8 @@ impl Scrub {
         while let Some(&difference) = self.found.get(self.repairing) {
             let good = self.good(&difference).filter(|_| may_write);
             let source = good.and_then(LegSet::lowest);
-            // Legs that are syncing have a copy of one of these: perhaps of a wrong one.
-            let targets = self.mirror.legs.states().in_use().minus(good.unwrap_or(LegSet::EMPTY));
-            let errors = self.errors;
-            let targets: LegSet = targets.iter().filter(|leg| errors[leg.index()].is_none()).collect();
+            let in_use = self.legs.intersect(self.mirror.legs.states().in_use());
+            let targets = in_use.minus(good.unwrap_or(LegSet::EMPTY)).minus(self.failed());
             if let Some(source) = source.filter(|_| !targets.is_empty()) {
                 return self.write(&difference, source, targets, out);
             }
@@ -485,8 +488,19 @@ impl Scrub {
         self.step = Step::Write;
         (self.pending, self.written) = (targets, targets);
         let Difference { offset, len, .. } = *difference;
-        let (tag, buf_offset) = (SCRUB_TAGS + source.index() as u32, (offset - self.offset) as u32);
+        // Whole blocks, each leg's own but for what is wrong there: nobody can write less to some drives.
+        let start = (offset / BLOCK * BLOCK).max(self.offset);
+        let end = (offset + len).next_multiple_of(BLOCK).min(self.offset + self.len);
+        let buf_offset = (start - self.offset) as u32;
         for leg in targets.iter() {
+            let tag = SCRUB_TAGS + leg.index() as u32;
+            out.actions.push(BackgroundAction::Patch {
+                from: source,
+                to: leg,
+                at: offset - self.offset,
+                len,
+            });
+            let (offset, len) = (start, end - start);
             let op = LegOp::Write { fua: true };
             let io = LegIo { io: SCRUB_IO, tag, leg, op, offset, len, buf_offset };
             out.actions.push(BackgroundAction::Queue(Action::Submit(io)));
@@ -523,9 +537,9 @@ impl Scrub {
         if !std::mem::take(&mut self.counted) {
             return;
         }
-        if self.errors.iter().any(Option::is_some) {
+        if !self.written.is_empty() {
             // Before the region can be cleared.
-            self.tell_worker(WorkerNote::ScrubFailed { region: self.region, errors: self.errors }, out);
+            self.tell_worker(WorkerNote::Scrubbed { region: self.region, errors: self.errors }, out);
         }
         self.mirror.regions.end_write(self.region);
         if self.mirror.write_ends(self.mirror.background()) {

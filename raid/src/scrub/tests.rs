@@ -89,6 +89,9 @@ impl World {
                 let found = differences(legs, offset, len, |one, other, at| byte(one, at) == byte(other, at));
                 self.tell(BackgroundEvent::Compared(found));
             }
+            BackgroundAction::Patch { from, to, at, len } => {
+                self.happened.push(format!("{at}+{len} of {from:?} to {to:?}"));
+            }
             BackgroundAction::Scrub(report) => self.report(report),
             BackgroundAction::Queue(_) | BackgroundAction::Unpace { .. } => {}
         }
@@ -112,8 +115,8 @@ impl World {
             }
         } else {
             assert!(self.mirror.regions.writes(Region(0)) > 0 && self.mirror.writes_are_under_way());
-            let from = io.tag - SCRUB_TAGS;
-            self.happened.push(format!("leg {leg} {}+{} from {from}", io.offset, io.len));
+            assert_eq!(io.tag - SCRUB_TAGS, leg as u32);
+            self.happened.push(format!("leg {leg} {}+{}", io.offset, io.len));
             if self.course.write_fails {
                 result = Err(Errno::EIO);
             }
@@ -147,10 +150,10 @@ impl World {
             WorkerNote::Unreadable { leg, offset, len, .. } => {
                 self.happened.push(format!("repair {leg:?} {offset}+{len}"));
             }
-            WorkerNote::ScrubFailed { errors, .. } => {
+            WorkerNote::Scrubbed { errors, .. } => {
                 let failed: LegSet =
                     (0..MAX_LEGS).map(Leg::new).filter(|leg| errors[leg.index()].is_some()).collect();
-                self.happened.push(format!("failed {failed:?}"));
+                self.happened.push(format!("written but {failed:?}"));
             }
             note => unreachable!("{note:?}"),
         }
@@ -174,14 +177,14 @@ fn every_course_of_a_window() {
         ("one of three",   one_of_three,                                       &[found, "to 32768"]),
         ("one of two",     two,                                                &["512+512 of {0, 1}, outvoted {}, repaired {}", "to 32768"]),
         ("halves",         halves,                                             &["512+512 of {0, 1, 2, 3}, outvoted {}, repaired {}", "to 32768"]),
-        ("repaired",       Course { repair: FromMost, ..one_of_three },        &["mark", "leg 2 512+1024 from 0", repaired, "to 32768"]),
-        ("first outvoted", Course { repair: FromMost, ..first_of_three },      &["mark", "leg 0 512+1024 from 1", "512+1024 of {0, 1, 2}, outvoted {0}, repaired {0}", "to 32768"]),
-        ("from the source", Course { repair: FromMost, ..two },                &["mark", "leg 1 512+512 from 0", "512+512 of {0, 1}, outvoted {}, repaired {1}", "to 32768"]),
-        ("from a leg",     Course { repair: From(Leg::new(1)), ..two },        &["mark", "leg 0 512+512 from 1", "512+512 of {0, 1}, outvoted {}, repaired {0}", "to 32768"]),
+        ("repaired",       Course { repair: FromMost, ..one_of_three },        &["mark", "512+1024 of leg0 to leg2", "leg 2 0+4096", repaired, "written but {}", "to 32768"]),
+        ("first outvoted", Course { repair: FromMost, ..first_of_three },      &["mark", "512+1024 of leg1 to leg0", "leg 0 0+4096", "written but {}", "512+1024 of {0, 1, 2}, outvoted {0}, repaired {0}", "to 32768"]),
+        ("from the source", Course { repair: FromMost, ..two },                &["mark", "512+512 of leg0 to leg1", "leg 1 0+4096", "written but {}", "512+512 of {0, 1}, outvoted {}, repaired {1}", "to 32768"]),
+        ("from a leg",     Course { repair: From(Leg::new(1)), ..two },        &["mark", "512+512 of leg1 to leg0", "leg 0 0+4096", "written but {}", "512+512 of {0, 1}, outvoted {}, repaired {0}", "to 32768"]),
         ("from one out",   Course { repair: From(Leg::new(1)), fails: Some(1), ..one_of_three }, &["512+1024 of {0, 2}, outvoted {}, repaired {}", "to 32768"]),
         ("the wrong one leaves", Course { fails: Some(2), ..one_of_three },    &["to 32768"]),
         ("no mark",        Course { repair: FromMost, mark_fails: true, ..one_of_three }, &["mark", found, "to 32768"]),
-        ("no write",       Course { repair: FromMost, write_fails: true, ..one_of_three }, &["mark", "leg 2 512+1024 from 0", found, "to 32768", "failed {2}"]),
+        ("no write",       Course { repair: FromMost, write_fails: true, ..one_of_three }, &["mark", "512+1024 of leg0 to leg2", "leg 2 0+4096", found, "to 32768", "written but {2}"]),
         ("bad block",      Course { bad: Some((1, 5000)), ..plain },           &["unreadable leg1", "repair leg1 4096+4096", "to 32768"]),
         ("bad and wrong",  Course { bad: Some((1, 600)), ..one_of_three },     &["unreadable leg1", "512+1024 of {0, 2}, outvoted {}, repaired {}", "repair leg1 0+4096", "to 32768"]),
     ];

@@ -381,7 +381,7 @@ impl LogWorker {
             }
             WorkerNote::Unreadable { leg, offset, len, errno } => self.unreadable(leg, offset, len, errno),
             WorkerNote::Repaired { ok, errors } => self.repaired(ok, &errors),
-            WorkerNote::ScrubFailed { region, errors } => self.scrub_failed(region, errors),
+            WorkerNote::Scrubbed { region, errors } => self.scrubbed(region, &errors),
             WorkerNote::Flushed { legs, errors } => self.flushed(legs, errors, actions),
             WorkerNote::Copied { region, ok, errors } => self.copied(region, ok, errors),
         }

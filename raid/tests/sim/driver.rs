@@ -58,6 +58,7 @@ impl Sim {
                     self.d().pending.retain(|it| !matches!(it, Pending::Proceed(of) if *of == io));
                 }
                 BackgroundAction::Compare { legs, offset, len } => compare = Some((legs, offset, len)),
+                BackgroundAction::Patch { from, to, at, len } => self.patch(from, to, at, len),
                 BackgroundAction::Scrub(report) => self.scrub_report(report),
             }
         }

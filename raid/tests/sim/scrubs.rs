@@ -68,6 +68,15 @@ impl Sim {
         self.background_event(BackgroundEvent::Compared(found));
     }
 
+    /// As the driver does.
+    pub(crate) fn patch(&mut self, from: Leg, to: Leg, at: u64, len: u64) {
+        let buffers = self.d().buffers.last_mut().expect("the background worker has buffers");
+        for sector in (at / SECTOR) as usize..((at + len) / SECTOR) as usize {
+            let [from, to] = [from, to].map(|leg| SCRUB_TAGS as usize + leg.index());
+            buffers[to][sector] = buffers[from][sector];
+        }
+    }
+
     pub(crate) fn scrub_report(&mut self, report: ScrubReport) {
         match report {
             ScrubReport::Differs { difference, legs, repaired } => self.differs(&difference, legs, repaired),
