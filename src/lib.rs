@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod paths;
 pub mod registry;
 pub mod rights;
+pub mod scrub;
 pub mod signature;
 pub mod start;
 pub mod status;

@@ -16,6 +16,7 @@ mod map;
 mod output;
 mod resync;
 mod run_hook;
+mod scrub;
 mod serve;
 mod serving;
 mod start;
@@ -62,6 +63,7 @@ enum Verb {
     Merge(leg::MergeArgs),
     Events(events::Args),
     Resync(resync::Args),
+    Scrub(scrub::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -104,6 +106,7 @@ pub fn main() -> ExitCode {
         Verb::Merge(args) => leg::merge(&context, &args),
         Verb::Events(args) => events::run(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
+        Verb::Scrub(args) => scrub::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),
         Verb::Completions(args) => completions::run(&args),

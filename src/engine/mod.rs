@@ -22,6 +22,7 @@ mod map;
 mod meter;
 mod opened;
 mod queue;
+mod scrub;
 mod shared;
 mod status;
 mod throttle;
@@ -38,7 +39,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mirrord_log::{LogKind, MetaIo};
-use mirrord_raid::{COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, WorkerEvent};
+use mirrord_raid::{
+    COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, SCRUB_TAGS, WorkerEvent,
+};
 use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{
     BufferPool, Engine, EngineKind, FrontEnd, FrontError, FuseError, LegFile, PoolConfig, RingConfig,
@@ -62,6 +65,9 @@ pub use legs::ChangeError;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use opened::{block_size, legs_metadata, physical_block_size};
+use scrub::ScrubBook;
+pub use scrub::ScrubError;
+pub(crate) use scrub::{Begin, Stand};
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
 use throttle::Throttle;
@@ -252,6 +258,7 @@ impl Volume {
         let queues = usize::from(prepared.queues);
         let mirror = Mirror::new(opened.geometry, &states, log.dirty(), queues as u16);
 
+        let journal = Journal::new(&template.name, template.volume);
         let shared = Arc::new(Shared {
             mirror: Arc::new(mirror),
             inboxes: (0..queues).map(|_| Inbox::default()).collect(),
@@ -268,12 +275,12 @@ impl Volume {
             resync_paused: AtomicBool::new(false),
             log_failed: AtomicBool::new(false),
             split_pause: AtomicU64::new(0),
+            scrub: ScrubBook::new(Arc::clone(&journal)),
             latencies: options.latencies.then(|| (0..queues).map(|_| Arc::<Latencies>::default()).collect()),
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })
             .map_err(ServeError::Engine)?;
 
-        let journal = Journal::new(&template.name, template.volume);
         let watch = {
             let paths = paths.iter().map(|(_, path)| path.display().to_string()).collect();
             Arc::new(Mutex::new(Watch::new(Arc::clone(&journal), paths, Seen::of(&shared))))
@@ -479,6 +486,7 @@ impl Volume {
         while self.shared.in_flight.load(Ordering::SeqCst) > 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.halt_scrub();
         // A copy that waits for its turn under a low limit would hold the stop up.
         self.set_resync_rate(None);
         self.shared.mailbox.send(WorkerEvent::Stop);
@@ -550,7 +558,7 @@ fn start_ring(
     let config = RingConfig {
         name: name.clone(),
         depth: if background { 2 * COPY_SLOTS * files.len() as u32 } else { depth * files.len() as u32 },
-        tags: if background { COPY_SLOTS } else { depth },
+        tags: if background { SCRUB_TAGS + files.len() as u32 } else { depth },
         pool: Arc::clone(pool),
         spawn: plain_spawn(),
         wake: Some(shared.wakes[index].clone()),

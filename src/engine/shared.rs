@@ -12,6 +12,7 @@ use mirrord_raid::{Action, Leg, Mirror, QueueId, WorkerAction, WorkerEvent};
 use mirrord_ublk::{Engine, LegFile, Request, Ring, Source, Wake};
 
 use super::latency::Latencies;
+use super::scrub::ScrubBook;
 use super::throttle::Throttle;
 use super::worker::LegMeta;
 
@@ -132,6 +133,7 @@ pub(super) struct Shared {
     /// For each ring, as in `wakes`.
     pub(super) changes: Box<[Mutex<Vec<LegChange>>]>,
     pub(super) throttle: Throttle,
+    pub(super) scrub: ScrubBook,
     /// Requests taken in and not answered.
     pub(super) in_flight: AtomicU64,
     /// The queues are to end.

@@ -71,10 +71,10 @@ impl Sim {
     /// As the driver does.
     pub(crate) fn patch(&mut self, from: Leg, to: Leg, at: u64, len: u64) {
         let buffers = self.d().buffers.last_mut().expect("the background worker has buffers");
-        for sector in (at / SECTOR) as usize..((at + len) / SECTOR) as usize {
-            let [from, to] = [from, to].map(|leg| SCRUB_TAGS as usize + leg.index());
-            buffers[to][sector] = buffers[from][sector];
-        }
+        let [from, to] = [from, to].map(|leg| SCRUB_TAGS as usize + leg.index());
+        let sectors = (at / SECTOR) as usize..((at + len) / SECTOR) as usize;
+        let stamps = buffers[from][sectors.clone()].to_vec();
+        buffers[to][sectors].copy_from_slice(&stamps);
     }
 
     pub(crate) fn scrub_report(&mut self, report: ScrubReport) {
