@@ -29,14 +29,18 @@ const ENOUGH: u64 = 16;
 /// A period that has not got enough requests ends all the same.
 const LONGEST_PERIOD: Duration = Duration::from_secs(1);
 
-/// Users this much slower beside a window make rests longer ...
+/// Users this much slower beside a window make rests longer, at most twice as long ...
 const TOO_SLOW: f64 = 1.5;
 
-/// ... and less than this much shorter.
-const FAST_ENOUGH: f64 = 1.25;
+/// ... and others make them this much shorter.
+const SHORTER: f64 = 0.85;
 
 /// Shortest and longest rest, in windows: background work gets a fortieth of the time at the least.
 const RESTS: std::ops::RangeInclusive<f64> = 0.25..=39.0;
+
+/// Rests are this long at the least when somebody begins to use the volume: users are to notice nothing while it
+/// is found out what they notice.
+const CAUTIOUS: f64 = 8.0;
 
 /// Longest rest: it goes on, also where a window takes seconds.
 const LONGEST_REST: Duration = Duration::from_secs(2);
@@ -125,7 +129,7 @@ impl Pacer {
             windows: 0,
             beside: Fared::default(),
             alone: Fared::default(),
-            rest: 1.0,
+            rest: CAUTIOUS,
             window_time: Duration::ZERO,
         }
     }
@@ -135,6 +139,9 @@ impl Pacer {
     pub(super) fn look(&mut self, now: Instant, load: Load) {
         let Some((then, before)) = self.seen.replace((now, load)) else { return };
         if load.answered != before.answered || load.in_flight > 0 {
+            if !self.is_in_use(now) {
+                self.rest = self.rest.max(CAUTIOUS);
+            }
             self.last_use = Some(now);
         }
         let time = now.duration_since(then).as_secs_f64();
@@ -172,8 +179,8 @@ impl Pacer {
         let slowdown = latency.max(alone.rate() / beside.rate());
         if slowdown > TOO_SLOW {
             self.rest *= slowdown.min(2.0);
-        } else if slowdown < FAST_ENOUGH {
-            self.rest *= 0.8;
+        } else {
+            self.rest *= SHORTER;
         }
         self.rest = self.rest.clamp(*RESTS.start(), *RESTS.end());
     }
@@ -321,7 +328,7 @@ mod tests {
         let rows: [Row; 7] = [
             ("nobody there",           5.0,  0,     0.0, 0.95, 1.0),
             ("nobody notices",         1.0,  4,     0.0, 0.6,  0.9),
-            ("a little slower",        1.4,  4,     0.0, 0.3,  0.6),
+            ("a little slower",        1.4,  4,     0.0, 0.6,  0.9),
             ("much slower",            5.0,  4,     0.0, 0.01, 0.06),
             ("one at a time",          8.0,  1,     0.0, 0.01, 0.06),
             ("standing still",      1000.0,  4,     0.0, 0.01, 0.06),
@@ -358,6 +365,16 @@ mod tests {
         assert_eq!(pacer.window(now + MS, Some(1), 1 << 20), 1 << 20, "whoever sets a limit knows");
         let later = now + 2 * IN_USE;
         assert_eq!((pacer.window(later, None, 1 << 20), pacer.looks(later)), (1 << 20, None));
+    }
+
+    #[test]
+    fn whoever_begins_to_use_the_volume_is_given_way_to_at_once() {
+        let mut model = Model::new(1.0, 4, 0.0);
+        assert!(model.run(5) > 0.6, "nobody notices");
+        model.busy = 0;
+        model.run(1);
+        (model.busy, model.slower) = (4, 8.0);
+        assert!(model.run(1) < 0.2, "and now they would");
     }
 
     #[test]
