@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use mirrord_raid::{BackgroundEvent, Event, FailReason, Leg, LegSet, LegState, Op, WorkerEvent};
+use mirrord_raid::{BackgroundEvent, Event, FailReason, Leg, LegSet, LegState, Op, ScrubRepair, WorkerEvent};
 
 use crate::coverage::{Coverage, Saw};
 use crate::daemon::{Pending, Phase};
@@ -270,7 +270,7 @@ impl Sim {
     }
 
     /// Sectors go bad, no two in one region, and nothing else goes wrong: every read is answered, reads
-    /// alone make the sectors good again, and no leg is failed.
+    /// alone make the sectors good again, or a scrub does, and no leg is failed.
     fn read_repair(&mut self) {
         self.until("the volume is served", |sim| sim.live().phase == Phase::Serving);
         self.disks.iter_mut().for_each(Disk::heal);
@@ -285,8 +285,12 @@ impl Sim {
             }
         }
         trace!(self, "=== bad sectors: {bad:?}");
+        let by_scrub = self.rng.coin();
+        if by_scrub {
+            self.start_scrub(0, ScrubRepair::No);
+        }
         self.until("bad sectors that are read are written anew", |sim| {
-            if sim.live().in_flight == 0 {
+            if !by_scrub && sim.live().in_flight == 0 {
                 let region = sim.rng.below(u64::from(sim.config.regions)) as u32;
                 sim.send(0, 0, Op::Read, sim.config.region(region));
             }
@@ -294,6 +298,7 @@ impl Sim {
         });
         self.until("all is quiet", |sim| {
             sim.live().in_flight == 0
+                && !sim.live().scrubbing
                 && sim.live().pending.is_empty()
                 && sim.live().mirror.regions.unclean() == 0
         });

@@ -46,7 +46,7 @@ impl Sim {
         self.background_event(BackgroundEvent::Scrub(command));
     }
 
-    fn start_scrub(&mut self, from: u64, repair: ScrubRepair) {
+    pub(crate) fn start_scrub(&mut self, from: u64, repair: ScrubRepair) {
         self.d().scrubbing = true;
         self.saw.saw(Saw::Scrub);
         self.background_event(BackgroundEvent::Scrub(ScrubCommand::Pause(false)));
