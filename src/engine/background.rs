@@ -35,7 +35,7 @@ pub(super) fn run(
         limits: limits(shared),
         paced: Vec::new(),
         slots: [Slot::default(); SLOTS],
-        scrub_buffers: false,
+        scrub_buffers: LegSet::EMPTY,
         scrub_shown: false,
         window,
         shared: Arc::clone(shared),
@@ -70,8 +70,8 @@ struct Worker {
     /// Slots that wait for their time.
     paced: Vec<(Instant, u32)>,
     slots: [Slot; SLOTS],
-    /// Each leg has a buffer for a scrub.
-    scrub_buffers: bool,
+    /// Legs that have a buffer for a scrub.
+    scrub_buffers: LegSet,
     /// A window of a scrub was under way when that was last shown.
     scrub_shown: bool,
     /// Largest window, in bytes.
@@ -189,7 +189,7 @@ impl Worker {
                 BackgroundAction::Queue(action) => {
                     if let Some(Action::Submit(io)) = self.shared.pass_on(action) {
                         if io.io == SCRUB_IO {
-                            self.attach_scrub_buffers(ring);
+                            self.attach_scrub_buffer(ring, io.leg);
                         } else if io.op == LegOp::Read {
                             self.slots[io.io as usize].reading = Some(io.len);
                         }
@@ -243,22 +243,16 @@ impl Worker {
         }
     }
 
-    fn scrub_tags(&self) -> Vec<u32> {
-        self.shared.mirror.all_legs().map(scrub_tag).collect()
-    }
-
-    fn attach_scrub_buffers(&mut self, ring: &mut Ring) {
-        if !std::mem::replace(&mut self.scrub_buffers, true) {
-            for tag in self.scrub_tags() {
-                ring.attach(tag, self.pool.take(self.window as usize));
-            }
+    fn attach_scrub_buffer(&mut self, ring: &mut Ring, leg: Leg) {
+        if !self.scrub_buffers.contains(leg) {
+            self.scrub_buffers.insert(leg);
+            ring.attach(scrub_tag(leg), self.pool.take(self.window as usize));
         }
     }
 
     fn detach_scrub_buffers(&mut self, ring: &mut Ring) {
-        if std::mem::take(&mut self.scrub_buffers) {
-            self.scrub_tags().into_iter().for_each(|tag| drop(ring.detach(tag)));
-        }
+        let legs = std::mem::take(&mut self.scrub_buffers);
+        legs.iter().for_each(|leg| drop(ring.detach(scrub_tag(leg))));
     }
 }
 

@@ -40,7 +40,7 @@ use std::time::{Duration, Instant};
 
 use mirrord_log::{LogKind, MetaIo};
 use mirrord_raid::{
-    COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, SCRUB_TAGS, WorkerEvent,
+    COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId, SCRUB_TAGS, WorkerEvent,
 };
 use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{
@@ -558,7 +558,7 @@ fn start_ring(
     let config = RingConfig {
         name: name.clone(),
         depth: if background { 2 * COPY_SLOTS * files.len() as u32 } else { depth * files.len() as u32 },
-        tags: if background { SCRUB_TAGS + files.len() as u32 } else { depth },
+        tags: if background { SCRUB_TAGS + MAX_LEGS as u32 } else { depth },
         pool: Arc::clone(pool),
         spawn: plain_spawn(),
         wake: Some(shared.wakes[index].clone()),

@@ -3,7 +3,9 @@
 mod rig;
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
@@ -62,6 +64,16 @@ fn refused(rig: &Rig, args: &[&str], words: &[&str]) {
     }
 }
 
+/// A figure of the volume's metrics, by what stands before it.
+fn metric(rig: &Rig, name: &str) -> f64 {
+    let mut stream = UnixStream::connect(rig.path("metrics")).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let line = answer.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("{name}: {answer}")).parse().unwrap()
+}
+
 fn stand(rig: &Rig) -> Value {
     rig.status()["scrub"].take()
 }
@@ -72,11 +84,15 @@ fn done(rig: &Rig) -> u64 {
 
 #[test]
 fn legs_that_are_alike_are_found_so() {
-    let rig = volume(&["a", "b"]);
+    let rig = volume(&["a", "b", "--metrics", "unix:metrics"]);
     assert_eq!(stand(&rig)["last"], Value::Null);
     let (result, ok) = scrub(&rig, &[]);
     assert!(ok && result["complete"] == true && result["mismatched_ranges"] == 0, "{result}");
     assert_eq!((&result["ranges"], &result["read_errors"]), (&json!([]), &json!(0)));
+    let result_in = |name: &str| metric(&rig, &format!("mirrord_scrub_{name}{{volume=\"v\"}} "));
+    assert_eq!((result_in("active"), result_in("last_complete")), (0.0, 1.0));
+    assert_eq!(result_in("last_mismatched_bytes"), 0.0);
+    assert_eq!(Some(result_in("last_end_timestamp_seconds")), result["ended_unix_seconds"].as_f64());
     // What the last one found outlives the daemon; so does its place in `status`.
     rig.ok(&["stop", "v"]);
     rig.ok(&["start", "v"]);
