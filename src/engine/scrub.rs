@@ -10,7 +10,7 @@ use super::Volume;
 use super::meter::Meter;
 use super::shared::{Shared, lock};
 use crate::events::{Journal, What, now};
-use crate::scrub::{ScrubResult, ScrubStatus};
+use crate::scrub::{MOST_RANGES, ScrubResult, ScrubStatus};
 
 /// Between two events about differences.
 const TELL: Duration = Duration::from_secs(1);
@@ -142,10 +142,12 @@ impl ScrubBook {
             ScrubReport::Reached { next } => under_way.next = next,
             ScrubReport::Differs { difference, legs, repaired } => {
                 under_way.result.add(&difference, legs, repaired);
+                if under_way.result.mismatched_ranges <= MOST_RANGES as u64 {
+                    tracing::warn!(?difference, ?legs, ?repaired, "legs differ");
+                }
                 let (ranges, bytes, first) = book.untold;
                 let first = if ranges == 0 { difference.offset } else { first };
                 book.untold = (ranges + 1, bytes + difference.len, first);
-                tracing::warn!(?difference, ?legs, ?repaired, "legs differ");
             }
             ScrubReport::Unreadable { .. } => under_way.result.read_errors += 1,
             ScrubReport::Waits { wait } => book.waits = wait,

@@ -1,5 +1,5 @@
 //! What a scrub is told, and what there is to say of it: the words of status, of the control socket and of what is
-//! remembered ([`store`]). Field names are the interface: add, never rename.
+//! remembered. Field names are the interface: add, never rename.
 
 mod store;
 
@@ -11,7 +11,7 @@ pub(crate) use store::{Memory, Store, UnderWay};
 /// Ranges that a result names; more are counted.
 pub const MOST_RANGES: usize = 256;
 
-/// What a daemon is told about scrubbing.
+/// What a daemon is told about scrubs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
 pub enum ScrubOrder {
