@@ -123,10 +123,11 @@ impl Sim {
         self.until("the volume is served", |sim| sim.live().phase == Phase::Serving);
         self.disks.iter_mut().for_each(Disk::heal);
         self.d().phase = Phase::Draining;
-        self.plant();
+        let legs = self.live().mirror.legs.states().in_sync();
+        self.plant(legs);
         let repair = match self.rng.below(3) {
             0 => ScrubRepair::FromMost,
-            1 => ScrubRepair::From(Leg::new(self.rng.below(self.config.legs as u64) as usize)),
+            1 => ScrubRepair::From(self.one_of(legs)),
             _ => ScrubRepair::No,
         };
         trace!(self, "=== scrub {repair:?}");
@@ -154,7 +155,7 @@ impl Sim {
             self.start_scrub(0, ScrubRepair::FromMost);
             self.until_scrubbed();
         }
-        self.check_repaired(repair, crashes);
+        self.check_repaired(legs, repair, crashes);
         self.until_in_sync();
         self.check_equal();
         self.start_scrub(0, ScrubRepair::No);
@@ -162,13 +163,13 @@ impl Sim {
     }
 
     /// Changes some sectors on one leg each, in up to half of the regions.
-    fn plant(&mut self) {
+    fn plant(&mut self, legs: LegSet) {
         self.planted = vec![None; self.config.sectors];
         for region in (0..self.config.regions).step_by(2) {
             let sectors = self.config.region(region);
             for _ in 0..self.rng.below(4) {
                 let sector = self.rng.between(sectors.start as u64, sectors.end as u64 - 1) as usize;
-                let leg = Leg::new(self.rng.below(self.config.legs as u64) as usize);
+                let leg = self.one_of(legs);
                 if self.planted[sector].is_none() {
                     let disk = &mut self.disks[leg.index()];
                     self.planted[sector] = Some(Planted { leg, good: disk.read(sector), found: false });
@@ -177,6 +178,11 @@ impl Sim {
                 }
             }
         }
+    }
+
+    fn one_of(&mut self, legs: LegSet) -> Leg {
+        let nth = self.rng.below(legs.len() as u64) as usize;
+        legs.iter().nth(nth).expect("a leg is in sync")
     }
 
     /// Something happens, and users write where nothing was planted.
@@ -200,24 +206,23 @@ impl Sim {
         self.until("legs are in sync", |sim| {
             let states = sim.live().mirror.legs.states();
             let quiet = sim.live().in_flight == 0 && sim.live().pending.is_empty();
-            quiet && states.in_sync() == states.all() && sim.live().mirror.regions.unclean() == 0
+            quiet && states.in_sync() == states.in_use() && sim.live().mirror.regions.unclean() == 0
         });
     }
 
     /// What was planted is gone, or everywhere.
-    fn check_repaired(&mut self, repair: ScrubRepair, crashed: bool) {
+    fn check_repaired(&mut self, legs: LegSet, repair: ScrubRepair, crashed: bool) {
         let planted = std::mem::take(&mut self.planted);
         for (sector, planted) in planted.iter().enumerate() {
             let Some(planted) = planted else { continue };
-            let majority = self.config.legs > 2;
             let from = match repair {
                 ScrubRepair::From(leg) => Some(leg),
                 // Without a majority, from the lowest.
-                ScrubRepair::FromMost | ScrubRepair::No => (!majority).then(|| Leg::new(0)),
+                ScrubRepair::FromMost | ScrubRepair::No => legs.lowest().filter(|_| legs.len() == 2),
             };
             let wrong = from == Some(planted.leg);
             let want = if wrong { PLANTED } else { planted.good };
-            for leg in self.all_legs().iter() {
+            for leg in legs.iter() {
                 let holds = self.disks[leg.index()].read(sector);
                 let is_good = holds == want || crashed && (holds == planted.good || holds == PLANTED);
                 assert!(is_good, "scrub: {repair:?} left {holds:#x} in sector {sector} of {leg:?}");
