@@ -20,6 +20,7 @@ pub mod paths;
 pub mod registry;
 pub mod resize;
 pub mod rights;
+pub mod scrub;
 pub mod signature;
 pub mod split_leg;
 pub mod start;

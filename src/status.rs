@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::scrub::ScrubStatus;
+
 /// A running volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -51,6 +53,9 @@ pub struct VolumeStatus {
     pub log: LogStatus,
     /// Resync.
     pub resync: ResyncStatus,
+    /// Scrubs.
+    #[serde(default)]
+    pub scrub: ScrubStatus,
     /// Requests answered since start.
     pub io: IoStatus,
     /// What protects the daemon when memory is short; absent where the volume has no daemon of its own.

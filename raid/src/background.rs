@@ -9,6 +9,8 @@
 //! A repair is a copy to one leg of the range that it could not read. Its region may be clean, so it
 //! waits for the mark first, as a write does. The throttle does not hold it, and it writes zeroes as
 //! such: a hole need not touch the medium.
+//!
+//! A scrub ([`crate::scrub`]) has a slot of its own and a buffer for each leg.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use crate::mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::{Hold, Owner};
 use crate::region::Begin;
 use crate::request::Action;
+use crate::scrub::{Difference, Out, SCRUB_IO, Scrub, ScrubCommand, ScrubReport};
 use crate::types::{Errno, Leg, LegIo, LegOp, LegSet, MAX_LEGS};
 
 /// Slots, each with a buffer: one for repairs, the others for copies.
@@ -36,7 +39,7 @@ pub const WINDOW: u64 = 1 << 20;
 const FLUSH_IO: u32 = COPY_SLOTS;
 
 /// What happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum BackgroundEvent {
     /// The log worker or a queue emitted a wake.
     Woken,
@@ -56,6 +59,10 @@ pub enum BackgroundEvent {
         /// Of a read: all bytes are zero, so the copy can be a hole.
         zeroes: bool,
     },
+    /// What to scrub, or no longer.
+    Scrub(ScrubCommand),
+    /// A window was compared: [`BackgroundAction::Compare`].
+    Compared(Vec<Difference>),
 }
 
 /// What to do, in order.
@@ -70,6 +77,33 @@ pub enum BackgroundAction {
         /// The window's length, in bytes.
         bytes: u64,
     },
+    /// Do not send it any more.
+    Unpace {
+        /// The slot.
+        io: u32,
+    },
+    /// Compare what these legs were read to say, then send [`BackgroundEvent::Compared`].
+    Compare {
+        /// Which; their buffers are those with the tags from [`crate::SCRUB_TAGS`] on.
+        legs: LegSet,
+        /// Where, in bytes of the volume; the buffers begin there.
+        offset: u64,
+        /// How much, in bytes.
+        len: u64,
+    },
+    /// Copy bytes between two buffers of the scrub.
+    Patch {
+        /// Of which leg.
+        from: Leg,
+        /// To the one of which.
+        to: Leg,
+        /// Where in both, in bytes.
+        at: u64,
+        /// How much, in bytes.
+        len: u64,
+    },
+    /// What the scrub has to say.
+    Scrub(ScrubReport),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,6 +160,7 @@ pub struct Background {
     repairs: VecDeque<(Leg, u64, u64)>,
     flush: Option<(LegSet, LegSet, LegErrors)>,
     granted: Vec<u32>,
+    scrub: Scrub,
 }
 
 impl Background {
@@ -133,13 +168,30 @@ impl Background {
     pub fn new(mirror: Arc<Mirror>, window: u64) -> Background {
         let jobs = [None; COPY_SLOTS as usize];
         let (waiting, repairs, granted) = (Vec::new(), VecDeque::new(), Vec::new());
-        Background { mirror, window, jobs, waiting, repairs, flush: None, granted }
+        let scrub = Scrub::new(Arc::clone(&mirror));
+        Background { mirror, window, jobs, waiting, repairs, flush: None, granted, scrub }
+    }
+
+    /// Copies and compares at most `window` bytes at once from the next window on.
+    pub fn set_window(&mut self, window: u64) {
+        self.window = window;
     }
 
     /// Takes one event and adds what is to be done to `actions`.
     pub fn handle(&mut self, event: BackgroundEvent, actions: &mut Vec<BackgroundAction>) {
         match event {
             BackgroundEvent::Woken => self.woken(actions),
+            BackgroundEvent::Proceed { io: SCRUB_IO } => {
+                let copying = self.is_copying();
+                self.scrub(actions, |scrub, out| scrub.proceed(copying, out));
+            }
+            BackgroundEvent::LegDone { io: SCRUB_IO, leg, result, .. } => {
+                self.scrub(actions, |scrub, out| scrub.leg_done(leg, result, out));
+            }
+            BackgroundEvent::Scrub(command) => {
+                self.scrub(actions, |scrub, out| scrub.command(command, out));
+            }
+            BackgroundEvent::Compared(found) => self.scrub(actions, |scrub, out| scrub.compared(found, out)),
             BackgroundEvent::Proceed { io } => self.lock_window(io, actions),
             BackgroundEvent::LegDone { io: FLUSH_IO, leg, result, .. } => {
                 self.flushed(leg, result, actions);
@@ -150,17 +202,48 @@ impl Background {
         }
         loop {
             if let Some(io) = self.granted.pop() {
-                self.read_window(io, actions);
+                match io {
+                    SCRUB_IO => self.scrub(actions, Scrub::read),
+                    io => self.read_window(io, actions),
+                }
             } else if !self.start_repair(actions) && !self.start_copy(actions) {
+                let (window, copying) = (self.window, self.is_copying());
+                self.scrub(actions, |scrub, out| scrub.start_window(window, copying, out));
                 return;
             }
         }
     }
 
+    fn scrub<T>(
+        &mut self,
+        actions: &mut Vec<BackgroundAction>,
+        step: impl FnOnce(&mut Scrub, &mut Out<'_>) -> T,
+    ) -> T {
+        step(&mut self.scrub, &mut Out { actions, granted: &mut self.granted })
+    }
+
+    /// Whether regions are being copied: repairs aside.
+    fn is_copying(&self) -> bool {
+        !self.waiting.is_empty() || self.jobs[..REPAIR as usize].iter().any(Option::is_some)
+    }
+
+    /// Whether a window is under way in a slot and does not wait for the throttle.
+    pub fn has_window(&self, io: u32) -> bool {
+        match self.jobs.get(io as usize) {
+            Some(job) => job.is_some_and(|job| !matches!(job.step, Step::Mark | Step::Pace)),
+            None => self.scrub.has_window(),
+        }
+    }
+
+    /// Whether no window of a scrub is under way.
+    pub fn scrub_is_idle(&self) -> bool {
+        self.scrub.is_idle()
+    }
+
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
         let waiting = self.waiting.len() + self.repairs.len();
-        self.jobs.iter().all(Option::is_none) && waiting == 0 && self.flush.is_none()
+        self.jobs.iter().all(Option::is_none) && waiting == 0 && self.flush.is_none() && self.scrub.is_idle()
     }
 
     fn woken(&mut self, actions: &mut Vec<BackgroundAction>) {
@@ -171,6 +254,9 @@ impl Background {
                 QueueNote::Granted { io } => self.granted.push(io),
                 QueueNote::Copy { region, targets } => self.waiting.push((region, targets)),
                 QueueNote::Repair { leg, offset, len } => self.repairs.push_back((leg, offset, len)),
+                QueueNote::Marked { io: SCRUB_IO, result } => {
+                    self.scrub(actions, |scrub, out| scrub.marked(result, out));
+                }
                 QueueNote::Marked { io, result } => self.marked(io, result, actions),
                 QueueNote::Flush { legs } => self.start_flush(legs, actions),
                 QueueNote::Settled { .. } => {
@@ -327,16 +413,7 @@ impl Background {
 
     fn unlock_window(&mut self, io: u32, actions: &mut Vec<BackgroundAction>) {
         let region = self.job(io).region;
-        let mut released = Vec::new();
-        self.mirror.ranges.release(self.owner(io), region, &mut released);
-        for owner in released {
-            if owner.queue == self.mirror.background() {
-                self.granted.push(owner.io);
-            } else {
-                self.mirror.tell_queue(owner.queue, QueueNote::Granted { io: owner.io });
-                actions.push(BackgroundAction::Queue(Action::Wake(owner.queue)));
-            }
-        }
+        release_range(&self.mirror, io, region, &mut self.granted, actions);
     }
 
     fn submit(&mut self, io: u32, step: Step, legs: LegSet, op: LegOp, actions: &mut Vec<BackgroundAction>) {
@@ -416,119 +493,25 @@ impl Background {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::geometry::Geometry;
-    use crate::types::{LegMap, LegState};
-
-    const A: Leg = Leg::new(0);
-
-    /// What goes differently from a repair in which all goes well.
-    #[derive(Clone, Copy, Default)]
-    struct Course {
-        dirty: bool,
-        mark_fails: bool,
-        zeroes: bool,
-        /// Legs that cannot be read.
-        unreadable: LegSet,
-        /// The leg is failed while the range is read.
-        failed: bool,
-        write_fails: bool,
-    }
-
-    /// Repairs 4096 bytes of leg 0, of three; what happened, in order.
-    fn repair(course: Course) -> Vec<String> {
-        let states = LegMap::from_fn(3, |_| LegState::InSync);
-        let geometry = Geometry::new(1 << 20, 1 << 16).unwrap();
-        let region = Region(1);
-        let mirror = Arc::new(Mirror::new(geometry, &states, course.dirty.then_some(region), 1));
-        let mut background = Background::new(Arc::clone(&mirror), WINDOW);
-        let (mut actions, mut notes, mut happened) = (Vec::new(), Vec::new(), Vec::new());
-        mirror.tell_queue(mirror.background(), QueueNote::Repair { leg: A, offset: 1 << 16, len: 4096 });
-        background.handle(BackgroundEvent::Woken, &mut actions);
-        while !actions.is_empty() {
-            for action in std::mem::take(&mut actions) {
-                let BackgroundAction::Queue(Action::Submit(io)) = action else { continue };
-                assert_eq!((io.offset, io.len), (1 << 16, 4096));
-                assert!(mirror.regions.writes(region) > 0 && !mirror.ranges.is_idle());
-                happened.push(format!("{:?} {:?}", io.op, io.leg));
-                if course.failed {
-                    mirror.legs.set(A, LegState::Failed(crate::types::FailReason::Io));
-                }
-                let fails = match io.op {
-                    LegOp::Read => course.unreadable.contains(io.leg),
-                    _ => course.write_fails,
-                };
-                let result = if fails { Err(Errno::EIO) } else { Ok(()) };
-                let (io, leg, zeroes) = (io.io, io.leg, course.zeroes);
-                background.handle(BackgroundEvent::LegDone { io, leg, result, zeroes }, &mut actions);
-            }
-            mirror.take_worker_notes(&mut notes);
-            for note in &notes {
-                happened.push(match *note {
-                    WorkerNote::Mark { from, .. } => {
-                        assert!(mirror.ranges.is_idle(), "a range is held while its mark is awaited");
-                        let result = if course.mark_fails { Err(Errno::EIO) } else { Ok(()) };
-                        mirror.tell_queue(from.queue, QueueNote::Marked { io: from.io, result });
-                        background.handle(BackgroundEvent::Woken, &mut actions);
-                        "mark".to_owned()
-                    }
-                    WorkerNote::Unreadable { leg, .. } => format!("unreadable {leg:?}"),
-                    WorkerNote::Repaired { ok, errors } => match errors[A.index()] {
-                        Some(errno) => format!("{errno:?}"),
-                        None if ok == LegSet::one(A) => "repaired".to_owned(),
-                        None => "given up".to_owned(),
-                    },
-                    note => unreachable!("{note:?}"),
-                });
-            }
-        }
-        assert!(background.is_idle() && mirror.ranges.is_idle() && mirror.regions.writes(region) == 0);
-        happened
-    }
-
-    #[test]
-    fn what_is_copied_can_be_seen() {
-        let states = LegMap::from(vec![LegState::InSync, LegState::Syncing]);
-        let dirty = [2, 5, 7].map(Region);
-        let mirror = Arc::new(Mirror::new(Geometry::new(1 << 20, 1 << 16).unwrap(), &states, dirty, 1));
-        let mut background = Background::new(Arc::clone(&mirror), WINDOW);
-        let seen = || mirror.copying().map(|region| region.0).collect::<Vec<_>>();
-        let mut actions = Vec::new();
-        assert!(seen().is_empty());
-        for region in [5, 7].map(Region) {
-            let targets = LegSet::one(Leg::new(1));
-            mirror.tell_queue(mirror.background(), QueueNote::Copy { region, targets });
-            background.handle(BackgroundEvent::Woken, &mut actions);
-        }
-        assert_eq!(seen(), [5, 7]);
-        background.handle(BackgroundEvent::Proceed { io: 0 }, &mut actions);
-        for leg in [0, 1].map(Leg::new) {
-            let done = BackgroundEvent::LegDone { io: 0, leg, result: Ok(()), zeroes: false };
-            background.handle(done, &mut actions);
-        }
-        assert_eq!(seen(), [7]);
-    }
-
-    #[test]
-    fn every_course_of_a_repair() {
-        let dirty = Course { dirty: true, ..Course::default() };
-        let [read1, read2, write] = ["Read leg1", "Read leg2", "Write { fua: false } leg0"];
-        let second = LegSet::one(Leg::new(1));
-        #[rustfmt::skip]
-        let rows: [(&str, Course, &[&str]); 8] = [
-            ("dirty region", dirty,                                   &[read1, write, "repaired"]),
-            ("clean region", Course::default(),                       &["mark", read1, write, "repaired"]),
-            ("no mark",      Course { mark_fails: true, ..Course::default() }, &["mark", "given up"]),
-            ("zeroes",       Course { zeroes: true, ..dirty },        &[read1, write, "repaired"]),
-            ("bad source",   Course { unreadable: second, ..dirty },  &[read1, read2, "unreadable leg1", write, "repaired"]),
-            ("no source",    Course { unreadable: LegSet::first(3), ..dirty }, &[read1, read2, "given up"]),
-            ("leg failed",   Course { failed: true, ..dirty },        &[read1, "given up"]),
-            ("write failed", Course { write_fails: true, ..dirty },   &[read1, write, "errno 5"]),
-        ];
-        for (name, course, happened) in rows {
-            assert_eq!(repair(course), happened, "{name}");
+/// Lets go of the range of a slot; slots that hold theirs now are added to `granted`.
+pub(crate) fn release_range(
+    mirror: &Mirror,
+    io: u32,
+    region: Region,
+    granted: &mut Vec<u32>,
+    actions: &mut Vec<BackgroundAction>,
+) {
+    let mut released = Vec::new();
+    mirror.ranges.release(Owner { queue: mirror.background(), io }, region, &mut released);
+    for owner in released {
+        if owner.queue == mirror.background() {
+            granted.push(owner.io);
+        } else {
+            mirror.tell_queue(owner.queue, QueueNote::Granted { io: owner.io });
+            actions.push(BackgroundAction::Queue(Action::Wake(owner.queue)));
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

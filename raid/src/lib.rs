@@ -22,6 +22,7 @@ mod queue;
 mod ranges;
 mod region;
 mod request;
+mod scrub;
 mod sync;
 mod types;
 mod worker;
@@ -36,5 +37,8 @@ pub use queue::MirrorQueue;
 pub use ranges::{Hold, Owner, RangeLocks};
 pub use region::{Begin, RegionState, RegionTable};
 pub use request::{Action, Event, Op, Request};
+pub use scrub::{
+    Difference, Groups, SCRUB_IO, SCRUB_TAGS, ScrubCommand, ScrubRepair, ScrubReport, ScrubWait, differences,
+};
 pub use types::{Errno, FailReason, Leg, LegIo, LegMap, LegOp, LegSet, LegState, MAX_LEGS, QueueId};
 pub use worker::{LogWorker, Record, WorkerAction, WorkerEvent};

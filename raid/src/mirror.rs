@@ -79,6 +79,13 @@ pub enum WorkerNote {
         /// Its error, if a write failed.
         errors: LegErrors,
     },
+    /// A scrub wrote what differed anew on legs in sync, as far as it could.
+    Scrubbed {
+        /// Where.
+        region: Region,
+        /// Errors of the legs that failed.
+        errors: LegErrors,
+    },
 }
 
 /// What a queue, or the background worker, is told.
@@ -181,7 +188,7 @@ pub struct Mirror {
     copying: [AtomicU32; REGIONS_AT_ONCE as usize],
     undone_writes: AtomicU32,
     frozen: AtomicBool,
-    /// Writes of each queue from before they lock their range until they are answered.
+    /// Writes of each queue, and last of the background worker, from before they lock their range until they are answered.
     writing: Box<[Writing]>,
     worker_notes: NoteBox<WorkerNote>,
     queue_notes: Box<[NoteBox<QueueNote>]>,
@@ -209,7 +216,7 @@ impl Mirror {
             copying: Default::default(),
             undone_writes: AtomicU32::new(0),
             frozen: AtomicBool::new(false),
-            writing: (0..queues).map(|_| Writing::default()).collect(),
+            writing: (0..=queues).map(|_| Writing::default()).collect(),
             worker_notes: NoteBox::default(),
             queue_notes: (0..=queues).map(|_| NoteBox::default()).collect(),
         };

@@ -207,7 +207,7 @@ pub(super) fn merge(context: &Context, args: &MergeArgs) -> anyhow::Result<()> {
 }
 
 /// The daemon has another working directory. Indices and UUIDs stay as they are.
-fn absolute_if_path(leg: &str) -> String {
+pub(super) fn absolute_if_path(leg: &str) -> String {
     let path = Path::new(leg);
     let absolute = || std::path::absolute(path).ok()?.to_str().map(str::to_owned);
     if path.exists() || leg.contains('/') {

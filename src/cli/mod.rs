@@ -17,6 +17,7 @@ mod output;
 mod resize;
 mod resync;
 mod run_hook;
+mod scrub;
 mod serve;
 mod serve_split;
 mod serving;
@@ -65,6 +66,7 @@ enum Verb {
     Events(events::Args),
     Resize(resize::Args),
     Resync(resync::Args),
+    Scrub(scrub::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -108,6 +110,7 @@ pub fn main() -> ExitCode {
         Verb::Events(args) => events::run(&context, &args),
         Verb::Resize(args) => resize::run(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
+        Verb::Scrub(args) => scrub::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),
         Verb::Completions(args) => completions::run(&args),

@@ -146,6 +146,7 @@ fn view(status: &VolumeStatus) -> String {
         "resync",
         progress(status).unwrap_or_else(|| format!("idle, {} regions copied", status.resync.copied_regions)),
     ));
+    head.push(pair("scrub", super::scrub::summary(&status.scrub)));
     let io = &status.io;
     head.push(pair(
         "requests",

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::events::Event;
 use crate::map::VolumeMap;
+use crate::scrub::ScrubOrder;
 use crate::status::VolumeStatus;
 
 /// What a client asks.
@@ -106,6 +107,12 @@ pub enum Request {
         /// Held or going.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pause: Option<bool>,
+    },
+    /// Compare the legs, or change how that is done.
+    Scrub {
+        /// What to do.
+        #[serde(flatten)]
+        order: ScrubOrder,
     },
 }
 
@@ -225,6 +232,15 @@ mod tests {
             (r#"{"verb":"events","since":7}"#, Request::Events { since: Some(7) }),
             (r#"{"verb":"resync","rate":0}"#, Request::Resync { rate: Some(0), pause: None }),
             (r#"{"verb":"resync","pause":true}"#, Request::Resync { rate: None, pause: Some(true) }),
+            (r#"{"verb":"scrub","order":"cancel"}"#, Request::Scrub { order: ScrubOrder::Cancel }),
+            (
+                r#"{"verb":"scrub","order":"start"}"#,
+                Request::Scrub { order: ScrubOrder::Start { repair: false, from: None, rate: None } },
+            ),
+            (
+                r#"{"verb":"scrub","order":"schedule","days":7}"#,
+                Request::Scrub { order: ScrubOrder::Schedule { days: 7 } },
+            ),
         ] {
             assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
             let back = serde_json::to_string(&request).unwrap();

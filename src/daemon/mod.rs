@@ -10,6 +10,7 @@ mod harden;
 mod legs;
 mod notify;
 mod resize;
+mod scrub;
 mod signals;
 
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ use crate::start::{self, Opened, StartError, StartOptions};
 use crate::status::{Hardening, VolumeStatus};
 use legs::NewLeg;
 use notify::Manager;
+use scrub::Keeper;
 
 /// What to serve and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -123,6 +125,7 @@ pub struct Served {
     control: ControlServer,
     hook: Option<Hook>,
     metrics: Option<Metrics>,
+    keeper: Keeper,
     notices: Vec<String>,
     log_to: LogTo,
     own: Own,
@@ -183,9 +186,9 @@ impl Served {
                     let own = own.clone();
                     listener.serve(Arc::clone(&volume), move |volume| self::status(volume, &own))
                 });
-                Ok((hook, metrics.transpose()?))
+                Ok((hook, metrics.transpose()?, Keeper::start(dirs, &volume)?))
             });
-        let (hook, metrics) = match started {
+        let (hook, metrics, keeper) = match started {
             Ok(started) => started,
             Err(error) => {
                 // Nobody could stop it any more.
@@ -200,7 +203,7 @@ impl Served {
         if let Some(manager) = &manager {
             manager.ready(&format!("serving {}", status.device.display()));
         }
-        Ok(Served { volume, control, hook, metrics, notices, log_to, own, manager, lock })
+        Ok(Served { volume, control, hook, metrics, keeper, notices, log_to, own, manager, lock })
     }
 
     /// How the volume is.
@@ -226,6 +229,7 @@ impl Served {
         }
         tracing::info!("stopped");
         self.control.close();
+        self.keeper.finish();
         drop(self.metrics);
         // Who waits for the next daemon does not wait for a hook.
         let hook = self.hook.filter(|_| !self.volume.is_handed_over());
@@ -386,6 +390,7 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
             Response::done()
         }
         Request::Resize { size } => resize::resize(volume, dirs, size),
+        Request::Scrub { order } => scrub::answer(volume, &order),
         Request::Events { since } => match volume.journal().reader(since) {
             Ok(reader) => return Answer::Events(reader),
             Err(error) => Response::Failed { reason: Failure::Error, message: describe(&error) },

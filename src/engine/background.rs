@@ -1,4 +1,4 @@
-//! The background worker's thread: a ring of its own that copies stale regions and flushes legs,
+//! The background worker's thread: a ring of its own that copies stale regions, flushes legs and scrubs,
 //! at the pace the throttle allows.
 
 use std::io;
@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mirrord_raid::{
-    Action, Background, BackgroundAction, BackgroundEvent, COPY_SLOTS, LegMap, LegOp, WINDOW,
+    Action, Background, BackgroundAction, BackgroundEvent, COPY_SLOTS, Difference, Leg, LegMap, LegOp,
+    LegSet, SCRUB_IO, SCRUB_TAGS, SECTOR, WINDOW, differences,
 };
 use mirrord_ublk::{BufferPool, LegDone, LegFile, Ring, RingConfig};
 
 use super::shared::Shared;
-use super::throttle::Pacer;
+use super::throttle::{Load, Pacer};
 
 /// Runs the background worker until the volume stops.
 pub(super) fn run(
@@ -31,45 +32,64 @@ pub(super) fn run(
     let mut worker = Worker {
         machine: Background::new(Arc::clone(&shared.mirror), window),
         pacer: Pacer::new(Instant::now()),
-        limit: shared.throttle.limit(),
+        limits: limits(shared),
         paced: Vec::new(),
-        slots: [Slot::default(); COPY_SLOTS as usize],
+        slots: [Slot::default(); SLOTS],
+        scrub_buffers: LegSet::EMPTY,
+        scrub_shown: false,
+        window,
         shared: Arc::clone(shared),
         pool: Arc::clone(pool),
         actions: Vec::new(),
     };
-    worker.serve(&mut ring, window);
+    worker.serve(&mut ring);
 }
 
-/// What a copy slot is doing.
+/// Copies, the flush and the scrub.
+const SLOTS: usize = SCRUB_IO as usize + 1;
+
+/// Of resync and of scrubs.
+fn limits(shared: &Shared) -> [Option<u64>; 2] {
+    [shared.throttle.limit(), shared.throttle.scrub_limit()]
+}
+
+/// What a slot is doing.
 #[derive(Clone, Copy, Default)]
 struct Slot {
     /// It reads this many bytes.
     reading: Option<u64>,
+    /// When its window began.
     started: Option<Instant>,
 }
 
 struct Worker {
     machine: Background,
     pacer: Pacer,
-    /// The limit the pacer last went by.
-    limit: Option<u64>,
+    /// The limits the pacer last went by.
+    limits: [Option<u64>; 2],
     /// Slots that wait for their time.
     paced: Vec<(Instant, u32)>,
-    slots: [Slot; COPY_SLOTS as usize],
+    slots: [Slot; SLOTS],
+    /// Legs that have a buffer for a scrub.
+    scrub_buffers: LegSet,
+    /// A window of a scrub was under way when that was last shown.
+    scrub_shown: bool,
+    /// Largest window, in bytes.
+    window: u64,
     shared: Arc<Shared>,
     pool: Arc<BufferPool>,
     actions: Vec<BackgroundAction>,
 }
 
 impl Worker {
-    fn serve(&mut self, ring: &mut Ring, window: u64) {
+    fn serve(&mut self, ring: &mut Ring) {
         let mut done: Vec<LegDone> = Vec::new();
         let mut has_buffers = false;
         while !self.shared.stopping.load(Ordering::SeqCst) {
             done.clear();
             let now = Instant::now();
             let next = self.paced.iter().map(|&(at, _)| at.saturating_duration_since(now)).min();
+            let next = next.into_iter().chain(self.pacer.looks(now)).min();
             let woken = match ring.wait(&mut done, next) {
                 Ok(wakeup) => wakeup.woken,
                 Err(error) => {
@@ -77,9 +97,10 @@ impl Worker {
                     std::process::abort();
                 }
             };
+            self.look();
             // Copy buffers are held only while there is something to copy.
             if woken && !has_buffers {
-                (0..COPY_SLOTS).for_each(|tag| ring.attach(tag, self.pool.take(window as usize)));
+                (0..COPY_SLOTS).for_each(|tag| ring.attach(tag, self.pool.take(self.window as usize)));
                 has_buffers = true;
             }
             for leg_done in &done {
@@ -91,20 +112,30 @@ impl Worker {
                 self.shared.change_legs(self.shared.inboxes.len(), ring);
                 self.machine.handle(BackgroundEvent::Woken, &mut self.actions);
                 self.act(ring);
+                let commands = self.shared.scrub.take_commands();
+                // Whoever gave them may wait for what comes of it.
+                self.scrub_shown |= !commands.is_empty();
+                for command in commands {
+                    self.machine.handle(BackgroundEvent::Scrub(command), &mut self.actions);
+                    self.act(ring);
+                }
             }
             self.proceed(ring);
+            self.show_scrub();
             if has_buffers && self.machine.is_idle() {
                 (0..COPY_SLOTS).for_each(|tag| drop(ring.detach(tag)));
                 has_buffers = false;
+                self.detach_scrub_buffers(ring);
+                self.pacer.forget_load();
             }
         }
     }
 
     /// A limit that was changed counts at once, also for slots that wait by the old one.
     fn obey_new_limit(&mut self) {
-        let limit = self.shared.throttle.limit();
-        if limit != self.limit {
-            self.limit = limit;
+        let limits = limits(&self.shared);
+        if limits != self.limits {
+            self.limits = limits;
             let now = Instant::now();
             self.pacer.forget(now);
             self.paced.iter_mut().for_each(|(at, _)| *at = now);
@@ -114,7 +145,7 @@ impl Worker {
     fn leg_done(&mut self, ring: &mut Ring, done: LegDone) {
         let LegDone { io, leg, result } = done;
         let mut zeroes = false;
-        if let Some(slot) = self.slots.get_mut(io as usize)
+        if let Some(slot) = self.slots[..COPY_SLOTS as usize].get_mut(io as usize)
             && let (Some(len), Ok(())) = (slot.reading.take(), result)
         {
             zeroes = is_zero(&ring.buffer(io)[..len as usize]);
@@ -128,6 +159,7 @@ impl Worker {
         while let Some(at) = self.paced.iter().position(|&(at, _)| at <= now) {
             let (_, io) = self.paced.swap_remove(at);
             self.slots[io as usize].started = Some(now);
+            self.pacer.begins();
             self.machine.handle(BackgroundEvent::Proceed { io }, &mut self.actions);
             self.act(ring);
         }
@@ -135,19 +167,30 @@ impl Worker {
 
     fn act(&mut self, ring: &mut Ring) {
         let mut actions = std::mem::take(&mut self.actions);
+        let mut compare = None;
         for action in actions.drain(..) {
             match action {
                 BackgroundAction::Pace { io, bytes } => {
                     let now = Instant::now();
-                    if let Some(started) = self.slots[io as usize].started.take() {
-                        self.pacer.took(now - started);
-                    }
-                    let at = self.pacer.start_at(now, bytes, self.shared.throttle.limit(), self.requests());
+                    self.end_window(io, now);
+                    let at = self.pacer.start_at(now, bytes, self.limits[usize::from(io == SCRUB_IO)]);
                     self.paced.push((at, io));
                 }
+                BackgroundAction::Unpace { io } => self.paced.retain(|&(_, paced)| paced != io),
+                BackgroundAction::Compare { legs, offset, len } => {
+                    compare = Some(compare_buffers(ring, legs, offset, len));
+                }
+                BackgroundAction::Patch { from, to, at, len } => {
+                    let bytes = at as usize..(at + len) as usize;
+                    let good = ring.buffer(scrub_tag(from))[bytes.clone()].to_vec();
+                    ring.buffer_mut(scrub_tag(to))[bytes].copy_from_slice(&good);
+                }
+                BackgroundAction::Scrub(report) => self.shared.scrub.report(&report),
                 BackgroundAction::Queue(action) => {
                     if let Some(Action::Submit(io)) = self.shared.pass_on(action) {
-                        if io.op == LegOp::Read {
+                        if io.io == SCRUB_IO {
+                            self.attach_scrub_buffer(ring, io.leg);
+                        } else if io.op == LegOp::Read {
                             self.slots[io.io as usize].reading = Some(io.len);
                         }
                         ring.submit(&io);
@@ -156,12 +199,76 @@ impl Worker {
             }
         }
         self.actions = actions;
+        if let Some(found) = compare {
+            self.machine.handle(BackgroundEvent::Compared(found), &mut self.actions);
+            self.act(ring);
+        }
+        self.end_windows();
     }
 
-    fn requests(&self) -> u64 {
-        let counters = &self.shared.mirror.counters;
-        counters.reads.load(Ordering::Relaxed) + counters.writes.load(Ordering::Relaxed)
+    /// Tells the pacer of windows that have ended.
+    fn end_windows(&mut self) {
+        let ended = |&io: &u32| self.slots[io as usize].started.is_some() && !self.machine.has_window(io);
+        let ended: Vec<u32> = (0..SLOTS as u32).filter(ended).collect();
+        let now = Instant::now();
+        ended.into_iter().for_each(|io| self.end_window(io, now));
     }
+
+    fn end_window(&mut self, io: u32, now: Instant) {
+        if let Some(started) = self.slots[io as usize].started.take() {
+            self.pacer.took(now - started);
+        }
+    }
+
+    /// Looks at what users do, as long as there is something to pace.
+    fn look(&mut self) {
+        if self.machine.is_idle() {
+            return;
+        }
+        let (now, counters) = (Instant::now(), &self.shared.mirror.counters);
+        let answered = [&counters.reads, &counters.writes, &counters.flushes];
+        let answered = answered.map(|counter| counter.load(Ordering::Relaxed)).iter().sum();
+        let in_flight = self.shared.in_flight.load(Ordering::Relaxed);
+        self.pacer.look(now, Load { in_flight, answered });
+        // A limit on either means that somebody knows better for both: they seldom meet.
+        let limit = self.limits[0].or(self.limits[1]);
+        self.machine.set_window(self.pacer.window(now, limit, self.window));
+    }
+
+    fn show_scrub(&mut self) {
+        let busy = !self.machine.scrub_is_idle();
+        if busy != self.scrub_shown {
+            self.scrub_shown = busy;
+            self.shared.scrub.show_busy(busy);
+        }
+    }
+
+    fn attach_scrub_buffer(&mut self, ring: &mut Ring, leg: Leg) {
+        if !self.scrub_buffers.contains(leg) {
+            self.scrub_buffers.insert(leg);
+            ring.attach(scrub_tag(leg), self.pool.take(self.window as usize));
+        }
+    }
+
+    fn detach_scrub_buffers(&mut self, ring: &mut Ring) {
+        let legs = std::mem::take(&mut self.scrub_buffers);
+        legs.iter().for_each(|leg| drop(ring.detach(scrub_tag(leg))));
+    }
+}
+
+fn scrub_tag(leg: Leg) -> u32 {
+    SCRUB_TAGS + leg.index() as u32
+}
+
+/// What differs between what the legs were read to say.
+fn compare_buffers(ring: &Ring, legs: LegSet, offset: u64, len: u64) -> Vec<Difference> {
+    let bytes = |leg: Leg| &ring.buffer(scrub_tag(leg))[..len as usize];
+    let Some(first) = legs.lowest() else { return Vec::new() };
+    if legs.iter().all(|leg| bytes(leg) == bytes(first)) {
+        return Vec::new();
+    }
+    let sector = |leg: Leg, sector: u64| &bytes(leg)[(sector * SECTOR) as usize..][..SECTOR as usize];
+    differences(legs, offset, len, |one, other, at| sector(one, at) == sector(other, at))
 }
 
 /// Whether all bytes are zero. Word by word: copies are looked at whole.

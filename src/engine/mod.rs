@@ -26,6 +26,7 @@ mod read_only;
 mod relocate;
 mod resize;
 mod roster;
+mod scrub;
 mod shared;
 mod status;
 mod throttle;
@@ -42,7 +43,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mirrord_log::{LogKind, MetaIo};
-use mirrord_raid::{COPY_SLOTS, Leg, LegMap, LegSet, LegState, LogWorker, Mirror, QueueId, WorkerEvent};
+use mirrord_raid::{
+    COPY_SLOTS, Leg, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId, SCRUB_TAGS, WorkerEvent,
+};
 use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{
     BufferPool, Engine, EngineKind, FrontEnd, FrontError, FuseError, LegFile, PoolConfig, RingConfig,
@@ -68,6 +71,9 @@ use meter::Meter;
 use opened::{block_size, legs_metadata, physical_block_size};
 pub use resize::ResizeError;
 pub use roster::Purpose;
+use scrub::ScrubBook;
+pub use scrub::ScrubError;
+pub(crate) use scrub::{Begin, Stand};
 use shared::{Inbox, Mailbox, Shared, lock};
 use status::Facts;
 use throttle::Throttle;
@@ -283,6 +289,7 @@ impl Volume {
         let queues = usize::from(prepared.queues);
         let mirror = Mirror::new(opened.geometry, &states, log.dirty(), queues as u16);
 
+        let journal = Journal::new(&template.name, template.volume);
         let shared = Arc::new(Shared {
             mirror: Arc::new(mirror),
             inboxes: (0..queues).map(|_| Inbox::default()).collect(),
@@ -301,12 +308,12 @@ impl Volume {
             fill_failed: AtomicU8::new(0),
             replaces: Mutex::new(opened.assembly.replaces),
             split_pause: AtomicU64::new(0),
+            scrub: ScrubBook::new(Arc::clone(&journal)),
             latencies: options.latencies.then(|| (0..queues).map(|_| Arc::<Latencies>::default()).collect()),
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })
             .map_err(ServeError::Engine)?;
 
-        let journal = Journal::new(&template.name, template.volume);
         let paths = paths.filled(PathBuf::new);
         let watch = {
             let paths = paths.iter().map(|(_, path)| path.display().to_string()).collect();
@@ -527,6 +534,9 @@ impl Volume {
         while self.shared.in_flight.load(Ordering::SeqCst) > 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
+        if !self.facts.read_only {
+            self.halt_scrub();
+        }
         // A copy that waits for its turn under a low limit would hold the stop up.
         self.set_resync_rate(None);
         self.shared.mailbox.send(WorkerEvent::Stop);
@@ -595,7 +605,7 @@ fn start_ring(
     let config = RingConfig {
         name: name.clone(),
         depth: legs * if background { 2 * COPY_SLOTS } else { depth },
-        tags: if background { COPY_SLOTS } else { depth },
+        tags: if background { SCRUB_TAGS + MAX_LEGS as u32 } else { depth },
         pool: Arc::clone(pool),
         spawn: plain_spawn(),
         wake: Some(shared.wakes[index].clone()),

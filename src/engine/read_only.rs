@@ -10,6 +10,7 @@ use mirrord_raid::{Geometry, LegMap, LegState, Mirror, WorkerEvent};
 use mirrord_ublk::{BufferPool, Engine, EngineKind, PoolConfig, Wake};
 
 use super::front::{self, Serving};
+use super::scrub::ScrubBook;
 use super::shared::{Inbox, Mailbox, Shared};
 use super::status::{Facts, LegCounts, LegFacts};
 use super::throttle::Throttle;
@@ -50,6 +51,7 @@ impl Volume {
         let options = ServeOptions { leg_timeout, ..options };
         let queues = usize::from(prepared.queues);
         let states = LegMap::from(vec![LegState::InSync]);
+        let journal = Journal::new(name, uuid);
         let shared = Arc::new(Shared {
             mirror: Arc::new(Mirror::new(geometry, &states, [], queues as u16)),
             inboxes: (0..queues).map(|_| Inbox::default()).collect(),
@@ -60,6 +62,7 @@ impl Volume {
             mailbox: Mailbox::default(),
             changes: (0..=queues).map(|_| Mutex::default()).collect(),
             throttle: Throttle::new(None),
+            scrub: ScrubBook::new(Arc::clone(&journal)),
             in_flight: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             event_count: AtomicU64::new(superblock.event_count),
@@ -72,7 +75,6 @@ impl Volume {
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })
             .map_err(ServeError::Engine)?;
-        let journal = Journal::new(name, uuid);
         let paths = vec![path.display().to_string()];
         let watch = Arc::new(Mutex::new(Watch::new(Arc::clone(&journal), paths, Seen::of(&shared))));
         let mut facts = Facts {

@@ -14,6 +14,7 @@ use mirrord_ublk::{Engine, LegFile, Request, Ring, Source, Wake};
 use uuid::Uuid;
 
 use super::latency::Latencies;
+use super::scrub::ScrubBook;
 use super::throttle::Throttle;
 use super::worker::{Durable, LegMeta};
 
@@ -152,6 +153,7 @@ pub(super) struct Shared {
     /// For each ring, as in `wakes`.
     pub(super) changes: Box<[Mutex<Vec<LegChange>>]>,
     pub(super) throttle: Throttle,
+    pub(super) scrub: ScrubBook,
     /// Requests taken in and not answered.
     pub(super) in_flight: AtomicU64,
     /// The queues are to end.

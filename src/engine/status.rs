@@ -147,6 +147,7 @@ pub(super) fn status(
             flushes: read(&counters.flushes),
             errors: read(&counters.errors),
         },
+        scrub: shared.scrub.status(geometry.size(), shared.throttle.scrub_limit()),
         hardening: None,
         metrics: None,
     }

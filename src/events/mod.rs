@@ -83,6 +83,35 @@ pub enum What {
         /// Regions that were copied.
         copied_regions: u64,
     },
+    /// The legs are being compared.
+    ScrubStarted {
+        /// What differs is written anew.
+        repair: bool,
+        /// From this byte on: not 0 if it goes on after a restart.
+        offset: u64,
+    },
+    /// A scrub found that legs differ. Said at most once a second, of all that was found since.
+    ScrubMismatch {
+        /// How many ranges; `status` names them.
+        ranges: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Where the first is.
+        first_offset: u64,
+    },
+    /// A scrub has ended.
+    ScrubFinished {
+        /// It came to the end of the volume.
+        complete: bool,
+        /// Ranges in which legs differed.
+        mismatched_ranges: u64,
+        /// Bytes of these.
+        mismatched_bytes: u64,
+        /// Ranges of these that were repaired.
+        repaired_ranges: u64,
+        /// Windows that a leg could not read all of.
+        read_errors: u64,
+    },
     /// The log cannot be written: after a crash the whole volume is resynced.
     LogFailed,
     /// IO on a leg failed. Said at most once a second for each leg, of all that failed since.
@@ -119,6 +148,9 @@ impl Event {
             What::VolumeState { .. } => "volume_state",
             What::ResyncStarted { .. } => "resync_started",
             What::ResyncFinished { .. } => "resync_finished",
+            What::ScrubStarted { .. } => "scrub_started",
+            What::ScrubMismatch { .. } => "scrub_mismatch",
+            What::ScrubFinished { .. } => "scrub_finished",
             What::LogFailed => "log_failed",
             What::IoErrors { .. } => "io_errors",
             What::Repaired { .. } => "repaired",
@@ -157,6 +189,21 @@ impl fmt::Display for Event {
                 let how = if *complete { "finished" } else { "broken off" };
                 write!(f, "resync {how}, {copied_regions} regions copied")
             }
+            What::ScrubStarted { repair, offset } => {
+                let begun = if *offset == 0 { "started" } else { "goes on" };
+                let repair = if *repair { ", repairs" } else { "" };
+                write!(f, "scrub {begun} at {offset}{repair}")
+            }
+            What::ScrubMismatch { ranges, bytes, first_offset } => {
+                write!(f, "scrub: legs differ in {ranges} ranges, {bytes} bytes, first at {first_offset}")
+            }
+            What::ScrubFinished {
+                complete, mismatched_ranges, mismatched_bytes, repaired_ranges, ..
+            } => {
+                let how = if *complete { "finished" } else { "canceled" };
+                write!(f, "scrub {how}, {mismatched_ranges} ranges differed ({mismatched_bytes} bytes), ")?;
+                write!(f, "{repaired_ranges} repaired")
+            }
             What::LogFailed => {
                 write!(f, "the log cannot be written: after a crash the whole volume is resynced")
             }
@@ -169,7 +216,7 @@ impl fmt::Display for Event {
 }
 
 /// The present time as events have it.
-fn now() -> String {
+pub(crate) fn now() -> String {
     let mut text = String::new();
     // Fails only if the string does.
     let _ = SystemTime.format_time(&mut Writer::new(&mut text));
@@ -215,6 +262,15 @@ mod tests {
             What::VolumeState { from: states.0, to: states.1 },
             What::ResyncStarted { stale_regions: 3 },
             What::ResyncFinished { complete: true, copied_regions: 3 },
+            What::ScrubStarted { repair: true, offset: 0 },
+            What::ScrubMismatch { ranges: 1, bytes: 512, first_offset: 0 },
+            What::ScrubFinished {
+                complete: true,
+                mismatched_ranges: 1,
+                mismatched_bytes: 512,
+                repaired_ranges: 1,
+                read_errors: 0,
+            },
             What::LogFailed,
             What::IoErrors { leg, path: path.clone(), reads: 1, writes: 2, flushes: 3 },
             What::Repaired { leg, path: path.clone(), ranges: 1 },

@@ -4,6 +4,7 @@
 use std::fmt::{Display, Write};
 
 use crate::engine::{BUCKETS, Histogram, KINDS};
+use crate::scrub::ScrubStatus;
 use crate::status::{LegStatus, VolumeState, VolumeStatus};
 
 /// The media type of what [`render`] gives.
@@ -121,6 +122,7 @@ pub(super) fn render(status: &VolumeStatus, latencies: Option<&[Histogram; KINDS
         .add(&[], u8::from(resync.active));
     text.metric(Counter, "mirrord_resync_copied_regions_total", "Regions copied by resync.")
         .add(&[], resync.copied_regions);
+    render_scrub(&mut text, &status.scrub);
     render_legs(&mut text, &status.legs);
     text.text
 }
@@ -139,6 +141,48 @@ fn render_latencies(text: &mut Text<'_>, latencies: &[Histogram; KINDS.len()]) {
         samples.add_part("_sum", &[("op", op)], histogram.nanoseconds as f64 / 1e9);
         samples.add_part("_count", &[("op", op)], sum);
     }
+}
+
+fn render_scrub(text: &mut Text<'_>, scrub: &ScrubStatus) {
+    use Kind::Gauge;
+    text.metric(
+        Gauge,
+        "mirrord_scrub_active",
+        "1 while a scrub is under way, also one that is held or waits.",
+    )
+    .add(&[], u8::from(scrub.active));
+    let done = scrub.done_bytes as f64 / scrub.total_bytes.max(1) as f64;
+    text.metric(Gauge, "mirrord_scrub_done_ratio", "How much of the scrub under way is done, 0 to 1.")
+        .add(&[], done);
+    let Some(last) = &scrub.last else { return };
+    let mut gauge = |name, help, value| text.metric(Gauge, name, help).add(&[], value);
+    gauge(
+        "mirrord_scrub_last_end_timestamp_seconds",
+        "When the last scrub ended, in seconds since 1970.",
+        last.ended_unix_seconds.unwrap_or(0),
+    );
+    gauge(
+        "mirrord_scrub_last_complete",
+        "1 if the last scrub came to the end of the volume.",
+        u64::from(last.complete),
+    );
+    gauge(
+        "mirrord_scrub_last_duration_seconds",
+        "How long the last scrub took.",
+        last.duration_milliseconds.div_ceil(1000),
+    );
+    gauge(
+        "mirrord_scrub_last_mismatched_ranges",
+        "Ranges in which the last scrub found that legs differ.",
+        last.mismatched_ranges,
+    );
+    gauge("mirrord_scrub_last_mismatched_bytes", "Bytes of these.", last.mismatched_bytes);
+    gauge("mirrord_scrub_last_repaired_ranges", "Ranges of these that it repaired.", last.repaired_ranges);
+    gauge(
+        "mirrord_scrub_last_read_errors",
+        "Windows that a leg could not read all of in the last scrub.",
+        last.read_errors,
+    );
 }
 
 fn render_legs(text: &mut Text<'_>, legs: &[LegStatus]) {

@@ -28,6 +28,7 @@ mod marks;
 mod repair;
 mod resync;
 mod roster;
+mod scrub;
 mod split;
 mod states;
 
@@ -440,6 +441,7 @@ impl LogWorker {
             }
             WorkerNote::Unreadable { leg, offset, len, errno } => self.unreadable(leg, offset, len, errno),
             WorkerNote::Repaired { ok, errors } => self.repaired(ok, &errors),
+            WorkerNote::Scrubbed { region, errors } => self.scrubbed(region, &errors),
             WorkerNote::Flushed { legs, errors } => self.flushed(legs, errors, actions),
             WorkerNote::Copied { region, ok, errors } => self.copied(region, ok, errors),
         }

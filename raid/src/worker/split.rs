@@ -105,7 +105,7 @@ impl LogWorker {
     fn end_split(&mut self) {
         self.splitting = None;
         self.mirror.freeze(false);
-        self.wake.extend((0..self.mirror.background().0).map(QueueId));
+        self.wake.extend((0..=self.mirror.background().0).map(QueueId));
     }
 
     pub(super) fn tick_split(&mut self) {

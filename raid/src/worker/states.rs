@@ -163,6 +163,8 @@ impl LogWorker {
         let promoted = ok.intersect(self.in_sync()).minus(self.surely_in_sync());
         for leg in promoted.iter().filter(|&leg| record.states[leg] == LegState::InSync) {
             self.mirror.legs.set(leg, LegState::InSync);
+            // A scrub may wait for it.
+            self.wake.push(self.mirror.background());
         }
         if !failed.is_empty() {
             // A record counts once every leg that is in use under it has it: the next one may.

@@ -11,7 +11,7 @@ use mirrord_raid::{
 
 use crate::blocks::{self, PAGE_SECTORS};
 use crate::coverage::Saw;
-use crate::daemon::{Daemon, MetaKind, Phase, SLOTS};
+use crate::daemon::{BUFFERS, Daemon, MetaKind, Phase, SLOTS};
 use crate::sim::{Recovery, Sim, trace};
 
 /// The log is on the legs; legs that were in use have to be there.
@@ -200,7 +200,7 @@ impl Sim {
         let lineage = assembly.lineage(self.sessions);
         let mirror = Arc::new(Mirror::new(geometry, &states, log.dirty(), queues));
         let mut buffers = vec![vec![Vec::new(); self.config.depth]; usize::from(queues)];
-        buffers.push(vec![vec![0; (self.config.window / 512) as usize]; SLOTS]);
+        buffers.push(vec![vec![0; (self.config.window / 512) as usize]; BUFFERS]);
         let in_use = mirror.legs.states().in_use();
         let pages = log.all_pages();
         self.daemon = Some(Box::new(Daemon {
@@ -229,6 +229,7 @@ impl Sim {
             last_late: 0,
             ever_dirty: dirty,
             paused: false,
+            scrubbing: false,
             queue_actions: Vec::new(),
             worker_actions: Vec::new(),
             background_actions: Vec::new(),

@@ -53,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) first_sectors: usize,
     /// Steps in 1000 in which it is asked to grow.
     pub(crate) growths: u64,
+    /// Steps in 1000 in which a scrub begins, or something is done to it.
+    pub(crate) scrubs: u64,
 }
 
 impl Config {
@@ -91,6 +93,7 @@ impl Config {
             hot: rng.pick(&[0, 50, 90]),
             ticks: rng.pick(&[10, 30, 100]),
             take_outs: rng.pick(&[0, 5, 20]),
+            scrubs: rng.pick(&[0, 5, 20]),
         }
     }
 

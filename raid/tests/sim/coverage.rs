@@ -68,9 +68,17 @@ pub(crate) enum Saw {
     GrowthCutShort,
     GrowthFoundLater,
     UncoveredLog,
+    Scrub,
+    CompleteScrub,
+    PausedScrub,
+    WaitingScrub,
+    UnreadableInScrub,
+    FoundDifference,
+    RepairedDifference,
+    CrashInScrub,
 }
 
-const KINDS: usize = Saw::UncoveredLog as usize + 1;
+const KINDS: usize = Saw::CrashInScrub as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -85,6 +93,8 @@ const ALL: [Saw; KINDS] = {
         CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge, FullReturn,
         Added, SpareAdded, SpareUsed, Removed, Replaced, LeftOut, Growth,
         GrowthCutShort, GrowthFoundLater, UncoveredLog,
+        Scrub, CompleteScrub, PausedScrub, WaitingScrub, UnreadableInScrub, FoundDifference,
+        RepairedDifference, CrashInScrub,
     ]
 };
 

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use mirrord_log::InternalLog;
 use mirrord_raid::{
     Action, Background, BackgroundAction, COPY_SLOTS, Errno, Leg, LegErrors, LegIo, LegSet, LogWorker,
-    MAX_LEGS, Mirror, MirrorQueue, Op, Record, WorkerAction,
+    MAX_LEGS, Mirror, MirrorQueue, Op, Record, SCRUB_IO, SCRUB_TAGS, WorkerAction,
 };
 
 use crate::late::Late;
 
-/// Slots of the background worker: copies and the flush.
-pub(crate) const SLOTS: usize = COPY_SLOTS as usize + 1;
+/// Slots of the background worker: copies, the flush and the scrub.
+pub(crate) const SLOTS: usize = SCRUB_IO as usize + 1;
+
+/// Its buffers: one for each copy, and for each leg one of the scrub.
+pub(crate) const BUFFERS: usize = SCRUB_TAGS as usize + MAX_LEGS;
 
 /// The slot of the background worker that repairs.
 pub(crate) const REPAIR_SLOT: u32 = COPY_SLOTS - 1;
@@ -164,6 +167,8 @@ pub(crate) struct Daemon {
     /// Regions whose bit was durable at the start, or that were marked since.
     pub(crate) ever_dirty: u64,
     pub(crate) paused: bool,
+    /// A scrub is under way.
+    pub(crate) scrubbing: bool,
     pub(crate) queue_actions: Vec<Action>,
     pub(crate) worker_actions: Vec<WorkerAction>,
     pub(crate) background_actions: Vec<BackgroundAction>,

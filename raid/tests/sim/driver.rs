@@ -2,8 +2,8 @@
 
 use mirrord_log::DirtyLog;
 use mirrord_raid::{
-    Action, BackgroundAction, BackgroundEvent, Errno, Event, LegIo, LegOp, LegSet, Region, WorkerAction,
-    WorkerEvent,
+    Action, BackgroundAction, BackgroundEvent, Errno, Event, LegIo, LegOp, LegSet, Region, SCRUB_IO,
+    WorkerAction, WorkerEvent,
 };
 
 use crate::config::SECTOR;
@@ -41,6 +41,7 @@ impl Sim {
         let mut actions = std::mem::take(&mut d.background_actions);
         d.background.handle(event, &mut actions);
         let id = self.config.queues;
+        let mut compare = None;
         for action in actions.drain(..) {
             trace!(self, "background -> {action:?}");
             match action {
@@ -53,10 +54,19 @@ impl Sim {
                     self.queue_action(id, action);
                 }
                 BackgroundAction::Pace { io, .. } => self.d().pending.push(Pending::Proceed(io)),
+                BackgroundAction::Unpace { io } => {
+                    self.d().pending.retain(|it| !matches!(it, Pending::Proceed(of) if *of == io));
+                }
+                BackgroundAction::Compare { legs, offset, len } => compare = Some((legs, offset, len)),
+                BackgroundAction::Patch { from, to, at, len } => self.patch(from, to, at, len),
+                BackgroundAction::Scrub(report) => self.scrub_report(report),
             }
         }
         self.d().background_actions = actions;
         self.close_windows();
+        if let Some((legs, offset, len)) = compare {
+            self.compare(legs, offset, len);
+        }
     }
 
     pub(crate) fn worker_event(&mut self, event: WorkerEvent) {
@@ -115,6 +125,10 @@ impl Sim {
         let refused = self.refusal(&io);
         if refused.is_none() {
             self.check_submit(queue, io);
+        }
+        if queue == self.config.queues && io.io == SCRUB_IO && io.op != LegOp::Read {
+            let first = (io.offset / SECTOR) as usize;
+            self.changes_since_splits(&(first..first + (io.len / SECTOR) as usize));
         }
         let submitted = self.moment();
         let is_write = matches!(io.op, LegOp::Write { .. } | LegOp::Zero { .. });

@@ -1,6 +1,6 @@
 //! Leg IO under way: sectors move one by one at moments of their own, and the IO ends well or not.
 
-use mirrord_raid::{BackgroundEvent, Errno, Event, LegOp};
+use mirrord_raid::{BackgroundEvent, Errno, Event, LegOp, SCRUB_IO};
 
 use crate::config::SECTOR;
 use crate::coverage::Saw;
@@ -154,7 +154,8 @@ impl Sim {
                 // A repair was read from another leg, which is to say that it worked there.
                 let repair = own && job.io.io == REPAIR_SLOT;
                 let others = d.mirror.legs.states().in_sync().minus(outcome.failed);
-                let ok = if repair { others } else { outcome.ok };
+                let scrubs = own && job.io.io == SCRUB_IO;
+                let ok = if repair || scrubs { others } else { outcome.ok };
                 d.troubles.push((ok, outcome.failed, own));
                 self.saw.saw_if(Saw::FailedRepair, repair);
                 self.saw.saw(Saw::LegError);

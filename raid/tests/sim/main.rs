@@ -3,7 +3,7 @@
 //!
 //! - [`sim::Sim`]: the world; [`run::run`] its course from seed to end.
 //! - [`disk`], [`blocks`], [`faults`], [`late`]: the hostile part.
-//! - [`history`], [`checks`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
+//! - [`history`], [`checks`], [`scrubs`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
 //! - [`coverage`]: what was exercised.
 //!
 //! ```text
@@ -32,6 +32,7 @@ mod requests;
 mod rng;
 mod roster;
 mod run;
+mod scrubs;
 mod sim;
 mod soak;
 mod splits;

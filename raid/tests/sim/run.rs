@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use mirrord_raid::{BackgroundEvent, Event, FailReason, Leg, LegSet, LegState, Op, WorkerEvent};
+use mirrord_raid::{BackgroundEvent, Event, FailReason, Leg, LegSet, LegState, Op, ScrubRepair, WorkerEvent};
 
 use crate::coverage::{Coverage, Saw};
 use crate::daemon::{Pending, Phase};
@@ -47,7 +47,7 @@ impl Sim {
     }
 
     /// Something happens.
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.now += 1;
         let now = self.now;
         self.faults.step(&mut self.rng, &self.config, now);
@@ -69,6 +69,9 @@ impl Sim {
             }
             if self.faults.may_come() && self.growth.rng.chance(self.config.growths, 1000) {
                 return self.ask_to_grow();
+            }
+            if self.rng.chance(self.config.scrubs, 1000) {
+                return self.change_scrub();
             }
             if self.faults.may_come() && self.rng.chance(self.config.take_outs, 1000) {
                 return self.take_out_a_leg();
@@ -209,13 +212,14 @@ impl Sim {
         self.saw.saw_if(Saw::StopUnderErrors, self.faults.errors());
         self.d().phase = Phase::Draining;
         self.until("requests end", |sim| sim.live().in_flight == 0);
+        self.end_scrub();
         self.d().phase = Phase::Stopping;
         self.worker_event(WorkerEvent::Stop);
         self.until("the daemon stops", |sim| sim.live().phase == Phase::Stopped);
     }
 
     /// Goes on until it is so.
-    fn until(&mut self, what: &str, mut so: impl FnMut(&mut Sim) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, mut so: impl FnMut(&mut Sim) -> bool) {
         let mut steps = 0;
         while !so(self) {
             self.step();
@@ -256,8 +260,10 @@ impl Sim {
         let states = self.live().mirror.legs.states();
         let clean = self.live().ever_dirty == 0 && states.in_sync() == states.all();
         assert!(clean, "progress: not in sync after a clean stop");
-        if self.rng.chance(1, 4) {
-            self.read_repair();
+        match self.rng.below(4) {
+            0 => self.read_repair(),
+            1 => self.plant_and_scrub(),
+            _ => {}
         }
     }
 
@@ -272,7 +278,7 @@ impl Sim {
     }
 
     /// Sectors go bad, no two in one region, and nothing else goes wrong: every read is answered, reads
-    /// alone make the sectors good again, and no leg is failed.
+    /// alone make the sectors good again, or a scrub does, and no leg is failed.
     fn read_repair(&mut self) {
         self.until("the volume is served", |sim| sim.live().phase == Phase::Serving);
         self.disks.iter_mut().for_each(Disk::heal);
@@ -289,8 +295,12 @@ impl Sim {
             }
         }
         trace!(self, "=== bad sectors: {bad:?}");
+        let by_scrub = self.rng.coin();
+        if by_scrub {
+            self.start_scrub(0, ScrubRepair::No);
+        }
         self.until("bad sectors that are read are written anew", |sim| {
-            if sim.live().in_flight == 0 {
+            if !by_scrub && sim.live().in_flight == 0 {
                 let region = sim.rng.below(u64::from(sim.geometry.regions())) as u32;
                 let sectors = sim.region(region);
                 sim.send(0, 0, Op::Read, sectors);
@@ -299,6 +309,7 @@ impl Sim {
         });
         self.until("all is quiet", |sim| {
             sim.live().in_flight == 0
+                && !sim.live().scrubbing
                 && sim.live().pending.is_empty()
                 && sim.live().mirror.regions.unclean() == 0
         });

@@ -18,6 +18,7 @@ use crate::growth::Growth;
 use crate::history::History;
 use crate::rng::Rng;
 use crate::roster::Roster;
+use crate::scrubs::Planted;
 use crate::splits::Split;
 
 /// Prints what happens, when a run is replayed.
@@ -80,6 +81,8 @@ pub(crate) struct Sim {
     /// What was split off.
     pub(crate) splits: Vec<Option<Split>>,
     pub(crate) roster: Roster,
+    /// What was changed behind the daemon's back, by sector; empty but at the end of a run.
+    pub(crate) planted: Vec<Option<Planted>>,
     pub(crate) daemon: Option<Box<Daemon>>,
 }
 
@@ -112,6 +115,7 @@ impl Sim {
             scribbled: LegSet::EMPTY,
             splits: (0..config.legs).map(|_| None).collect(),
             roster: Roster::draw(seed, config.legs),
+            planted: Vec::new(),
             daemon: None,
             now: 1,
             saw: Coverage::default(),

@@ -16,6 +16,9 @@ use crate::sim::{Recovery, Sim};
 impl Sim {
     /// Whether the volume may hold `stamp` now.
     fn is_legal(&self, sector: usize, stamp: u64) -> bool {
+        if self.is_foreign(sector, stamp) {
+            return true;
+        }
         match self.recovery {
             Recovery::Process => self.history.survives_kill(sector, stamp, self.now),
             Recovery::Power => self.history.survives_power_cut(sector, stamp),
@@ -31,8 +34,10 @@ impl Sim {
     /// Regions of a volume of so many sectors in which two legs differ.
     fn differences(&self, one: Leg, other: Leg, sectors: usize) -> u64 {
         let [one, other] = [one, other].map(|leg| &self.disks[leg.index()]);
-        let differs =
-            |region: u32| self.config.region(region).any(|s| s < sectors && one.read(s) != other.read(s));
+        let sector_differs = |sector: usize| {
+            sector < sectors && one.read(sector) != other.read(sector) && !self.is_planted(sector)
+        };
+        let differs = |region: u32| self.config.region(region).any(sector_differs);
         (0..self.config.regions).filter(|&region| differs(region)).fold(0, |all, region| all | 1 << region)
     }
 

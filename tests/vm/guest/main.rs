@@ -58,6 +58,7 @@ const CASES: &[Case] = &[
     case("integration-full-disk", || integration::run("full_disk")).disks(1, "8G"),
     case("integration-cli-ublk", || integration::run_with_ublk("cli")).disks(1, "8G").timeout(900),
     case("integration-crash-ublk", || integration::run_with_ublk("crash")).disks(1, "8G").timeout(900),
+    case("integration-scrub-ublk", || integration::run_with_ublk("scrub")).disks(1, "8G").timeout(600),
     case("integration-split-ublk", || integration::run_with_ublk("split")).disks(1, "8G").timeout(600),
     case("integration-legs-ublk", || integration::run_with_ublk("legs")).disks(1, "8G").timeout(600),
     case("integration-full-disk-ublk", || integration::run_with_ublk("full_disk")).disks(1, "8G"),
