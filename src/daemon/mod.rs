@@ -168,7 +168,7 @@ impl Served {
         options.latencies = listener.is_some();
         let volume = Arc::new(match what {
             What::Volume(opened) => Volume::serve(*opened, options)?,
-            What::SplitLeg(leg, name) => Volume::serve_read_only(leg, &name, options)?,
+            What::SplitLeg(leg, name) => Volume::serve_read_only(*leg, &name, options)?,
         });
         let status = volume.status();
         notices.extend_from_slice(volume.notices());
@@ -240,13 +240,13 @@ impl Served {
 enum What {
     Volume(Box<Opened>),
     /// By this name.
-    SplitLeg(SplitLeg, String),
+    SplitLeg(Box<SplitLeg>, String),
 }
 
 impl What {
     fn open(spec: &ServeSpec, options: &StartOptions) -> Result<What, DaemonError> {
         if let (Some(name), Some(leg)) = (&spec.read_only, spec.legs.first()) {
-            return Ok(What::SplitLeg(SplitLeg::open(leg)?, name.clone()));
+            return Ok(What::SplitLeg(Box::new(SplitLeg::open(leg)?), name.clone()));
         }
         let opened = start::open(&spec.legs, options).map_err(|error| match error {
             StartError::Leg(missing @ LegError::NotFound { .. }) => DaemonError::LegMissing(missing),

@@ -58,6 +58,7 @@ const CASES: &[Case] = &[
     case("integration-cli-ublk", || integration::run_with_ublk("cli")).disks(1, "8G").timeout(900),
     case("integration-crash-ublk", || integration::run_with_ublk("crash")).disks(1, "8G").timeout(900),
     case("integration-split-ublk", || integration::run_with_ublk("split")).disks(1, "8G").timeout(600),
+    case("integration-split-serve-ublk", || integration::run_with_ublk("split_serve")).disks(1, "8G"),
     case("integration-full-disk-ublk", || integration::run_with_ublk("full_disk")).disks(1, "8G"),
     case("integration-unprivileged", || integration::run("unprivileged")).disks(1, "8G"),
 ];
