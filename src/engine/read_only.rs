@@ -117,7 +117,7 @@ impl Volume {
             pool,
             files: Mutex::new(files),
             changing: Mutex::new(()),
-            zeroing: Mutex::new(()),
+            beside: Mutex::new(()),
             notices: notice.into_iter().collect(),
         };
         match front {
