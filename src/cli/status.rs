@@ -107,6 +107,11 @@ fn line(status: &VolumeStatus) -> String {
     )
 }
 
+fn device(status: &VolumeStatus) -> String {
+    let how = if status.read_only { ", read-only" } else { "" };
+    format!("{} ({}{how}, pid {})", status.device.display(), status.front, status.pid)
+}
+
 /// Everything, aligned.
 fn view(status: &VolumeStatus) -> String {
     let pair = |key: &str, value: String| vec![key.to_owned(), value];
@@ -117,7 +122,7 @@ fn view(status: &VolumeStatus) -> String {
     let mut head = vec![
         pair("volume", format!("{} ({})", status.name, status.uuid)),
         pair("state", status.state.name().to_owned()),
-        pair("device", format!("{} ({}, pid {})", status.device.display(), status.front, status.pid)),
+        pair("device", device(status)),
         pair(
             "size",
             format!(

@@ -125,7 +125,8 @@ pub struct Served {
     control: ControlServer,
     hook: Option<Hook>,
     metrics: Option<Metrics>,
-    keeper: Keeper,
+    /// None where there is nothing to scrub.
+    keeper: Option<Keeper>,
     notices: Vec<String>,
     log_to: LogTo,
     own: Own,
@@ -186,7 +187,8 @@ impl Served {
                     let own = own.clone();
                     listener.serve(Arc::clone(&volume), move |volume| self::status(volume, &own))
                 });
-                Ok((hook, metrics.transpose()?, Keeper::start(dirs, &volume)?))
+                let keeper = (!status.read_only).then(|| Keeper::start(dirs, &volume)).transpose()?;
+                Ok((hook, metrics.transpose()?, keeper))
             });
         let (hook, metrics, keeper) = match started {
             Ok(started) => started,
@@ -229,7 +231,7 @@ impl Served {
         }
         tracing::info!("stopped");
         self.control.close();
-        self.keeper.finish();
+        self.keeper.map(Keeper::finish);
         drop(self.metrics);
         // Who waits for the next daemon does not wait for a hook.
         let hook = self.hook.filter(|_| !self.volume.is_handed_over());

@@ -225,8 +225,8 @@ pub struct Volume {
     /// One leg comes or goes at a time.
     changing: Mutex<()>,
     spares: SparePolicy,
-    /// Held while legs are written to behind the volume's end, beside the engine.
-    zeroing: Mutex<()>,
+    /// Held while legs are changed behind the volume's end, beside the engine: they are not let go of meanwhile.
+    beside: Mutex<()>,
     notices: Vec<String>,
 }
 
@@ -403,7 +403,7 @@ impl Volume {
             files: Mutex::new(files),
             changing: Mutex::new(()),
             spares: options.spares,
-            zeroing: Mutex::new(()),
+            beside: Mutex::new(()),
             notices: notice.into_iter().collect(),
         };
         match front {
@@ -546,7 +546,7 @@ impl Volume {
         for thread in threads.queues.drain(..) {
             self.await_end(thread);
         }
-        drop(lock(&self.zeroing));
+        drop(lock(&self.beside));
         // A ring lets go of its files some time after it is closed. Nothing is in flight any more, so the
         // legs are free from now on. Where something is, nobody else may have the leg.
         for file in lock(&self.files).iter().filter_map(|(_, file)| file.as_ref()) {

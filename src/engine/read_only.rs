@@ -127,7 +127,7 @@ impl Volume {
             files: Mutex::new(files),
             changing: Mutex::new(()),
             spares: options.spares,
-            zeroing: Mutex::new(()),
+            beside: Mutex::new(()),
             notices: notice.into_iter().collect(),
         };
         match front {

@@ -209,11 +209,14 @@ impl Volume {
         let _one = lock(&self.changing);
         let geometry = self.may_resize(size)?;
         let places = self.places(geometry)?;
+        let beside = lock(&self.beside);
+        self.check_going_on().map_err(|source| ResizeError::Engine { doing: "beginning", source })?;
         self.make_room(&places, geometry.regions())?;
         for place in places.iter().filter(|place| place.moves()) {
             self.relocate(place, &places)?;
         }
         self.make_zero(&places)?;
+        drop(beside);
         self.check_in_sync()?;
         self.shared.mailbox.send(WorkerEvent::Grow { size });
         self.await_size(size)?;
@@ -327,7 +330,6 @@ impl Volume {
 
     /// Makes what becomes the volume zero on every leg, durably.
     fn make_zero(&self, places: &[Place]) -> Result<(), ResizeError> {
-        let _held = lock(&self.zeroing);
         let from = self.shared.mirror.geometry().size();
         let each = |place: &Place| {
             self.zero(place, from..place.new.room()).map_err(place.error("making its new part zero"))

@@ -65,6 +65,7 @@ fn it_is_the_volume_of_one_moment_and_takes_no_write() {
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!((&status["read_only"], &status["size_bytes"]), (&true.into(), &SIZE.into()), "{status}");
     assert_eq!(rig.status()["read_only"], false);
+    assert!(rig.ok(&["status", "v-1"]).contains("read-only"));
     assert!(rig.ok(&["list"]).contains("v-1"));
     if is_ublk() {
         assert_eq!(sh("blockdev", &["--getro", served.to_str().unwrap()]).trim(), "1");

@@ -295,7 +295,7 @@ impl Sim {
             }
         }
         trace!(self, "=== bad sectors: {bad:?}");
-        let by_scrub = self.rng.coin();
+        let by_scrub = self.rng.coin() && self.live().mirror.legs.states().in_sync().len() > 1;
         if by_scrub {
             self.start_scrub(0, ScrubRepair::No);
         }

@@ -35,7 +35,7 @@ impl Sim {
                 1 => ScrubRepair::FromMost,
                 _ => ScrubRepair::From(Leg::new(self.rng.below(self.config.legs as u64) as usize)),
             };
-            let sector = if self.rng.coin() { 0 } else { self.rng.below(self.config.sectors as u64) };
+            let sector = if self.rng.coin() { 0 } else { self.rng.below(self.sectors() as u64) };
             return self.start_scrub(sector * SECTOR, repair);
         }
         let command = match self.rng.below(4) {
@@ -124,6 +124,9 @@ impl Sim {
         self.disks.iter_mut().for_each(Disk::heal);
         self.d().phase = Phase::Draining;
         let legs = self.live().mirror.legs.states().in_sync();
+        if legs.len() < 2 {
+            return;
+        }
         self.plant(legs);
         let repair = match self.rng.below(3) {
             0 => ScrubRepair::FromMost,
@@ -164,9 +167,9 @@ impl Sim {
 
     /// Changes some sectors on one leg each, in up to half of the regions.
     fn plant(&mut self, legs: LegSet) {
-        self.planted = vec![None; self.config.sectors];
-        for region in (0..self.config.regions).step_by(2) {
-            let sectors = self.config.region(region);
+        self.planted = vec![None; self.sectors()];
+        for region in (0..self.geometry.regions()).step_by(2) {
+            let sectors = self.region(region);
             for _ in 0..self.rng.below(4) {
                 let sector = self.rng.between(sectors.start as u64, sectors.end as u64 - 1) as usize;
                 let leg = self.one_of(legs);
@@ -187,10 +190,11 @@ impl Sim {
 
     /// Something happens, and users write where nothing was planted.
     fn step_beside_scrub(&mut self) {
-        if self.live().in_flight == 0 && self.config.regions > 1 && self.rng.chance(1, 4) {
-            let region = self.rng.below(u64::from(self.config.regions) / 2) as u32 * 2 + 1;
+        if self.live().in_flight == 0 && self.geometry.regions() > 1 && self.rng.chance(1, 4) {
+            let region = self.rng.below(u64::from(self.geometry.regions()) / 2) as u32 * 2 + 1;
             let op = if self.rng.coin() { Op::Write } else { Op::Read };
-            self.send(0, 0, op, self.config.region(region));
+            let sectors = self.region(region);
+            self.send(0, 0, op, sectors);
         }
         self.step();
     }

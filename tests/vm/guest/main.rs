@@ -61,6 +61,7 @@ const CASES: &[Case] = &[
     case("integration-scrub-ublk", || integration::run_with_ublk("scrub")).disks(1, "8G").timeout(600),
     case("integration-split-ublk", || integration::run_with_ublk("split")).disks(1, "8G").timeout(600),
     case("integration-legs-ublk", || integration::run_with_ublk("legs")).disks(1, "8G").timeout(600),
+    case("integration-split-serve-ublk", || integration::run_with_ublk("split_serve")).disks(1, "8G"),
     case("integration-full-disk-ublk", || integration::run_with_ublk("full_disk")).disks(1, "8G"),
     case("integration-unprivileged", || integration::run("unprivileged")).disks(1, "8G"),
 ];

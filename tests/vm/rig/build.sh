@@ -4,7 +4,7 @@
 target=x86_64-unknown-linux-gnu
 built=$PWD/target/vm-build/$target/vm
 # Tests of the real binary that run in the guest too; the names are those in Cargo.toml.
-integration=(cli crash full_disk legs scrub split unprivileged)
+integration=(cli crash full_disk legs scrub split split_serve unprivileged)
 
 cargo_static() { # subcommand argument..
   RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=target/vm-build \

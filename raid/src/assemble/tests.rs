@@ -1,0 +1,333 @@
+//! The rules of assembly, case by case.
+
+use super::*;
+use crate::lineage::Past;
+use LegState::{InSync, Syncing};
+
+const OUT: LegState = LegState::Failed(FailReason::Io);
+const SPLIT: AssembleError = AssembleError::SplitBrain { one: 0, other: 1 };
+
+fn uuid(n: usize) -> Uuid {
+    [n as u8 + 1; 16]
+}
+
+fn record(index: usize, event_count: u64, states: &[LegState]) -> LegRecord {
+    LegRecord {
+        volume: uuid(99),
+        leg: uuid(index),
+        index: Leg::new(index),
+        size: 1 << 20,
+        region_size: 4096,
+        event_count,
+        legs: LegMap::from_fn(states.len(), |leg| (uuid(leg.index()), states[leg.index()])),
+        clean: false,
+        log_failed: false,
+        replaces: Replaces::default(),
+        lineage: in_session(1, &[], states.iter().map(|&state| (state == OUT, event_count))),
+    }
+}
+
+/// Legs that are out, with the event at which they last were.
+fn in_session(session: u64, past: &[(u64, u64)], out: impl Iterator<Item = (bool, u64)>) -> Lineage {
+    let mut lineage = Lineage::new(session, MAX_LEGS);
+    for (last, (is_out, event)) in lineage.last_out.iter_mut().zip(out) {
+        *last = if is_out { event } else { 0 };
+    }
+    let past = past.iter().map(|&(session, event_count)| Past {
+        session,
+        event_count,
+        held_by: LegSet::first(MAX_LEGS),
+    });
+    lineage.past = past.collect();
+    lineage
+}
+
+/// A record of a later session than the first, which all others are of. `past`: the sessions that it
+/// comes from, newest first, and how far each had come.
+fn later(
+    session: u64,
+    past: &[(u64, u64)],
+    index: usize,
+    event_count: u64,
+    states: &[LegState],
+) -> LegRecord {
+    let out = states.iter().map(|&state| (state == OUT, event_count));
+    let lineage = in_session(session, past, out);
+    LegRecord { lineage, ..record(index, event_count, states) }
+}
+
+/// The record, and this leg was last out at that event.
+fn was_out(mut record: LegRecord, index: usize, event: u64) -> LegRecord {
+    record.lineage.last_out[index] = event;
+    record
+}
+
+/// The record as a mirrord wrote it that kept no lineage.
+fn old(record: LegRecord) -> LegRecord {
+    LegRecord { lineage: Lineage::default(), ..record }
+}
+
+fn internal() -> AssembleOptions {
+    AssembleOptions { log_on_legs: true, ..AssembleOptions::default() }
+}
+
+fn leg(index: usize) -> Leg {
+    Leg::new(index)
+}
+
+#[test]
+fn equal_records_start_in_sync_and_dirty_ones_resync_from_the_lowest() {
+    let found = [record(1, 7, &[InSync, InSync]), record(0, 7, &[InSync, InSync])];
+    let a = assemble(&found, internal()).unwrap();
+    assert_eq!((a.source, a.event_count, a.trusted), (leg(0), 7, LegSet::first(2)));
+    assert_eq!(a.at[leg(0)], Some(1));
+    assert_eq!(a.states(false), LegMap::from(vec![InSync, InSync]));
+    assert_eq!(a.states(true), LegMap::from(vec![InSync, Syncing]));
+}
+
+#[test]
+fn the_newest_wins_against_the_many() {
+    let old = [InSync, InSync, InSync];
+    let found = [record(0, 5, &old), record(1, 5, &old), record(2, 6, &[OUT, OUT, InSync])];
+    let a = assemble(&found, internal()).unwrap();
+    assert_eq!(a.source, leg(2));
+    assert_eq!(a.trusted, LegSet::one(leg(2)), "the others' logs are old");
+    assert_eq!(a.states(true), LegMap::from(vec![Syncing, Syncing, InSync]));
+    assert_eq!(a.returned, LegSet::first(2));
+}
+
+#[test]
+fn a_record_cut_short_counts_the_leg_it_did_not_reach() {
+    let found = [record(0, 6, &[InSync, InSync, OUT]), record(1, 5, &[InSync, InSync, InSync])];
+    let a = assemble(&found, internal()).unwrap();
+    assert_eq!(a.trusted, LegSet::first(2));
+    assert_eq!(a.states(false), LegMap::from(vec![InSync, InSync, OUT]));
+}
+
+#[test]
+fn split_brain_is_refused_and_a_named_source_settles_it() {
+    for b_events in [6, 9] {
+        let found =
+            [later(2, &[(1, 5)], 0, 6, &[InSync, OUT]), later(3, &[(1, 5)], 1, b_events, &[OUT, InSync])];
+        assert_eq!(assemble(&found, internal()), Err(SPLIT));
+        let named = AssembleOptions { source: Some(leg(0)), ..internal() };
+        let a = assemble(&found, named).unwrap();
+        assert_eq!(a.source, leg(0));
+        assert_eq!(a.trusted, LegSet::first(2), "both wrote: both logs count");
+        assert_eq!(a.event_count, b_events);
+        assert_eq!(a.states(true), LegMap::from(vec![InSync, Syncing]));
+        // It stays settled if the next record reaches leg 0 alone.
+        let mut settled = record(0, b_events + 1, &[InSync, Syncing]);
+        settled.lineage = a.lineage(4);
+        let found = [settled, found[1].clone()];
+        assert_eq!(assemble(&found, internal()).unwrap().source, leg(0));
+    }
+}
+
+#[test]
+fn records_of_one_session_are_older_and_newer_whatever_they_say() {
+    // Leg 0 failed and came back, leg 1 failed then, leg 0 failed again; leg 2 was there throughout.
+    let found = [
+        record(0, 4, &[Syncing, OUT, InSync]),
+        record(1, 3, &[OUT, InSync, InSync]),
+        record(2, 5, &[OUT, OUT, InSync]),
+    ];
+    let a = assemble(&found, internal()).unwrap();
+    assert_eq!((a.source, a.returned), (leg(2), LegSet::first(2)));
+    // The newest record is on a leg that was only just coming back, and on no other.
+    let found = [
+        record(0, 3, &[InSync, InSync, OUT]),
+        record(1, 3, &[InSync, InSync, OUT]),
+        record(2, 4, &[InSync, OUT, Syncing]),
+    ];
+    assert_eq!(assemble(&found, internal()).unwrap().source, leg(0));
+    // Leg 2 failed while leg 1 was out, leg 1 came back by leg 0, leg 0 failed.
+    let found = [record(2, 5, &[InSync, OUT, InSync]), record(1, 9, &[OUT, InSync, OUT])];
+    assert_eq!(assemble(&found, internal()).unwrap().source, leg(1));
+}
+
+#[test]
+fn of_two_legs_the_one_that_went_on_wins_unless_both_did() {
+    let both = [InSync, InSync];
+    let returning = || was_out(record(0, 6, &[InSync, Syncing]), 1, 5);
+    let alone = |events| later(3, &[(1, 4)], 1, events, &[OUT, InSync]);
+    for (what, one, other, source) in [
+        ("leg 1 failed and is taken back, which it does not know", returning(), record(1, 4, &both), Some(0)),
+        ("and was started alone then", returning(), alone(5), None),
+        ("with as many events", returning(), alone(6), None),
+        ("with more", returning(), alone(7), None),
+        ("and taken back before it went on", returning(), later(3, &[(1, 6)], 1, 7, &[OUT, InSync]), Some(1)),
+        ("leg 1 was started alone, leg 0 has a record more", record(0, 60, &both), alone(6), Some(1)),
+        ("one in which leg 1 is syncing", record(0, 60, &[InSync, Syncing]), alone(6), Some(1)),
+        ("one in which it is out", record(0, 60, &[InSync, OUT]), alone(6), None),
+        (
+            "a start with both reached leg 0 alone, then leg 1 was started alone",
+            later(2, &[(1, 4)], 0, 5, &[InSync, Syncing]),
+            alone(5),
+            Some(1),
+        ),
+        (
+            "the same, and leg 0 was started alone again",
+            later(4, &[(2, 5), (1, 4)], 0, 6, &[InSync, OUT]),
+            alone(5),
+            None,
+        ),
+        ("nothing in common", later(2, &[(7, 4)], 0, 5, &[InSync, Syncing]), alone(5), None),
+        ("no lineage: leg 0 went on", old(record(0, 6, &[InSync, OUT])), old(record(1, 7, &both)), Some(0)),
+        ("no lineage: leg 1 comes back", old(returning()), old(record(1, 4, &both)), Some(0)),
+        ("no lineage: both went on", old(returning()), old(alone(7)), None),
+        (
+            "no lineage in one: started alone since",
+            old(record(0, 4, &both)),
+            later(3, &[(0, 4)], 1, 5, &[OUT, InSync]),
+            Some(1),
+        ),
+        (
+            "no lineage in one: it had gone on",
+            old(returning()),
+            later(3, &[(0, 4)], 1, 7, &[OUT, InSync]),
+            None,
+        ),
+    ] {
+        let found = [one, other];
+        let result = assemble(&found, internal()).map(|assembly| assembly.source);
+        assert_eq!(result, source.map(leg).ok_or(SPLIT), "{what}");
+    }
+}
+
+#[test]
+fn a_third_leg_can_prove_that_a_record_was_never_complete() {
+    // Leg 0 failed leg 1, which it alone recorded; legs 1 and 2 were started without it.
+    let found = [
+        record(0, 5, &[InSync, OUT, InSync]),
+        later(2, &[(1, 4)], 1, 5, &[OUT, InSync, InSync]),
+        later(2, &[(1, 4)], 2, 5, &[OUT, InSync, InSync]),
+    ];
+    let a = assemble(&found, internal()).unwrap();
+    assert_eq!((a.source, a.trusted, a.returned), (leg(1), LegSet::from_bits(6), LegSet::one(leg(0))));
+    // Neither was complete: either may decide.
+    let neither = [found[1].clone(), found[0].clone(), record(2, 4, &[InSync, InSync, InSync])];
+    assert_eq!(assemble(&neither, internal()).unwrap().source, leg(0));
+    // It may have been complete on a leg that is not there.
+    let degraded = AssembleOptions { degraded: true, ..internal() };
+    assert_eq!(assemble(&found[..2], degraded), Err(SPLIT));
+    // One leg proves it of one record, another of the next.
+    let found = [
+        record(0, 6, &[InSync, InSync, OUT]),
+        record(1, 5, &[InSync, InSync, InSync]),
+        later(2, &[(1, 4)], 2, 5, &[OUT, OUT, InSync]),
+    ];
+    assert_eq!(assemble(&found, internal()).unwrap().source, leg(2));
+    // It was, and leg 1 went on alone.
+    let found = [
+        record(0, 5, &[InSync, OUT, InSync]),
+        later(2, &[(1, 4)], 1, 5, &[OUT, InSync, OUT]),
+        record(2, 5, &[InSync, OUT, InSync]),
+    ];
+    assert_eq!(assemble(&found, internal()), Err(SPLIT));
+}
+
+#[test]
+fn the_deciding_records_size_counts_and_only_what_all_logs_cover_is_trusted() {
+    let both = [InSync, InSync];
+    let sized = |index, event_count, size| LegRecord { size, ..record(index, event_count, &both) };
+    let geometry = Geometry::new(1 << 20, 4096).unwrap();
+    // Cut short: one leg has the record of the new size.
+    let a = assemble(&[sized(0, 4, 9 << 12), sized(1, 5, 1 << 20)], internal()).unwrap();
+    assert_eq!((a.size, a.covered, a.trusted), (1 << 20, 9 << 12, LegSet::first(2)));
+    assert_eq!(a.uncovered(geometry).collect::<Vec<_>>(), (9..256).map(Region).collect::<Vec<_>>());
+    // The region that the smaller volume ended in is not covered either.
+    let a = assemble(&[sized(0, 4, (9 << 12) + 512), sized(1, 5, 1 << 20)], internal()).unwrap();
+    assert_eq!(a.uncovered(geometry).next(), Some(Region(9)));
+    // Made smaller: all of it is covered.
+    let a = assemble(&[sized(0, 5, 1 << 20), sized(1, 4, 2 << 20)], internal()).unwrap();
+    assert_eq!((a.size, a.covered, a.uncovered(geometry).count()), (1 << 20, 1 << 20, 0));
+}
+
+#[test]
+fn missing_legs_need_a_word() {
+    let both = [InSync, InSync];
+    let missing = AssembleError::Missing { legs: LegSet::one(leg(1)) };
+    assert_eq!(assemble(&[record(0, 3, &both)], internal()), Err(missing));
+    let degraded = AssembleOptions { degraded: true, ..internal() };
+    let a = assemble(&[record(0, 3, &both)], degraded).unwrap();
+    assert_eq!(a.states(true), LegMap::from(vec![InSync, LegState::Failed(FailReason::Missing)]));
+    // Known to be out: nothing new is lost by starting without it.
+    assert!(assemble(&[record(0, 3, &[InSync, OUT])], internal()).is_ok());
+}
+
+#[test]
+fn a_leg_that_was_not_in_sync_is_no_source() {
+    let degraded = AssembleOptions { degraded: true, ..internal() };
+    let found = [record(1, 3, &[InSync, Syncing])];
+    let none = AssembleError::NoSource { in_sync: LegSet::one(leg(0)) };
+    assert_eq!(assemble(&found, degraded), Err(none));
+    let named = AssembleOptions { source: Some(leg(1)), ..degraded };
+    assert_eq!(assemble(&found, named).unwrap().source, leg(1));
+}
+
+#[test]
+fn foreign_and_doubled_legs_are_refused() {
+    let both = [InSync, InSync];
+    let mut other = record(1, 3, &both);
+    other.volume = uuid(50);
+    let found = [record(0, 3, &both), other];
+    assert_eq!(assemble(&found, internal()), Err(AssembleError::OtherVolume { one: 0, other: 1 }));
+    let found = [record(0, 3, &both), record(0, 3, &both)];
+    assert_eq!(assemble(&found, internal()), Err(AssembleError::SameLeg { one: 0, other: 1 }));
+    let mut stranger = record(1, 2, &both);
+    stranger.leg = uuid(77);
+    let found = [record(0, 3, &both), stranger];
+    assert_eq!(assemble(&found, internal()), Err(AssembleError::Stranger { at: 1 }));
+}
+
+#[test]
+fn legs_that_came_and_went() {
+    use LegState::{Spare, Vacant};
+    // Leg 1 was removed and another took its index; leg 2 was added since: leg 0 alone knows all.
+    let mut newest = record(0, 9, &[InSync, InSync, InSync]);
+    newest.legs[leg(1)].0 = uuid(70);
+    let removed = record(1, 5, &[InSync, InSync]);
+    assert_eq!(assemble(&[newest.clone(), removed], internal()), Err(AssembleError::Stranger { at: 1 }));
+    let mut taken = record(1, 8, &[InSync, Syncing]);
+    (taken.leg, taken.legs[leg(1)].0) = (uuid(70), uuid(70));
+    let found = [newest, taken, record(2, 9, &[InSync, InSync, InSync])];
+    assert_eq!(assemble(&found, internal()).unwrap().states(false), LegMap::from(vec![InSync; 3]));
+    // One whose adding never was recorded, and one that was removed and whose index is free.
+    let found = [record(0, 9, &[InSync, InSync]), record(2, 8, &[InSync, InSync, OUT])];
+    assert_eq!(assemble(&found, internal()), Err(AssembleError::Stranger { at: 1 }));
+    let found = [record(0, 9, &[InSync, Vacant, InSync]), record(1, 8, &[InSync, InSync, InSync])];
+    let degraded = AssembleOptions { degraded: true, ..internal() };
+    assert_eq!(assemble(&found, degraded), Err(AssembleError::Stranger { at: 1 }));
+    // One that was removed sessions ago: nobody knows its record any more.
+    let found = [later(9, &[], 0, 9, &[InSync, Vacant]), record(1, 8, &[InSync, InSync])];
+    assert_eq!(assemble(&found, degraded), Err(AssembleError::Stranger { at: 1 }));
+    let found = [later(9, &[], 0, 9, &[InSync, OUT]), later(8, &[], 1, 8, &[Vacant, InSync])];
+    assert_eq!(assemble(&found, degraded), Err(SPLIT));
+    // A spare stays one, there or not, and its log says nothing, even if a source is named.
+    for (found, source) in [
+        (vec![record(0, 9, &[InSync, Spare])], None),
+        (vec![record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])], None),
+        (vec![record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])], Some(leg(0))),
+    ] {
+        let a = assemble(&found, AssembleOptions { source, ..internal() }).unwrap();
+        assert_eq!(a.states(true), LegMap::from(vec![InSync, Spare]));
+        assert_eq!(a.trusted, LegSet::one(leg(0)));
+    }
+    let spare = AssembleOptions { source: Some(leg(1)), ..internal() };
+    let found = [record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])];
+    assert_eq!(assemble(&found, spare), Err(AssembleError::SourceIsSpare));
+}
+
+#[test]
+fn a_core_log_is_trusted_after_a_clean_stop_only() {
+    let core = AssembleOptions { log_is_core: true, ..AssembleOptions::default() };
+    let mut found = [record(0, 3, &[InSync, InSync]), record(1, 3, &[InSync, InSync])];
+    assert!(assemble(&found, core).unwrap().all_dirty);
+    for r in &mut found {
+        r.clean = true;
+    }
+    assert!(!assemble(&found, core).unwrap().all_dirty);
+    found[1].log_failed = true;
+    assert!(assemble(&found, core).unwrap().all_dirty);
+}
