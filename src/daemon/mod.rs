@@ -231,7 +231,9 @@ impl Served {
         }
         tracing::info!("stopped");
         self.control.close();
-        self.keeper.map(Keeper::finish);
+        if let Some(keeper) = self.keeper {
+            keeper.finish();
+        }
         drop(self.metrics);
         // Who waits for the next daemon does not wait for a hook.
         let hook = self.hook.filter(|_| !self.volume.is_handed_over());

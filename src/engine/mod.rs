@@ -21,6 +21,7 @@ mod log;
 mod map;
 mod meter;
 mod opened;
+mod options;
 mod queue;
 mod read_only;
 mod relocate;
@@ -44,18 +45,15 @@ use std::time::{Duration, Instant};
 
 use mirrord_log::{LogKind, MetaIo};
 use mirrord_raid::{
-    COPY_SLOTS, Leg, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId, SCRUB_TAGS, WorkerEvent,
+    COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId, SCRUB_TAGS, WorkerEvent,
 };
-use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{
-    BufferPool, Engine, EngineKind, FrontEnd, FrontError, FuseError, LegFile, PoolConfig, RingConfig,
-    Shutdown, Wake, plain_spawn,
+    BufferPool, Engine, EngineKind, FrontEnd, LegFile, PoolConfig, RingConfig, Shutdown, Wake, plain_spawn,
 };
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::events::Journal;
-use crate::leg::Holder;
 use crate::map::{VolumeMap, regions_per_cell};
 use crate::start::{Opened, leg_paths};
 use crate::status::VolumeStatus;
@@ -69,6 +67,7 @@ pub use legs::ChangeError;
 use log::{note_text, open_log, resume_log};
 use meter::Meter;
 use opened::{block_size, legs_metadata, physical_block_size};
+pub use options::{FrontChoice, ServeError, ServeOptions, SparePolicy, StopError};
 pub use resize::ResizeError;
 pub use roster::Purpose;
 use scrub::ScrubBook;
@@ -79,135 +78,6 @@ use status::Facts;
 use throttle::Throttle;
 use watch::{Seen, Watch};
 use worker::{Durable, Worker};
-
-/// Which front end to serve through.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum FrontChoice {
-    /// The best one there is.
-    #[default]
-    Auto,
-    /// A file through FUSE.
-    Fuse,
-    /// A block device through ublk.
-    Ublk,
-    /// None: requests come through [`Volume::engine`] (benchmarks, programs that embed a volume).
-    None,
-}
-
-/// How to serve a volume.
-#[derive(Clone, Debug)]
-pub struct ServeOptions {
-    /// The file that becomes the volume.
-    pub mount: PathBuf,
-    /// Which front end.
-    pub front: FrontChoice,
-    /// Queues, each a thread; `None`: by the number of processors.
-    pub queues: Option<u16>,
-    /// Requests in flight per queue; `None`: what fits the front end.
-    pub depth: Option<u32>,
-    /// Do leg IO with a pool of threads instead of io_uring.
-    pub threads_engine: bool,
-    /// Let other users reach the FUSE file.
-    pub allow_other: bool,
-    /// With ublk, give this process mounts of its own. For a daemon, which calls [`Volume::serve`] on the
-    /// main thread before it starts others.
-    pub own_mounts: bool,
-    /// Resync at most so many bytes per second.
-    pub resync_rate: Option<u64>,
-    /// A leg that takes longer over an IO is given up; zero: never. `None`: never, unless the kernel would not wait.
-    pub leg_timeout: Option<Duration>,
-    /// Take the time of every request, for [`Volume::latencies`].
-    pub latencies: bool,
-    /// What spares are for.
-    pub spares: SparePolicy,
-}
-
-/// What happens when a leg fails and there is a spare.
-#[derive(
-    Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize, clap::ValueEnum,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum SparePolicy {
-    /// The spare takes the leg's place at once.
-    #[default]
-    Allocate,
-    /// Nothing but the event that tells of it.
-    Warn,
-}
-
-/// Spares that can be used at once.
-fn spares(states: &LegMap<LegState>, files: &LegMap<Option<Arc<LegFile>>>) -> LegSet {
-    let is_ready = |leg: &Leg| states[*leg] == LegState::Spare && files[*leg].is_some();
-    states.legs().filter(is_ready).collect()
-}
-
-/// Why a volume cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// A daemon that died left a device behind whose users wait for the next one.
-    #[error(
-        "{} is this volume's and waits for its daemon: serve it there (--front ublk), or take it away from its \
-         users with `mirrord stop NAME --force` first", path.display()
-    )]
-    DeviceWaits {
-        /// The device.
-        path: PathBuf,
-    },
-    /// The ublk front end could not start.
-    #[error(transparent)]
-    Ublk(#[from] UblkError),
-    /// A leg needs larger blocks than the volume has.
-    #[error(
-        "leg {} needs IO in blocks of {block_size} bytes, and the volume's size or region size is no \
-         multiple of that: move the leg to a file system or device with smaller blocks", path.display()
-    )]
-    BlockSize {
-        /// The leg.
-        path: PathBuf,
-        /// What it needs, in bytes.
-        block_size: u32,
-    },
-    /// The disk log cannot be opened.
-    #[error("log {}: {source}", path.display())]
-    Log {
-        /// Its file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The disk log is in use.
-    #[error("log {}: it is in use by {holder}", path.display())]
-    LogInUse {
-        /// Its file.
-        path: PathBuf,
-        /// Who has it.
-        holder: Holder,
-    },
-    /// The log is of a kind that this version cannot use.
-    #[error("the volume's log is on a log server ({address}): this version cannot use that")]
-    RemoteLog {
-        /// The server.
-        address: String,
-    },
-    /// A thread, ring or buffer could not be had.
-    #[error("cannot start the engine")]
-    Engine(#[source] io::Error),
-    /// The superblocks could not be written.
-    #[error("cannot record on the legs that the volume is in use")]
-    Record(#[source] io::Error),
-    /// The FUSE front end could not start.
-    #[error(transparent)]
-    Fuse(#[from] FuseError),
-}
-
-/// Why a volume did not stop.
-#[derive(Debug, thiserror::Error)]
-pub enum StopError {
-    /// The front end did not stop; the volume is still served.
-    #[error(transparent)]
-    Front(#[from] FrontError),
-}
 
 /// A volume being served. Dropping it without [`Volume::stop`] is like a crash.
 pub struct Volume {
@@ -379,8 +249,7 @@ impl Volume {
             threads.queues.push(thread);
         }
         // Resync, if any is due, is handed out at the worker's next turn.
-        let ready = spares(&states, &files);
-        shared.mailbox.send(WorkerEvent::Spares { ready, allocate: options.spares == SparePolicy::Allocate });
+        shared.mailbox.send(WorkerEvent::Woken);
 
         let closing = Arc::new(Closing::default());
         let on_gone = {
@@ -420,7 +289,7 @@ impl Volume {
         }
         lock(&volume.watch).started(volume.facts.device.display().to_string());
         // What changed meanwhile is told at the worker's next turn.
-        volume.shared.mailbox.wake();
+        volume.tell_of_spares();
         Ok(volume)
     }
 

@@ -1,0 +1,133 @@
+//! How to serve a volume, and why it cannot be served or stopped.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mirrord_ublk::ublk::UblkError;
+use mirrord_ublk::{FrontError, FuseError};
+
+use crate::leg::Holder;
+
+/// Which front end to serve through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FrontChoice {
+    /// The best one there is.
+    #[default]
+    Auto,
+    /// A file through FUSE.
+    Fuse,
+    /// A block device through ublk.
+    Ublk,
+    /// None: requests come through [`Volume::engine`] (benchmarks, programs that embed a volume).
+    None,
+}
+
+/// How to serve a volume.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// The file that becomes the volume.
+    pub mount: PathBuf,
+    /// Which front end.
+    pub front: FrontChoice,
+    /// Queues, each a thread; `None`: by the number of processors.
+    pub queues: Option<u16>,
+    /// Requests in flight per queue; `None`: what fits the front end.
+    pub depth: Option<u32>,
+    /// Do leg IO with a pool of threads instead of io_uring.
+    pub threads_engine: bool,
+    /// Let other users reach the FUSE file.
+    pub allow_other: bool,
+    /// With ublk, give this process mounts of its own. For a daemon, which calls [`Volume::serve`] on the
+    /// main thread before it starts others.
+    pub own_mounts: bool,
+    /// Resync at most so many bytes per second.
+    pub resync_rate: Option<u64>,
+    /// A leg that takes longer over an IO is given up; zero: never. `None`: never, unless the kernel would not wait.
+    pub leg_timeout: Option<Duration>,
+    /// Take the time of every request, for [`Volume::latencies`].
+    pub latencies: bool,
+    /// What spares are for.
+    pub spares: SparePolicy,
+}
+
+/// What happens when a leg fails and there is a spare.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum SparePolicy {
+    /// The spare takes the leg's place at once.
+    #[default]
+    Allocate,
+    /// Nothing but the event that tells of it.
+    Warn,
+}
+
+/// Why a volume cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A daemon that died left a device behind whose users wait for the next one.
+    #[error(
+        "{} is this volume's and waits for its daemon: serve it there (--front ublk), or take it away from its \
+         users with `mirrord stop NAME --force` first", path.display()
+    )]
+    DeviceWaits {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The ublk front end could not start.
+    #[error(transparent)]
+    Ublk(#[from] UblkError),
+    /// A leg needs larger blocks than the volume has.
+    #[error(
+        "leg {} needs IO in blocks of {block_size} bytes, and the volume's size or region size is no \
+         multiple of that: move the leg to a file system or device with smaller blocks", path.display()
+    )]
+    BlockSize {
+        /// The leg.
+        path: PathBuf,
+        /// What it needs, in bytes.
+        block_size: u32,
+    },
+    /// The disk log cannot be opened.
+    #[error("log {}: {source}", path.display())]
+    Log {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk log is in use.
+    #[error("log {}: it is in use by {holder}", path.display())]
+    LogInUse {
+        /// Its file.
+        path: PathBuf,
+        /// Who has it.
+        holder: Holder,
+    },
+    /// The log is of a kind that this version cannot use.
+    #[error("the volume's log is on a log server ({address}): this version cannot use that")]
+    RemoteLog {
+        /// The server.
+        address: String,
+    },
+    /// A thread, ring or buffer could not be had.
+    #[error("cannot start the engine")]
+    Engine(#[source] io::Error),
+    /// The superblocks could not be written.
+    #[error("cannot record on the legs that the volume is in use")]
+    Record(#[source] io::Error),
+    /// The FUSE front end could not start.
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
+}
+
+/// Why a volume did not stop.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// The front end did not stop; the volume is still served.
+    #[error(transparent)]
+    Front(#[from] FrontError),
+}
