@@ -22,6 +22,9 @@ pub struct StartOptions {
     pub degraded: bool,
     /// Take this leg's data, whatever the others say: its path, index or UUID.
     pub source: Option<String>,
+    /// The volume is this one, and the legs are where it was last known to have some: what is there now may be none
+    /// of its any more, and is left out.
+    pub known: Option<Uuid>,
     /// How long to wait for the lock of a leg: a daemon that was killed may have IO in flight on it.
     pub patience: Patience,
 }
@@ -145,12 +148,22 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     let mut members = Vec::new();
     let mut missing_paths = Vec::new();
     let mut locked = Vec::new();
+    // Paths of legs that are none any more, perhaps, and what is wrong with them if they ought to be.
+    let mut gone: Vec<(PathBuf, Option<StartError>)> = Vec::new();
     for path in paths {
         match OpenLeg::open_waiting(path, options.patience) {
             Ok(leg) => {
-                let metadata = read_leg(&leg.meta, leg.backing, leg.len)
-                    .map_err(|source| StartError::Metadata { path: leg.path.clone(), source })?;
-                members.push(Member { leg, metadata });
+                let path = leg.path.clone();
+                match read_leg(&leg.meta, leg.backing, leg.len) {
+                    Ok(metadata) if options.known.is_some_and(|uuid| uuid != metadata.superblock.volume) => {
+                        gone.push((path, None));
+                    }
+                    Ok(metadata) => members.push(Member { leg, metadata }),
+                    Err(source @ ReadLegError::NoFooter) if options.known.is_some() => {
+                        gone.push((path.clone(), Some(StartError::Metadata { path, source })));
+                    }
+                    Err(source) => return Err(StartError::Metadata { path, source }),
+                }
             }
             Err(LegError::NotFound { path }) => missing_paths.push(path),
             Err(LegError::InUse { path, holder }) => locked.push((path, holder)),
@@ -169,7 +182,6 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
             return Err(LegError::NotFound { path: path.clone() }.into());
         }
     }
-    let records: Vec<LegRecord> = members.iter().map(|member| record(&member.metadata)).collect();
     let source = options.source.as_ref().map(|name| find_source(name, &members)).transpose()?;
     let kind = members.first().map(|member| member.metadata.superblock.log.kind());
     let assemble_options = AssembleOptions {
@@ -178,10 +190,20 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         log_is_core: kind == Some(mirrord_log::LogKind::Core),
         log_on_legs: kind == Some(mirrord_log::LogKind::Internal),
     };
-    let assembly = assemble(&records, assemble_options).map_err(|decision| {
-        let text = explain(decision, &members);
-        StartError::Assemble { text, decision }
-    })?;
+    let assembly = loop {
+        let records: Vec<LegRecord> = members.iter().map(|member| record(&member.metadata)).collect();
+        match assemble(&records, assemble_options) {
+            Ok(assembly) => break assembly,
+            Err(AssembleError::Stranger { at }) if options.known.is_some() && members.len() > 1 => {
+                gone.push((members.remove(at).leg.path, None));
+            }
+            Err(decision) => {
+                let text = explain(decision, &members);
+                let known = gone.into_iter().find_map(|(_, error)| error);
+                return Err(known.unwrap_or(StartError::Assemble { text, decision }));
+            }
+        }
+    };
     let superblock = &members[0].metadata.superblock;
     let geometry = Geometry::new(assembly.size, superblock.region_size)
         .map_err(|source| StartError::Geometry { path: members[0].leg.path.clone(), source })?;
@@ -195,6 +217,9 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     let mut members =
         LegMap::from_fn(assembly.at.len(), |leg| assembly.at[leg].and_then(|at| unplaced[at].take()));
     let mut notices = notices(&assembly, &members);
+    for (path, _) in gone {
+        notices.push(format!("{} is no leg of the volume any more: it is left out", path.display()));
+    }
     // A leg that was split off belongs to whoever reads it, until it is merged.
     let states = assembly.states(false);
     for (leg, member) in members.iter_mut().filter(|(leg, _)| states[*leg] == LegState::Tracked) {

@@ -71,6 +71,7 @@ impl Args {
         let spec = ServeSpec {
             legs: vec![path.to_owned()],
             read_only: Some(name.clone()),
+            known: None,
             degraded: false,
             source: None,
             serve: ServeChoice { front, mount, ..ServeChoice::default() },

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::ValueEnum;
 use mirrord_ublk::{plain_spawn, ublk};
+use uuid::Uuid;
 
 use super::Context;
 use super::output::{Usage, note, print, print_json};
@@ -85,6 +86,8 @@ enum Engine {
 pub(super) struct Choice {
     pub(super) name: String,
     pub(super) legs: Vec<PathBuf>,
+    /// The volume, if the legs are where it was last known to have some.
+    pub(super) known: Option<Uuid>,
     pub(super) degraded: bool,
     pub(super) source: Option<String>,
     pub(super) serve: ServeChoice,
@@ -161,6 +164,7 @@ impl Args {
         let spec = ServeSpec {
             legs: choice.legs,
             read_only: None,
+            known: choice.known,
             degraded: choice.degraded,
             source: choice.source,
             serve: choice.serve,

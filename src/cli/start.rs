@@ -31,26 +31,25 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let registry = Registry::new(&context.dirs);
-    let (name, legs, before) = match known(&registry, &args.what)? {
+    let (name, legs, known, before) = match known(&registry, &args.what)? {
         Some(known) => {
             if is_running(context, &known.name) {
                 bail!("cannot start {}: it is running already", known.name);
             }
-            {
-                let legs = known.leg_paths();
-                (known.name, legs, known.serve)
-            }
+            let legs = known.leg_paths();
+            (known.name, legs, Some(known.uuid), known.serve)
         }
         None => {
             let legs: Vec<PathBuf> = args.what.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
             let (name, before) = by_legs(&registry, &legs);
-            (name, legs, before)
+            (name, legs, None, before)
         }
     };
     let doing = format!("cannot start {name}");
     let choice = serving::Choice {
         name,
         legs,
+        known,
         degraded: args.degraded,
         source: args.source.clone(),
         serve: args.serving.choice(before, false)?,

@@ -39,7 +39,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
             bail!("{doing}: this program cannot read leg {} (mirrord inspect says why)", leg.path.display());
         }
     }
-    let legs = known.leg_paths();
+    let (legs, uuid) = (known.leg_paths(), Some(known.uuid));
     let mut serve = args.serving.choice(known.serve, true)?;
     serve.front = Front::Ublk;
     let daemon = client.daemon();
@@ -52,7 +52,8 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
             status.pid
         );
     }
-    let choice = serving::Choice { name: name.clone(), legs, degraded: false, source: None, serve };
+    let choice =
+        serving::Choice { name: name.clone(), legs, known: uuid, degraded: false, source: None, serve };
     args.serving.serve(context, choice, &format!("cannot serve {name}")).with_context(|| {
         format!("{name} is handed over and its users wait: `mirrord start {name}` when this is mended")
     })

@@ -37,7 +37,7 @@ pub(super) fn add(volume: &Volume, dirs: &Dirs, path: &Path, new: &NewLeg) -> Re
     } else if is_known {
         volume.leg_at(path).and_then(|leg| Err(volume.is_leg_already(leg)))
     } else {
-        volume.new_leg(path, new.purpose, new.force, new.preallocate)
+        new_leg(volume, dirs, path, new)
     };
     let note = done.as_ref().ok().and_then(|&leg| {
         let path = volume.leg_path(leg);
@@ -46,25 +46,22 @@ pub(super) fn add(volume: &Volume, dirs: &Dirs, path: &Path, new: &NewLeg) -> Re
     respond(volume, done, None, note)
 }
 
-pub(super) fn replace(
-    volume: &Volume,
-    dirs: &Dirs,
-    name: &str,
-    path: &Path,
-    force: bool,
-    preallocate: bool,
-) -> Response {
+pub(super) fn replace(volume: &Volume, dirs: &Dirs, name: &str, path: &Path, new: NewLeg) -> Response {
     let done = volume.find_leg(name).and_then(|old| {
         if let Ok(leg) = volume.leg_at(path) {
             return Err(volume.is_leg_already(leg));
         }
-        volume.new_leg(path, Purpose::Replace(old), force, preallocate)
+        new_leg(volume, dirs, path, &NewLeg { purpose: Purpose::Replace(old), ..new })
     });
-    let note = done.as_ref().ok().and_then(|&leg| {
-        let path = volume.leg_path(leg);
-        remember(volume, dirs, |known| place(known, leg, path))
-    });
-    respond(volume, done, None, note)
+    respond(volume, done, None, None)
+}
+
+fn new_leg(volume: &Volume, dirs: &Dirs, path: &Path, new: &NewLeg) -> Result<Leg, ChangeError> {
+    let remembered = |leg, path: &Path| {
+        let failed = remember(volume, dirs, |known| place(known, leg, path.to_owned()));
+        failed.iter().for_each(|note| tracing::warn!("{note}"));
+    };
+    volume.new_leg(path, new.purpose, new.force, new.preallocate, remembered)
 }
 
 pub(super) fn remove(volume: &Volume, dirs: &Dirs, name: &str) -> Response {
@@ -170,9 +167,10 @@ pub(super) fn split(volume: &Volume, dirs: &Dirs, name: &str) -> Response {
 pub(super) fn merge(volume: &Volume, dirs: &Dirs, name: &str, full: bool) -> Response {
     let path = volume.find_leg(name).map_or_else(|_| PathBuf::from(name), |leg| volume.leg_path(leg));
     let mut unknown = false;
+    let (mut split, mut then) = (None, None);
     if let (false, Ok(leg)) = (full, volume.leg_at(&path)) {
         let known = Registry::new(dirs).find(&volume.status().name).ok().flatten();
-        let then = known.and_then(|known| known.split.get(&leg.index()).copied());
+        (split, then) = (Some(leg), known.and_then(|known| known.split.get(&leg.index()).copied()));
         let now = changed_at(&path);
         if then.is_some() && now != then {
             let message = format!(
@@ -184,7 +182,15 @@ pub(super) fn merge(volume: &Volume, dirs: &Dirs, name: &str, full: bool) -> Res
         }
         unknown = then.is_none();
     }
+    // From here on we write to it: should the daemon die before that is recorded, nobody else is blamed for it.
+    let forget = |leg: Leg| remember(volume, dirs, |known| _ = known.split.remove(&leg.index()));
+    let _ = split.and_then(forget);
     let done = volume.add_leg(&path, true, full);
+    if let (Some(leg), Some(then), Err(_)) = (split, then, &done)
+        && changed_at(&path) == Some(then)
+    {
+        let _ = remember(volume, dirs, |known| _ = known.split.insert(leg.index(), then));
+    }
     if let Err(ChangeError::Leg(LegError::InUse { path, holder: Holder::Process(pid) })) = &done
         && let Some(name) = served_by(dirs, &volume.status().name, *pid)
     {

@@ -21,6 +21,7 @@ use std::time::Duration;
 use mirrord_ublk::{FrontError, Shutdown};
 use serde::{Deserialize, Serialize};
 use signal_hook::iterator::Signals;
+use uuid::Uuid;
 
 pub use background::{Ready, SpawnError, serve_behind, spawn};
 
@@ -48,6 +49,9 @@ pub struct ServeSpec {
     /// Its only leg is one that was split off: serve that for reading, as a volume of this name.
     #[serde(default)]
     pub read_only: Option<String>,
+    /// They are where this volume was last known to have legs: what is none of its any more is left out.
+    #[serde(default)]
+    pub known: Option<Uuid>,
     /// Without legs that were in use.
     pub degraded: bool,
     /// Take this leg's data: path, index or UUID.
@@ -144,6 +148,7 @@ impl Served {
         let options = StartOptions {
             degraded: spec.degraded,
             source: spec.source.clone(),
+            known: spec.known,
             // Messages have no place yet but where the command's go.
             patience: Patience {
                 late: LATE_PATIENCE,
@@ -408,7 +413,7 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
         }
         Request::RemoveLeg { leg } => legs::remove(volume, dirs, &leg),
         Request::ReplaceLeg { leg, path, force, preallocate } => {
-            legs::replace(volume, dirs, &leg, &path, force, preallocate)
+            legs::replace(volume, dirs, &leg, &path, NewLeg { purpose: Purpose::Copy, force, preallocate })
         }
         Request::SplitLeg { leg, name: None } => legs::split(volume, dirs, &leg),
         Request::SplitLeg { leg, name: Some(name) } => legs::split_as(volume, dirs, &leg, &name),

@@ -35,7 +35,8 @@ pub enum Purpose {
 
 impl Volume {
     /// Makes a leg of what is at `path` and adds it. Overwrites what is there with `force` only. Returns once it is
-    /// recorded: as a spare, or being copied to.
+    /// recorded: as a spare, or being copied to. Before that `remember` is told of it: a volume whose legs nobody
+    /// knows where to find cannot be started.
     ///
     /// # Errors
     /// See [`ChangeError`]. Nothing was changed, but after [`ChangeError::Io`] and [`ChangeError::Fill`].
@@ -45,6 +46,7 @@ impl Volume {
         purpose: Purpose,
         force: bool,
         preallocate: bool,
+        remember: impl FnOnce(Leg, &Path),
     ) -> Result<Leg, ChangeError> {
         let _one = lock(&self.changing);
         self.check_not_own(path)?;
@@ -72,6 +74,7 @@ impl Volume {
             // As `format_leg` leaves it.
             generation: 1,
         };
+        remember(leg, &open.path);
         self.exchange(leg, Some(&open.data), Some(meta), Some(uuid))?;
         let direct = open.data.direct();
         let before = LegCounts::of(&self.shared.mirror.legs.counters[leg]);

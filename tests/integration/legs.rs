@@ -23,12 +23,8 @@ fn volume() -> Rig {
 
 fn write_to(path: &Path, mib: u64, byte: u8) {
     let file = File::options().write(true).open(path).unwrap();
-    file.write_all_at(&[byte; MIB as usize], mib * MIB).unwrap();
+    file.write_all_at(&vec![byte; MIB as usize], mib * MIB).unwrap();
     file.sync_all().unwrap();
-}
-
-fn write(rig: &Rig, mib: u64, byte: u8) {
-    write_to(&rig.volume(), mib, byte);
 }
 
 fn bytes(path: &Path) -> Vec<u8> {
@@ -99,7 +95,7 @@ impl Load {
 #[test]
 fn a_new_leg_is_copied_to_under_load_and_stays_one() {
     let rig = volume();
-    write(&rig, 3, 0x33);
+    rig.write(3, 0x33);
     let load = Load::on(&rig);
     rig.ok(&["leg", "add", "v", "c"]);
     rig.wait();
@@ -108,12 +104,12 @@ fn a_new_leg_is_copied_to_under_load_and_stays_one() {
     rig.ok(&["stop", "v"]);
     rig.ok(&["start", "v"]);
     assert_eq!(legs(&rig).len(), 3, "it is remembered");
-    write(&rig, 5, 0x55);
+    rig.write(5, 0x55);
     // It is as good as the others.
     rig.ok(&["leg", "fail", "v", "a"]);
     rig.ok(&["leg", "fail", "v", "b"]);
     rig.refused(&["leg", "fail", "v", "c"], &["only leg in sync"]);
-    write(&rig, 6, 0x66);
+    rig.write(6, 0x66);
     rig.ok(&["leg", "add", "v", "a"]);
     rig.ok(&["leg", "add", "v", "b"]);
     let all = end_alike(&rig, &["a", "b", "c"]);
@@ -124,7 +120,7 @@ fn a_new_leg_is_copied_to_under_load_and_stays_one() {
 fn a_killed_daemon_goes_on_copying_to_a_new_leg() {
     let rig = volume();
     let load = Load::on(&rig);
-    rig.ok(&["resync", "v", "--rate", "4MiB"]);
+    rig.ok(&["resync", "v", "--rate", "512KiB"]);
     rig.ok(&["leg", "add", "v", "c"]);
     load.end();
     assert!(is_leg(&rig, 2, "c", "syncing"), "{:?}", legs(&rig));
@@ -138,10 +134,10 @@ fn a_leg_that_is_removed_is_one_no_more() {
     let rig = volume();
     rig.ok(&["leg", "add", "v", "c"]);
     rig.wait();
-    write(&rig, 1, 0x11);
+    rig.write(1, 0x11);
     rig.ok(&["leg", "remove", "v", "b"]);
     assert_eq!(rig.status()["state"], "in_sync", "it lacks nothing");
-    write(&rig, 1, 0x22);
+    rig.write(1, 0x22);
     assert_eq!(bytes(&rig.path("b"))[MIB as usize], 0x11, "its data stays");
     assert!(rig.ok(&["inspect", "b"]).contains("not a leg"));
     rig.refused(&["leg", "remove", "v", "b"], &["no leg of the volume is called"]);
@@ -163,6 +159,30 @@ fn a_leg_that_is_removed_is_one_no_more() {
     rig.ok(&["stop", "v"]);
     rig.refused(&["start", "./a", "./gone"], &["gone", "removed"]);
     rig.ok(&["start", "v"]);
+    // The daemon was killed before it had forgotten where a leg was that it removed.
+    rig.ok(&["leg", "add", "v", "b"]);
+    rig.wait();
+    let known = fs::read(rig.path("state/v.json")).unwrap();
+    rig.ok(&["leg", "remove", "v", "b"]);
+    rig.ok(&["stop", "v"]);
+    for there in ["wiped", "not wiped", "another volume's"] {
+        fs::write(rig.path("state/v.json"), &known).unwrap();
+        match there {
+            "not wiped" => drop(fs::copy(rig.path("gone"), rig.path("b")).unwrap()),
+            "wiped" => {}
+            _ => {
+                let other = ["create", "--legs", "b", "x", "--size", "1MiB", "--name", "w", "--force"];
+                rig.ok(&other);
+                rig.ok(&["stop", "w"]);
+            }
+        }
+        let said = rig.run(&["start", "v"]);
+        let notes = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.status.success() && notes.contains("b is no leg of the volume any more"), "{notes}");
+        assert_eq!(legs(&rig).len(), 1, "{there}");
+        rig.ok(&["stop", "v"]);
+    }
+    rig.ok(&["start", "v"]);
     rig.ok(&["stop", "v"]);
 }
 
@@ -170,7 +190,7 @@ fn a_leg_that_is_removed_is_one_no_more() {
 fn a_leg_is_replaced_while_it_serves() {
     let rig = volume();
     for mib in 0..32 {
-        write(&rig, mib, mib as u8 + 1);
+        rig.write(mib, mib as u8 + 1);
     }
     let load = Load::on(&rig);
     rig.ok(&["resync", "v", "--rate", "16MiB"]);
@@ -201,7 +221,7 @@ fn a_leg_is_replaced_while_it_serves() {
 #[test]
 fn a_spare_takes_the_place_of_a_leg_that_fails() {
     let rig = volume();
-    write(&rig, 2, 0x22);
+    rig.write(2, 0x22);
     rig.ok(&["leg", "add", "v", "c", "--spare"]);
     assert!(is_leg(&rig, 2, "c", "spare"));
     assert_eq!(rig.status()["state"], "in_sync");
@@ -247,13 +267,13 @@ fn a_spare_is_left_alone_if_that_is_the_policy() {
 #[test]
 fn a_leg_becomes_a_volume_of_its_own() {
     let rig = volume();
-    write(&rig, 4, 0x44);
+    rig.write(4, 0x44);
     rig.refused(&["split", "v", "--leg", "b", "--name", "w"], &["--yes"]);
     rig.refused(&["split", "v", "--leg", "b", "--name", "v", "--yes"], &["volume v is running"]);
     rig.refused(&["split", "v", "--leg", "b", "--name", "a/b", "--yes"], &["a/b"]);
     rig.ok(&["split", "v", "--leg", "b", "--name", "w", "--yes"]);
     assert_eq!((legs(&rig).len(), &rig.status()["state"]), (1, &"in_sync".into()));
-    write(&rig, 4, 0x45);
+    rig.write(4, 0x45);
     rig.ok(&["start", "w"]);
     let of_w = rig.status_of("w");
     assert_ne!(of_w["uuid"], rig.status()["uuid"]);
@@ -270,7 +290,7 @@ fn a_leg_becomes_a_volume_of_its_own() {
     assert!(w[0] == w[1] && w[0][4 * MIB as usize] == 0x44 && w[0][5 * MIB as usize] == 0x77);
     // One that was tracked before, as it was then.
     rig.ok(&["split", "v", "--leg", "y", "--track", "--yes"]);
-    write(&rig, 4, 0x46);
+    rig.write(4, 0x46);
     rig.kill();
     rig.ok(&["start", "v"]);
     rig.ok(&["split", "v", "--leg", "y", "--name", "z"]);

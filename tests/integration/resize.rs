@@ -13,22 +13,6 @@ use rig::{Rig, have, sh, try_sh};
 
 const MIB: u64 = 1 << 20;
 
-fn refused(rig: &Rig, args: &[&str], words: &[&str]) {
-    let output = rig.run(args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "mirrord {args:?} was done");
-    for word in words {
-        assert!(said.contains(word), "{args:?}: {said}");
-    }
-}
-
-/// Writes a MiB with this byte, durably.
-fn write(rig: &Rig, mib: u64, byte: u8) {
-    let file = File::options().write(true).open(rig.volume()).unwrap();
-    file.write_all_at(&[byte; MIB as usize], mib * MIB).unwrap();
-    file.sync_all().unwrap();
-}
-
 /// Whether each MiB of the volume holds this byte, and the rest of it zeroes.
 fn holds(rig: &Rig, bytes: &[u8]) {
     let file = File::open(rig.volume()).unwrap();
@@ -64,14 +48,14 @@ fn a_volume_grows_with_every_kind_of_log_and_stays_so() {
         let rig = Rig::new();
         // The internal log needs more pages from here on.
         rig.create("64MiB", &["--region-size", "4KiB", "--log", log]);
-        write(&rig, 3, 0x33);
+        rig.write(3, 0x33);
         let said = rig.ok(&["resize", "v", "--size", "200MiB", "--json"]);
         let said: serde_json::Value = serde_json::from_str(&said).unwrap();
         assert_eq!((&said["size_bytes"], &said["was_bytes"]), (&(200 * MIB).into(), &(64 * MIB).into()));
         assert_eq!((size(&rig), rig.status()["regions"].as_u64()), (200 * MIB, Some(51200)), "{log}");
         assert_eq!(rig.status()["state"], "in_sync", "nothing is to be copied");
         holds(&rig, &[0, 0, 0, 0x33]);
-        write(&rig, 199, 0x99);
+        rig.write(199, 0x99);
         let mut all = [0; 200];
         (all[3], all[199]) = (0x33, 0x99);
         // By so little that the metadata cannot stay and would overlap itself.
@@ -115,7 +99,7 @@ fn growth_under_load_loses_nothing() {
         mib += 1;
         if mib < 200 {
             rig.ok(&["resize", "v", "--size", &format!("{mib}MiB")]);
-            write(&rig, mib - 1, mib as u8);
+            rig.write(mib - 1, mib as u8);
         }
         thread::sleep(Duration::from_millis(20));
     }
@@ -169,7 +153,7 @@ fn a_daemon_killed_while_it_grows_leaves_the_old_size_or_the_new() {
     let (mut grown, mut cut, mut known) = (0, 0, 16);
     for round in 0..24u64 {
         let next = known + 1 + round % 3;
-        write(&rig, round % known, round as u8 + 1);
+        rig.write(round % known, round as u8 + 1);
         bytes[(round % known) as usize] = round as u8 + 1;
         let pid = rig.status()["pid"].as_u64().unwrap().to_string();
         let resize = rig.command(&["resize", "v", "--size", &format!("{next}MiB")]);
@@ -202,7 +186,7 @@ fn a_daemon_killed_while_it_grows_leaves_the_old_size_or_the_new() {
 fn a_leg_made_longer_without_a_footer_is_the_leg_it_was() {
     let rig = Rig::new();
     rig.create("16MiB", &[]);
-    write(&rig, 1, 0x11);
+    rig.write(1, 0x11);
     rig.ok(&["stop", "v"]);
     for leg in ["a", "b"] {
         let file = File::options().write(true).open(rig.path(leg)).unwrap();
@@ -211,7 +195,7 @@ fn a_leg_made_longer_without_a_footer_is_the_leg_it_was() {
     assert!(rig.ok(&["inspect", "b"]).contains("clean"));
     rig.ok(&["start", "v"]);
     assert_eq!((size(&rig), &rig.status()["state"]), (16 * MIB, &"in_sync".into()));
-    write(&rig, 2, 0x22);
+    rig.write(2, 0x22);
     rig.kill();
     rig.ok(&["start", "a", "b"]);
     holds(&rig, &[0, 0x11, 0x22]);
@@ -222,7 +206,7 @@ fn a_leg_made_longer_without_a_footer_is_the_leg_it_was() {
     // Something at the end is not overlooked.
     let file = File::options().write(true).open(rig.path("b")).unwrap();
     file.write_all_at(b"mine", len(&rig, "b").0 + 8192).unwrap();
-    refused(&rig, &["start", "v"], &["b", "footer"]);
+    rig.refused(&["start", "v"], &["b", "footer"]);
 }
 
 #[test]
@@ -230,14 +214,14 @@ fn where_one_leg_has_no_room_nothing_changes() {
     let rig = Rig::new();
     let Some(small) = rig.file_system("small", 16 << 20) else { return };
     rig.create_of(["a", "small/b"], "64MiB", &[]);
-    write(&rig, 0, 0x77);
+    rig.write(0, 0x77);
     let mut fill = File::create(small.join("fill")).unwrap();
     let full = std::io::copy(&mut std::io::repeat(1), &mut fill).unwrap_err();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     drop(fill);
     sh("sync", &["-f", small.to_str().unwrap()]);
     let before = (len(&rig, "a"), len(&rig, "small/b"));
-    refused(&rig, &["resize", "v", "--size", "1GiB"], &["small/b", "room for its metadata", "No space"]);
+    rig.refused(&["resize", "v", "--size", "1GiB"], &["small/b", "room for its metadata", "No space"]);
     assert_eq!((len(&rig, "a"), len(&rig, "small/b")), before, "nothing was set aside");
     assert_eq!((size(&rig), &rig.status()["state"]), (64 * MIB, &"in_sync".into()));
     fs::remove_file(small.join("fill")).unwrap();
@@ -252,22 +236,22 @@ fn where_one_leg_has_no_room_nothing_changes() {
 fn what_cannot_be_resized_is_refused_and_stays_as_it_is() {
     let rig = Rig::new();
     rig.create("64MiB", &["--region-size", "4KiB"]);
-    write(&rig, 5, 0x55);
+    rig.write(5, 0x55);
     let before = (len(&rig, "a"), len(&rig, "b"));
-    let resize = |size: &str, words: &[&str]| refused(&rig, &["resize", "v", "--size", size], words);
+    let resize = |size: &str, words: &[&str]| rig.refused(&["resize", "v", "--size", size], words);
     resize("64MiB", &["that size already"]);
     resize("32MiB", &["running volume can only grow", "--force"]);
-    refused(&rig, &["resize", "v", "--size", "32MiB", "--force"], &["running volume can only grow"]);
+    rig.refused(&["resize", "v", "--size", "32MiB", "--force"], &["running volume can only grow"]);
     resize("70000001", &["no multiple of"]);
     resize("17GiB", &["16GiB", "--region-size"]);
     resize("2GiB", &["1GiB", "stop it, start it"]);
     resize("nothing", &["size"]);
-    refused(&rig, &["resize", "w", "--size", "1GiB"], &["w"]);
+    rig.refused(&["resize", "w", "--size", "1GiB"], &["w"]);
 
     rig.ok(&["leg", "fail", "v", "b"]);
     resize("65MiB", &["/b", "it is failed", "mirrord leg add"]);
     rig.ok(&["resync", "v", "--pause"]);
-    write(&rig, 6, 0x66);
+    rig.write(6, 0x66);
     rig.ok(&["leg", "add", "v", "b"]);
     resize("65MiB", &["/b", "it is syncing", "mirrord wait"]);
     rig.ok(&["resync", "v", "--resume"]);
@@ -288,9 +272,9 @@ fn what_cannot_be_resized_is_refused_and_stays_as_it_is() {
     resize("64MiB", &["that size already"]);
     resize("128MiB", &["grows while it runs", "mirrord start"]);
     resize("32MiB", &["64MiB", "cut off", "--force"]);
-    refused(&rig, &["resize", "v", "--size", "33000001", "--force"], &["no multiple of"]);
+    rig.refused(&["resize", "v", "--size", "33000001", "--force"], &["no multiple of"]);
     fs::rename(rig.path("b"), rig.path("away")).unwrap();
-    refused(&rig, &["resize", "v", "--size", "32MiB", "--force"], &["/b"]);
+    rig.refused(&["resize", "v", "--size", "32MiB", "--force"], &["/b"]);
     fs::rename(rig.path("away"), rig.path("b")).unwrap();
     assert!(
         legs == [fs::read(rig.path("a")).unwrap(), fs::read(rig.path("b")).unwrap()],
@@ -300,7 +284,7 @@ fn what_cannot_be_resized_is_refused_and_stays_as_it_is() {
     rig.ok(&["start", "v"]);
     rig.ok(&["leg", "fail", "v", "b"]);
     rig.ok(&["stop", "v"]);
-    refused(&rig, &["resize", "v", "--size", "32MiB", "--force"], &["leg 1", "not in sync"]);
+    rig.refused(&["resize", "v", "--size", "32MiB", "--force"], &["leg 1", "not in sync"]);
 }
 
 #[test]
@@ -308,7 +292,7 @@ fn a_stopped_volume_is_cut_off_and_what_was_behind_never_comes_back() {
     let rig = Rig::new();
     rig.create("64MiB", &["--region-size", "64KiB"]);
     let bytes: Vec<u8> = (0..64).map(|mib| 0x40 + mib).collect();
-    (0..64).for_each(|mib| write(&rig, mib, bytes[mib as usize]));
+    (0..64).for_each(|mib| rig.write(mib, bytes[mib as usize]));
     end(&rig, 64 * MIB);
     let said = rig.ok(&["resize", "v", "--size", &(20 * MIB + 512).to_string(), "--force"]);
     assert!(said.contains("was 64MiB"), "{said}");
@@ -338,10 +322,10 @@ fn devices_have_to_be_larger_first() {
     let Some(a) = rig.loop_device(&rig.path("one")) else { return };
     let Some(b) = rig.loop_device(&rig.path("two")) else { return };
     rig.create_of([&a, &b], "64MiB", &["--region-size", "64KiB"]);
-    write(&rig, 63, 0x63);
+    rig.write(63, 0x63);
     // There is room before the metadata.
     rig.ok(&["resize", "v", "--size", "70MiB"]);
-    write(&rig, 69, 0x69);
+    rig.write(69, 0x69);
     let larger = |name: &str, device: &str, mib: u64| {
         // What the device gets is not zero.
         let file = File::options().write(true).open(rig.path(name)).unwrap();
@@ -349,9 +333,9 @@ fn devices_have_to_be_larger_first() {
         file.write_all_at(&vec![0xee; (mib * MIB - len) as usize], len).unwrap();
         sh("losetup", &["-c", device]);
     };
-    refused(&rig, &["resize", "v", "--size", "100MiB"], &[&a, "80MiB", "make it larger first"]);
+    rig.refused(&["resize", "v", "--size", "100MiB"], &[&a, "80MiB", "make it larger first"]);
     larger("one", &a, 120);
-    refused(&rig, &["resize", "v", "--size", "100MiB"], &[&b, "80MiB", "make it larger first"]);
+    rig.refused(&["resize", "v", "--size", "100MiB"], &[&b, "80MiB", "make it larger first"]);
     assert_eq!(size(&rig), 70 * MIB);
     larger("two", &b, 120);
     rig.ok(&["resize", "v", "--size", "100MiB"]);
@@ -367,5 +351,5 @@ fn devices_have_to_be_larger_first() {
     sh("cmp", &["-n", &(100 * MIB).to_string(), &a, &b]);
     // One that grew while nobody served it says what to do.
     larger("two", &b, 140);
-    refused(&rig, &["start", "v"], &[&b, "grew", "as long as it was"]);
+    rig.refused(&["start", "v"], &[&b, "grew", "as long as it was"]);
 }

@@ -55,15 +55,6 @@ fn scrub(rig: &Rig, more: &[&str]) -> (Value, bool) {
     (status["last"].take(), output.status.success())
 }
 
-fn refused(rig: &Rig, args: &[&str], words: &[&str]) {
-    let output = rig.run(args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "mirrord {args:?} was done");
-    for word in words {
-        assert!(said.contains(word), "{args:?}: {said}");
-    }
-}
-
 /// A figure of the volume's metrics, by what stands before it.
 fn metric(rig: &Rig, name: &str) -> f64 {
     let mut stream = UnixStream::connect(rig.path("metrics")).unwrap();
@@ -225,7 +216,7 @@ fn a_scrub_is_held_let_go_on_and_canceled() {
     let status = stand(&rig);
     assert_eq!((&status["done_bytes"], &status["paused"]), (&json!(held), &json!(true)), "{status}");
     assert_eq!(status["current"]["mismatched_ranges"], 1);
-    refused(&rig, &["scrub", "v", "--wait"], &["is held", "--resume"]);
+    rig.refused(&["scrub", "v", "--wait"], &["is held", "--resume"]);
     // Held it stays, also through a restart.
     rig.ok(&["stop", "v"]);
     rig.ok(&["start", "v"]);
@@ -305,10 +296,10 @@ fn a_scrub_begins_by_itself_when_it_is_due() {
 #[test]
 fn what_makes_no_sense_is_refused() {
     let rig = volume(&["a", "b", "c"]);
-    refused(&rig, &["scrub", "w"], &["there is no volume w"]);
-    refused(&rig, &["scrub", "v", "--repair", "--from", "7"], &["no leg", "7"]);
+    rig.refused(&["scrub", "w"], &["there is no volume w"]);
+    rig.refused(&["scrub", "v", "--repair", "--from", "7"], &["no leg", "7"]);
     for order in ["--pause", "--resume", "--cancel"] {
-        refused(&rig, &["scrub", "v", order], &["no scrub is under way"]);
+        rig.refused(&["scrub", "v", order], &["no scrub is under way"]);
     }
     for args in
         [&["--from", "a"][..], &["--pause", "--resume"], &["--schedule", "0"], &["--cancel", "--repair"]]
@@ -320,14 +311,14 @@ fn what_makes_no_sense_is_refused() {
     for args in
         [&["scrub", "v"][..], &["scrub", "v", "--repair"], &["scrub", "v", "--repair", "--rate", "9MiB"]]
     {
-        refused(&rig, args, &["a scrub is under way", "--cancel"]);
+        rig.refused(args, &["a scrub is under way", "--cancel"]);
     }
     let status = stand(&rig);
     assert_eq!((&status["repair"], &status["limit_bytes_per_second"]), (&json!(false), &json!(MIB)));
     rig.ok(&["scrub", "v", "--cancel"]);
 
     rig.ok(&["leg", "fail", "v", "c"]);
-    refused(&rig, &["scrub", "v", "--repair", "--from", "c"], &["leg 2 is not in sync"]);
+    rig.refused(&["scrub", "v", "--repair", "--from", "c"], &["leg 2 is not in sync"]);
     // The two others are compared.
     assert!(scrub(&rig, &[]).1);
     // One that is under way waits for a second leg, and goes on by itself.
@@ -340,7 +331,7 @@ fn what_makes_no_sense_is_refused() {
     rig.ok(&["scrub", "v", "--rate", "0"]);
     assert!(scrub(&rig, &[]).1);
     rig.ok(&["leg", "fail", "v", "b"]);
-    refused(&rig, &["scrub", "v"], &["1 leg in sync", "mirrord leg add"]);
+    rig.refused(&["scrub", "v"], &["1 leg in sync", "mirrord leg add"]);
     rig.ok(&["stop", "v"]);
-    refused(&rig, &["scrub", "v"], &["not running", "mirrord start v"]);
+    rig.refused(&["scrub", "v"], &["not running", "mirrord start v"]);
 }

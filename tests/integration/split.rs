@@ -22,13 +22,6 @@ fn volume() -> Rig {
     rig
 }
 
-/// Writes a MiB with this byte, durably.
-fn write(rig: &Rig, mib: u64, byte: u8) {
-    let file = File::options().write(true).open(rig.volume()).unwrap();
-    file.write_all_at(&[byte; MIB as usize], mib * MIB).unwrap();
-    file.sync_all().unwrap();
-}
-
 /// The volume's bytes on a leg.
 fn bytes(path: &Path) -> Vec<u8> {
     let mut bytes = vec![0; SIZE as usize];
@@ -55,7 +48,7 @@ fn end(rig: &Rig) {
 #[test]
 fn a_leg_failed_by_hand_comes_back_by_what_changed() {
     let rig = volume();
-    write(&rig, 1, 0x11);
+    rig.write(1, 0x11);
     for leg in ["b", "1"] {
         rig.ok(&["leg", "fail", "v", leg]);
         let status = rig.status();
@@ -71,7 +64,7 @@ fn a_leg_failed_by_hand_comes_back_by_what_changed() {
         );
         let before = copied(&rig, 1);
         for mib in [3, 9, 10] {
-            write(&rig, mib, 0x22);
+            rig.write(mib, 0x22);
         }
         rig.ok(&["leg", "add", "v", "b"]);
         rig.wait();
@@ -94,7 +87,7 @@ fn a_leg_that_was_missing_is_given_back_to_the_running_volume() {
     fs::rename(rig.path("b"), rig.path("elsewhere")).unwrap();
     rig.refused(&["start", "v"], &["b"]);
     rig.ok(&["start", "v", "--degraded"]);
-    write(&rig, 5, 0x55);
+    rig.write(5, 0x55);
     rig.refused(&["leg", "add", "v", "b"], &["b: it is missing", "leg remove"]);
     rig.ok(&["leg", "add", "v", "elsewhere"]);
     rig.wait();
@@ -133,11 +126,11 @@ fn what_makes_no_sense_is_refused() {
     rig.ok(&other);
     rig.ok(&["stop", "w"]);
     rig.refused(&["leg", "add", "v", "c"], &["the mirrord volume w", "--force"]);
-    write(&rig, 1, 0x11);
+    rig.write(1, 0x11);
     rig.ok(&["stop", "v"]);
     fs::rename(rig.path("b"), rig.path("away")).unwrap();
     rig.ok(&["start", "a", "--degraded"]);
-    write(&rig, 2, 0x22);
+    rig.write(2, 0x22);
     rig.ok(&["stop", "v"]);
     fs::rename(rig.path("a"), rig.path("alone")).unwrap();
     fs::rename(rig.path("away"), rig.path("b")).unwrap();
@@ -151,12 +144,12 @@ fn what_makes_no_sense_is_refused() {
 #[test]
 fn a_split_leg_is_the_volume_as_it_was_and_is_merged_by_what_changed() {
     let rig = volume();
-    (0..16).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    (0..16).for_each(|mib| rig.write(mib, 0x10 + mib as u8));
     rig.ok(&["split", "v", "--leg", "b", "--track", "--yes"]);
     let then = bytes(&rig.volume());
     assert!(bytes(&rig.path("b")) == then);
     for mib in [2, 3, 17, 40, 41] {
-        write(&rig, mib, 0xee);
+        rig.write(mib, 0xee);
     }
     let status = rig.status();
     let leg = &status["legs"][1];
@@ -175,15 +168,15 @@ fn a_split_leg_is_the_volume_as_it_was_and_is_merged_by_what_changed() {
 #[test]
 fn a_split_survives_a_killed_daemon_and_so_does_a_merge() {
     let rig = volume();
-    (0..16).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    (0..16).for_each(|mib| rig.write(mib, 0x10 + mib as u8));
     for round in 0..5 {
         rig.ok(&["split", "v", "--leg", "1", "--track", "--yes"]);
         let then = bytes(&rig.path("b"));
-        write(&rig, 20 + round, 0xaa);
+        rig.write(20 + round, 0xaa);
         rig.kill_for_good();
         rig.ok(&["start", "v"]);
         assert_eq!(state(&rig, 1), "tracked");
-        write(&rig, 30 + round, 0xbb);
+        rig.write(30 + round, 0xbb);
         assert!(bytes(&rig.path("b")) == then, "it is left alone");
         rig.ok(&["resync", "v", "--rate", "4MiB"]);
         rig.ok(&["merge", "v", "b"]);
@@ -200,9 +193,9 @@ fn a_split_survives_a_killed_daemon_and_so_does_a_merge() {
 #[test]
 fn a_split_leg_that_was_written_to_is_refused_or_copied_whole() {
     let rig = volume();
-    (0..16).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    (0..16).for_each(|mib| rig.write(mib, 0x10 + mib as u8));
     rig.ok(&["split", "v", "--leg", "b", "--track", "--yes"]);
-    write(&rig, 2, 0xee);
+    rig.write(2, 0xee);
     File::options().write(true).open(rig.path("b")).unwrap().write_all_at(b"mine", 9 * MIB).unwrap();
     let mine = bytes(&rig.path("b"));
     rig.refused(&["merge", "v", "b"], &["written to", "--force-full"]);
@@ -261,17 +254,17 @@ fn a_split_under_load_is_of_one_moment() {
 fn two_legs_split_off_at_different_times_are_each_merged_by_their_own_changes() {
     let rig = volume();
     rig.ok(&["leg", "add", "v", "c"]);
-    (0..32).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    (0..32).for_each(|mib| rig.write(mib, 0x10 + mib as u8));
     rig.wait();
     for round in 0..2 {
         // Nothing is dirty: what is dirty when the second is split off counts for it, too.
         rig::until("nothing is dirty", || rig.status()["log"]["dirty_regions"] == 0);
         rig.ok(&["split", "v", "--leg", "b", "--track"]);
         let of_b = bytes(&rig.path("b"));
-        (40..50).for_each(|mib| write(&rig, mib, 0xb0 + round));
+        (40..50).for_each(|mib| rig.write(mib, 0xb0 + round));
         rig.ok(&["split", "v", "--leg", "c", "--track", "--yes"]);
         let of_c = bytes(&rig.path("c"));
-        (47..52).for_each(|mib| write(&rig, mib, 0xc0 + round));
+        (47..52).for_each(|mib| rig.write(mib, 0xc0 + round));
         rig.refused(&["split", "v", "--leg", "a", "--track", "--yes"], &["only leg in sync"]);
         assert!(bytes(&rig.path("b")) == of_b && bytes(&rig.path("c")) == of_c && of_b != of_c);
         let before = [1, 2].map(|leg| copied(&rig, leg));
@@ -345,7 +338,7 @@ fn the_file_system_on_a_split_leg_is_as_it_was() {
 #[test]
 fn a_daemon_killed_at_any_moment_of_a_split_or_merge_loses_nothing() {
     let rig = volume();
-    (0..16).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    (0..16).for_each(|mib| rig.write(mib, 0x10 + mib as u8));
     let killed_in = |args: &[&str], ms: u64| {
         let mut asked = rig.command(args).stderr(std::process::Stdio::null()).spawn().unwrap();
         thread::sleep(Duration::from_millis(ms));
@@ -360,7 +353,7 @@ fn a_daemon_killed_at_any_moment_of_a_split_or_merge_loses_nothing() {
         if state(&rig, 1) == "tracked" {
             split += 1;
             assert!(bytes(&rig.path("b")) == now, "it is the volume as it was");
-            write(&rig, 20 + u64::from(round), 0xe0 + round % 16);
+            rig.write(20 + u64::from(round), 0xe0 + round % 16);
             assert!(bytes(&rig.path("b")) == now, "it is left alone");
             killed_in(&["merge", "v", "b"], u64::from(round) / 2 * 7);
         }

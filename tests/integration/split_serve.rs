@@ -11,21 +11,6 @@ use rig::{Rig, is_ublk, sh, try_sh};
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
 
-fn refused(rig: &Rig, args: &[&str], words: &[&str]) {
-    let output = rig.run(args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "mirrord {args:?} was done");
-    for word in words {
-        assert!(said.contains(word), "{args:?}: {said}");
-    }
-}
-
-fn write(rig: &Rig, mib: u64, byte: u8) {
-    let file = File::options().write(true).open(rig.volume()).unwrap();
-    file.write_all_at(&[byte; MIB as usize], mib * MIB).unwrap();
-    file.sync_all().unwrap();
-}
-
 fn bytes(path: &std::path::Path) -> Vec<u8> {
     let mut bytes = vec![0; SIZE as usize];
     File::open(path).unwrap().read_exact_at(&mut bytes, 0).unwrap();
@@ -42,7 +27,7 @@ fn untouched(rig: &Rig, leg: &str) -> (Vec<u8>, i64, i64) {
 fn split() -> (Rig, PathBuf) {
     let rig = Rig::new();
     rig.create("64MiB", &["--region-size", "1MiB"]);
-    (0..16).for_each(|mib| write(&rig, mib, 0x10 + mib as u8));
+    (0..16).for_each(|mib| rig.write(mib, 0x10 + mib as u8));
     let said = rig.ok(&["split", "v", "--leg", "b", "--track", "--yes", "--serve", "--json"]);
     let said: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!((&said["served_as"], &said["leg"]), (&"v-1".into(), &1.into()), "{said}");
@@ -57,7 +42,7 @@ fn it_is_the_volume_of_one_moment_and_takes_no_write() {
     let then = bytes(&served);
     assert!(then[..] == leg.0[..SIZE as usize] && then[15 * MIB as usize] == 0x1f);
     for mib in [0, 15, 40] {
-        write(&rig, mib, 0xee);
+        rig.write(mib, 0xee);
     }
     assert!(bytes(&served) == then && bytes(&rig.volume()) != then);
 
@@ -84,12 +69,12 @@ fn it_is_the_volume_of_one_moment_and_takes_no_write() {
         &["merge", "v-1", "0"],
         &["resync", "v-1", "--pause"],
     ] {
-        refused(&rig, args, &["split off: it can be read"]);
+        rig.refused(args, &["split off: it can be read"]);
     }
     assert!(untouched(&rig, "b") == leg, "it was written to");
 
-    refused(&rig, &["merge", "v", "b"], &["/b", "v-1", "mirrord stop v-1"]);
-    refused(&rig, &["split", "v", "--leg", "b", "--track", "--serve"], &["v-1"]);
+    rig.refused(&["merge", "v", "b"], &["/b", "v-1", "mirrord stop v-1"]);
+    rig.refused(&["split", "v", "--leg", "b", "--track", "--serve"], &["v-1"]);
     // The volume can be stopped and killed meanwhile, and started.
     rig.ok(&["stop", "v"]);
     rig.ok(&["start", "v"]);
@@ -109,7 +94,7 @@ fn it_is_the_volume_of_one_moment_and_takes_no_write() {
 fn a_leg_split_off_before_is_served_by_any_name_again_and_again() {
     let (rig, _) = split();
     rig.ok(&["stop", "v-1"]);
-    write(&rig, 3, 0xee);
+    rig.write(3, 0xee);
     for name in ["then", "again"] {
         rig.ok(&["split", "v", "--leg", "1", "--track", "--serve-as", name]);
         let status: serde_json::Value = serde_json::from_str(&rig.ok(&["status", name, "--json"])).unwrap();
@@ -117,7 +102,7 @@ fn a_leg_split_off_before_is_served_by_any_name_again_and_again() {
         assert!(bytes(&device)[3 * MIB as usize..][..MIB as usize] == [0x13; MIB as usize]);
         rig.ok(&["stop", name]);
     }
-    refused(&rig, &["split", "v", "--leg", "1", "--track", "--serve-as", "a/b"], &["a/b"]);
+    rig.refused(&["split", "v", "--leg", "1", "--track", "--serve-as", "a/b"], &["a/b"]);
     // Only what was split off.
     rig.ok(&["merge", "v", "1"]);
     rig.wait();
@@ -134,7 +119,7 @@ fn a_file_system_of_one_moment_is_mounted() {
     let volume = rig.volume();
     sh("mkfs.ext4", &["-q", "-F", volume.to_str().unwrap()]);
     rig.ok(&["split", "v", "--leg", "b", "--track", "--yes", "--serve"]);
-    (0..64).for_each(|mib| write(&rig, mib, 0xee));
+    (0..64).for_each(|mib| rig.write(mib, 0xee));
     sh("e2fsck", &["-f", "-n", served.to_str().unwrap()]);
     rig.ok(&["stop", "v-1"]);
     rig.ok(&["stop", "v"]);

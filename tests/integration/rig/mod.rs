@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "a module of test binaries")]
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -60,6 +61,13 @@ impl Rig {
         for word in words {
             assert!(said.contains(word), "{args:?}: {said}");
         }
+    }
+
+    /// Writes a MiB of the volume `v` with this byte, durably.
+    pub fn write(&self, mib: u64, byte: u8) {
+        let file = fs::File::options().write(true).open(self.volume()).unwrap();
+        file.write_all_at(&vec![byte; 1 << 20], mib << 20).unwrap();
+        file.sync_all().unwrap();
     }
 
     /// Creates the volume `v` of legs `a` and `b` with the front end under test: FUSE mounts it on `vol`. Gives
