@@ -251,6 +251,21 @@ fn a_split_under_load_is_of_one_moment() {
 }
 
 #[test]
+fn of_two_merges_at_once_one_is_refused() {
+    let rig = volume();
+    rig.ok(&["split", "v", "--leg", "b", "--track", "--yes"]);
+    rig.write(1, 0x11);
+    rig.ok(&["resync", "v", "--pause"]);
+    let merge = || rig.command(&["merge", "v", "b"]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let both = [merge(), merge()].map(|asked| asked.wait_with_output().unwrap());
+    let done = both.iter().filter(|output| output.status.success()).count();
+    let said = both.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+    assert!(done == 1 && said.iter().any(|said| said.contains("in use already")), "{said:?}");
+    rig.ok(&["resync", "v", "--resume"]);
+    end(&rig);
+}
+
+#[test]
 fn two_legs_split_off_at_different_times_are_each_merged_by_their_own_changes() {
     let rig = volume();
     rig.ok(&["leg", "add", "v", "c"]);
