@@ -90,9 +90,8 @@ impl Volume {
             self.take_in(leg, true, replaces)
         };
         if let Err(error) = recorded {
-            self.shared.mailbox.send(WorkerEvent::Remove { leg });
-            let _ = self.let_go(leg);
-            let _ = self.wipe(leg);
+            // As long as the others may say that it is a leg it stays one.
+            let _ = self.remove(leg).and_then(|()| self.let_go(leg)).and_then(|()| self.wipe(leg));
             return Err(error);
         }
         self.tell_of_spares();
@@ -211,8 +210,9 @@ impl Volume {
     /// An index for a new leg.
     fn free_index(&self, path: &Path) -> Result<Leg, ChangeError> {
         let vacant = self.shared.mirror.legs.states().vacant();
-        let legs = lock(&self.facts.legs);
-        let is_free = |leg: &Leg| self.is_recorded(*leg) && legs[*leg].uuid.is_nil();
+        let (files, legs) = (lock(&self.files), lock(&self.facts.legs));
+        // One that hangs keeps its file, and with that its index.
+        let is_free = |leg: &Leg| self.is_recorded(*leg) && legs[*leg].uuid.is_nil() && files[*leg].is_none();
         vacant.iter().find(is_free).ok_or_else(|| ChangeError::Full { path: path.to_owned() })
     }
 
