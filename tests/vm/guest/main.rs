@@ -35,7 +35,7 @@ const CASES: &[Case] = &[
     case("ublk-block-device", ublk::block_device::is_a_block_device).smoke(),
     case("ublk-upgrade", ublk::upgrade::daemons_change_under_load).smoke(),
     case("ublk-waiting", ublk::upgrade::a_waiting_device_is_taken_away),
-    case("ublk-resize", ublk::resize::a_device_grows_under_load),
+    case("ublk-resize", ublk::resize::a_device_grows_under_load).smoke(),
     case("ublk-4kn", ublk::blocks::the_largest_block_wins),
     case("ublk-fence", ublk::fence::late_writes_come_before_the_next_daemon),
     case("ublk-overlap", ublk::same_bytes::writes_overlap_across_queues),
