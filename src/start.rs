@@ -189,25 +189,23 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         source,
         log_is_core: kind == Some(mirrord_log::LogKind::Core),
         log_on_legs: kind == Some(mirrord_log::LogKind::Internal),
+        leave_out: options.known.is_some(),
     };
-    let assembly = loop {
-        let records: Vec<LegRecord> = members.iter().map(|member| record(&member.metadata)).collect();
-        match assemble(&records, assemble_options) {
-            Ok(assembly) => break assembly,
-            Err(AssembleError::Stranger { at }) if options.known.is_some() && members.len() > 1 => {
-                gone.push((members.remove(at).leg.path, None));
-            }
-            Err(decision) => {
-                let text = explain(decision, &members);
-                let known = gone.into_iter().find_map(|(_, error)| error);
-                return Err(known.unwrap_or(StartError::Assemble { text, decision }));
-            }
+    let records: Vec<LegRecord> = members.iter().map(|member| record(&member.metadata)).collect();
+    let assembly = match assemble(&records, assemble_options) {
+        Ok(assembly) => assembly,
+        Err(decision) => {
+            let text = explain(decision, &members);
+            let known = gone.into_iter().find_map(|(_, error)| error);
+            return Err(known.unwrap_or(StartError::Assemble { text, decision }));
         }
     };
+    gone.extend(assembly.strangers.iter().map(|&at| (members[at].leg.path.clone(), None)));
     let superblock = &members[0].metadata.superblock;
     let geometry = Geometry::new(assembly.size, superblock.region_size)
         .map_err(|source| StartError::Geometry { path: members[0].leg.path.clone(), source })?;
-    for Member { leg, metadata } in &members {
+    for &at in assembly.at.iter().filter_map(|(_, at)| at.as_ref()) {
+        let Member { leg, metadata } = &members[at];
         let room = metadata.room_for(&geometry);
         if room < geometry.size() {
             return Err(StartError::NoRoom { path: leg.path.clone(), size: geometry.size(), room });
@@ -348,9 +346,12 @@ fn explain(error: AssembleError, members: &[Member]) -> String {
 
 /// Legs by index and UUID, for those whose path nobody knows.
 fn names(legs: LegSet, members: &[Member]) -> String {
-    let entries = &members[0].metadata.superblock.legs;
-    let each: Vec<String> =
-        legs.iter().map(|leg| format!("leg {} ({})", leg.index(), entries[leg.index()].uuid)).collect();
+    let entry = |member: &Member, leg: Leg| {
+        let entry = *member.metadata.superblock.legs.get(leg.index())?;
+        (entry.state != LegState::Vacant).then_some(entry.uuid)
+    };
+    let uuid = |leg| members.iter().find_map(|member| entry(member, leg)).unwrap_or_default();
+    let each: Vec<String> = legs.iter().map(|leg| format!("leg {} ({})", leg.index(), uuid(leg))).collect();
     let verb = if each.len() == 1 { "was" } else { "were" };
     format!("{} {verb}", each.join(", "))
 }

@@ -8,9 +8,9 @@
 //! | found | then |
 //! |---|---|
 //! | legs of two volumes, the same leg twice, region sizes that differ | refuse |
-//! | a leg that the deciding record does not name | refuse: it was removed, or never came to be one |
+//! | a leg that the deciding record does not name | refuse, unless it may be left out: it was removed, or never came to be one |
 //! | no record that all others are behind | split brain: refuse, unless a source is named |
-//! | a leg in use by the deciding record is missing | refuse, unless degraded is allowed |
+//! | a leg in use by the deciding record is missing, or by one that a leg has instead of it | refuse, unless degraded is allowed |
 //! | no present leg was in sync in the deciding record | refuse, unless a source is named |
 //! | otherwise | the source is the lowest present leg that was in sync |
 //!
@@ -83,6 +83,8 @@ pub struct AssembleOptions {
     pub log_is_core: bool,
     /// The log is on the legs (internal), so each leg's own log tells what it wrote.
     pub log_on_legs: bool,
+    /// Leave out legs that are none of the volume's any more; what they say of others counts all the same.
+    pub leave_out: bool,
 }
 
 /// Why the legs make no volume. Numbers in the variants are positions in the list that was given.
@@ -168,6 +170,8 @@ pub struct Assembly {
     pub all_dirty: bool,
     /// Legs that were failed and are back.
     pub returned: LegSet,
+    /// Where legs that were left out stand in the list that was given.
+    pub strangers: Vec<usize>,
     /// By leg: the leg whose place it takes once it is in sync.
     pub replaces: Replaces,
     states: LegMap<LegState>,
@@ -208,16 +212,17 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         None => deciding(found).map_err(|error| stranger(found).unwrap_or(error))?,
     };
     let authority = &found[newest];
-    for (at, record) in found.iter().enumerate() {
-        if !authority.names(record) {
-            return Err(AssembleError::Stranger { at });
-        }
+    let strangers: Vec<usize> = (0..found.len()).filter(|&at| !authority.names(&found[at])).collect();
+    if let (Some(&at), false) = (strangers.first(), options.leave_out) {
+        return Err(AssembleError::Stranger { at });
     }
-    let at = LegMap::from_fn(authority.legs.len(), |leg| found.iter().position(|r| r.index == leg));
+    let is_it = |leg: Leg| move |record: &LegRecord| record.index == leg && authority.names(record);
+    let at = LegMap::from_fn(authority.legs.len(), |leg| found.iter().position(is_it(leg)));
     let recorded = |leg: Leg| authority.legs[leg].1;
     let in_use = |leg: Leg| recorded(leg).is_in_use();
 
     let missing: LegSet = at.legs().filter(|&leg| at[leg].is_none() && in_use(leg)).collect();
+    let missing = missing.union(perhaps_in_use(found, authority));
     if !missing.is_empty() && !options.degraded {
         return Err(AssembleError::Missing { legs: missing });
     }
@@ -272,6 +277,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         trusted,
         all_dirty,
         returned,
+        strangers,
         replaces,
         states,
         lineage,
@@ -301,10 +307,30 @@ fn deciding(found: &[LegRecord]) -> Result<usize, AssembleError> {
     Err(AssembleError::SplitBrain { one: newest.min(other), other: newest.max(other) })
 }
 
-/// A record that the one with the most events does not name: its leg was removed, and that explains it.
+/// Legs out by the deciding record that are not there, and in use by the record that another leg has instead. Where a
+/// leg in sync lacks it, the deciding record was not complete, perhaps, and they may have gone on. (One that is syncing
+/// may have been out for long.)
+fn perhaps_in_use(found: &[LegRecord], authority: &LegRecord) -> LegSet {
+    let is_deciding = |record: &LegRecord| {
+        (record.lineage.session, record.event_count) == (authority.lineage.session, authority.event_count)
+    };
+    let lacks_it = |record: &&LegRecord| {
+        authority.names(record)
+            && authority.state_of(record.index) == LegState::InSync
+            && !is_deciding(record)
+    };
+    let in_use = |record: &LegRecord| -> LegSet {
+        LegSet::first(MAX_LEGS).iter().filter(|&leg| record.state_of(leg).is_in_use()).collect()
+    };
+    let then = found.iter().filter(lacks_it).fold(LegSet::EMPTY, |all, record| all.union(in_use(record)));
+    let there: LegSet = found.iter().map(|record| record.index).collect();
+    then.minus(in_use(authority)).minus(there)
+}
+
+/// A record that another does not name, which it names: its leg was removed, and that explains it.
 fn stranger(found: &[LegRecord]) -> Option<AssembleError> {
-    let newest = found.iter().max_by_key(|record| record.event_count)?;
-    found.iter().position(|record| !newest.names(record)).map(|at| AssembleError::Stranger { at })
+    let was_removed = |record: &LegRecord| found.iter().any(|by| record.names(by) && !by.names(record));
+    found.iter().position(was_removed).map(|at| AssembleError::Stranger { at })
 }
 
 fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {

@@ -13,7 +13,7 @@
 //! none of them was ever complete. For that a record has the event at which each leg was last out.
 
 use crate::assemble::LegRecord;
-use crate::types::{Leg, LegSet, LegState, MAX_LEGS};
+use crate::types::{LegSet, LegState, MAX_LEGS};
 
 /// Most sessions that a record names besides its own. A volume whose legs are all there needs none; a
 /// leg that is out, one or two; one more is needed for each start in a row that ended before its first
@@ -86,12 +86,6 @@ impl Lineage {
         }
     }
 
-    /// The leg is none of the volume's any more: what it holds counts no longer.
-    pub(crate) fn forget(&mut self, leg: Leg) {
-        self.written.remove(leg);
-        self.taken(LegSet::one(leg));
-    }
-
     /// These legs hold a record of this session now, and none of another.
     pub(crate) fn taken(&mut self, legs: LegSet) {
         for past in &mut self.past {
@@ -130,7 +124,7 @@ fn parted(one: &LegRecord, other: &LegRecord) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::LegMap;
+    use crate::types::{Leg, LegMap};
 
     fn legs(bits: u8) -> LegSet {
         LegSet::from_bits(bits)

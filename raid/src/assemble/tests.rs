@@ -99,9 +99,14 @@ fn the_newest_wins_against_the_many() {
 #[test]
 fn a_record_cut_short_counts_the_leg_it_did_not_reach() {
     let found = [record(0, 6, &[InSync, InSync, OUT]), record(1, 5, &[InSync, InSync, InSync])];
-    let a = assemble(&found, internal()).unwrap();
+    let degraded = AssembleOptions { degraded: true, ..internal() };
+    let a = assemble(&found, degraded).unwrap();
     assert_eq!(a.trusted, LegSet::first(2));
     assert_eq!(a.states(false), LegMap::from(vec![InSync, InSync, OUT]));
+    // Nobody waited for that record: the leg that it has out may have gone on.
+    assert_eq!(assemble(&found, internal()), Err(AssembleError::Missing { legs: LegSet::one(leg(2)) }));
+    let there = [found[0].clone(), found[1].clone(), record(2, 5, &[InSync; 3])];
+    assert_eq!(assemble(&there, internal()).unwrap().returned, LegSet::one(leg(2)));
 }
 
 #[test]
@@ -302,8 +307,15 @@ fn legs_that_came_and_went() {
     // One that was removed sessions ago: nobody knows its record any more.
     let found = [later(9, &[], 0, 9, &[InSync, Vacant]), record(1, 8, &[InSync, InSync])];
     assert_eq!(assemble(&found, degraded), Err(AssembleError::Stranger { at: 1 }));
-    let found = [later(9, &[], 0, 9, &[InSync, OUT]), later(8, &[], 1, 8, &[Vacant, InSync])];
-    assert_eq!(assemble(&found, degraded), Err(SPLIT));
+    let found = [later(9, &[], 0, 9, &[InSync, Vacant]), later(8, &[], 1, 8, &[Vacant, InSync])];
+    assert_eq!(assemble(&found, degraded), Err(SPLIT), "each without the other");
+    // What is left out still proves that a record was never complete.
+    let removing = record(0, 3, &[InSync, Vacant, InSync]);
+    let going_on = later(2, &[(1, 2)], 2, 3, &[OUT, InSync, Syncing]);
+    let found = [removing, record(1, 2, &[InSync; 3]), going_on];
+    let by_name = AssembleOptions { leave_out: true, ..internal() };
+    let a = assemble(&found, by_name).unwrap();
+    assert_eq!((a.strangers, a.source), (vec![1], leg(0)));
     // A spare stays one, there or not, and its log says nothing, even if a source is named.
     for (found, source) in [
         (vec![record(0, 9, &[InSync, Spare])], None),

@@ -94,7 +94,6 @@ impl LogWorker {
         self.mirror.legs.track_exactly(leg, false);
         self.replaces[leg.index()] = None;
         self.nothing_replaces(leg);
-        self.lineage.forget(leg);
         self.set_state(leg, LegState::Vacant);
     }
 

@@ -16,7 +16,7 @@ use crate::sim::{Recovery, Sim, trace};
 
 /// The log is on the legs; legs that were in use have to be there.
 pub(crate) const PLAIN: AssembleOptions =
-    AssembleOptions { degraded: false, source: None, log_is_core: false, log_on_legs: true };
+    AssembleOptions { degraded: false, source: None, log_is_core: false, log_on_legs: true, leave_out: true };
 /// Legs that were in use may be missing.
 pub(crate) const DEGRADED: AssembleOptions = AssembleOptions { degraded: true, ..PLAIN };
 
@@ -107,31 +107,16 @@ impl Sim {
 
     /// Starts the daemon on the legs that are there, as the operator would.
     pub(crate) fn boot(&mut self) {
-        let mut strangers = LegSet::EMPTY;
         let mut all_tried = false;
         let assembly = loop {
-            let legs = self.attached.minus(strangers);
+            let legs = self.attached;
             let found: Vec<LegRecord> = legs.iter().map(|leg| self.record_of(leg)).collect();
             let source = legs.intersect(self.current).lowest();
             if source.is_some() && self.faults.may_come() && self.rng.chance(self.config.forced, 100) {
-                self.saw.saw(Saw::ForcedStart);
-                // Every log counts then, also that of a leg which was out.
-                self.stopped_clean = false;
-                match assemble(&found, AssembleOptions { source, ..DEGRADED }) {
-                    Ok(assembly) => break assembly,
-                    Err(AssembleError::Stranger { at }) => {
-                        strangers.insert(self.leave_out(&found[at]));
-                        continue;
-                    }
-                    Err(error) => panic!("a source was named: {error}"),
-                }
+                break self.force(&found, source);
             }
             match assemble(&found, PLAIN) {
                 Ok(assembly) => break assembly,
-                Err(AssembleError::Stranger { at }) => {
-                    strangers.insert(self.leave_out(&found[at]));
-                    continue;
-                }
                 Err(AssembleError::Missing { .. }) if !legs.intersect(self.current).is_empty() => {
                     if let Ok(assembly) = assemble(&found, DEGRADED) {
                         self.saw.saw(Saw::DegradedStart);
@@ -141,20 +126,29 @@ impl Sim {
                 Err(AssembleError::Missing { .. }) => {}
                 Err(error) => trace!(self, "refused: {error}"),
             }
-            if let (true, true, Some(_)) = (all_tried, self.roster.proof_is_gone, source) {
-                self.saw.saw(Saw::ForcedStart);
-                self.stopped_clean = false;
-                break assemble(&found, AssembleOptions { source, ..DEGRADED }).expect("a source was named");
+            if all_tried && self.roster.proof_is_gone && source.is_some() {
+                break self.force(&found, source);
             }
             assert!(!all_tried, "invariant 9: {legs:?} refused: {:?}", assemble(&found, PLAIN));
             // Whoever starts it looks for more legs.
-            (self.attached, strangers, all_tried) = (self.members(), LegSet::EMPTY, true);
+            (self.attached, all_tried) = (self.members(), true);
         };
-        self.attached = self.attached.minus(strangers);
+        let found: Vec<LegRecord> = self.attached.iter().map(|leg| self.record_of(leg)).collect();
+        for &at in &assembly.strangers {
+            let leg = self.leave_out(&found[at]);
+            self.attached.remove(leg);
+        }
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
         self.check_source(&assembly);
         self.size_found(assembly.size);
         self.start(&assembly);
+    }
+
+    /// A source is named. Every log counts then, also that of a leg which was out.
+    fn force(&mut self, found: &[LegRecord], source: Option<Leg>) -> Assembly {
+        self.saw.saw(Saw::ForcedStart);
+        self.stopped_clean = false;
+        assemble(found, AssembleOptions { source, ..DEGRADED }).expect("a source was named")
     }
 
     pub(crate) fn record_of(&self, leg: Leg) -> LegRecord {

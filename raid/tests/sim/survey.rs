@@ -73,7 +73,8 @@ impl Sim {
 
     /// Tries every set of legs.
     pub(crate) fn survey(&mut self) {
-        let members = self.members().minus(self.strangers());
+        self.check_strangers();
+        let members = self.members();
         let illegal: Vec<Option<usize>> =
             self.all_legs().iter().map(|leg| self.illegal_sector(leg)).collect();
         self.survey_forks(members, &illegal);
@@ -114,12 +115,11 @@ impl Sim {
 
     /// Legs that came and were not recorded, or went and were not wiped, are no legs: whoever starts the volume
     /// is told so.
-    fn strangers(&mut self) -> LegSet {
-        let mut strangers = LegSet::EMPTY;
-        loop {
-            let found = self.records(self.members().minus(strangers));
-            let Err(AssembleError::Stranger { at }) = assemble(&found, PLAIN) else { return strangers };
-            strangers.insert(self.leave_out(&found[at]));
+    fn check_strangers(&mut self) {
+        let found = self.records(self.members());
+        let strangers = assemble(&found, DEGRADED).map_or(Vec::new(), |assembly| assembly.strangers);
+        for at in strangers {
+            self.leave_out(&found[at]);
         }
     }
 
@@ -150,7 +150,7 @@ impl Sim {
             let (legs, Some(record)) = (LegSet::from_bits(bits), record) else { continue };
             let forked = legs.intersect(self.current).is_empty();
             let met = self.written(record, record.legs, records.clone());
-            match self.meet(&met, legs) {
+            match self.meet(&met, record.legs) {
                 Ok(Assembly { source, .. }) => {
                     let kept = legs.contains(source) && is_legal(source);
                     assert!(kept, "invariant 9: {legs:?} went on, {source:?} wins: {met:#?}");
@@ -178,18 +178,14 @@ impl Sim {
         }
     }
 
-    /// All legs are started together: those that were coming or going when `went_on` did without them are left out.
+    /// All legs are started together: those that were coming or going are left out, unless they `went_on`.
     fn meet(&self, met: &[LegRecord], went_on: LegSet) -> Result<Assembly, AssembleError> {
-        let mut met = met.to_vec();
-        loop {
-            match assemble(&met, PLAIN) {
-                Err(AssembleError::Stranger { at })
-                    if !went_on.contains(met[at].index) && self.roster.unsure.contains(met[at].index) =>
-                {
-                    met.remove(at);
-                }
-                result => return result,
-            }
+        let assembly = assemble(met, PLAIN)?;
+        let wrong =
+            |&&at: &&usize| went_on.contains(met[at].index) || !self.roster.unsure.contains(met[at].index);
+        match assembly.strangers.iter().find(wrong) {
+            Some(&at) => Err(AssembleError::Stranger { at }),
+            None => Ok(assembly),
         }
     }
 
