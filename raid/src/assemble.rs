@@ -327,9 +327,12 @@ fn perhaps_in_use(found: &[LegRecord], authority: &LegRecord) -> LegSet {
     then.minus(in_use(authority)).minus(there)
 }
 
-/// A record that another does not name, which it names: its leg was removed, and that explains it.
+/// A record that a newer one does not name, which it names: its leg was removed, and that explains it.
 fn stranger(found: &[LegRecord]) -> Option<AssembleError> {
-    let was_removed = |record: &LegRecord| found.iter().any(|by| record.names(by) && !by.names(record));
+    let was_removed = |record: &LegRecord| {
+        let is_later = |by: &LegRecord| by.event_count > record.event_count;
+        found.iter().any(|by| is_later(by) && record.names(by) && !by.names(record))
+    };
     found.iter().position(was_removed).map(|at| AssembleError::Stranger { at })
 }
 
