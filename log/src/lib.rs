@@ -6,6 +6,7 @@
 //! - [`Layout`], [`Footer`], [`Superblock`], [`InternalLog`]: the formats on a leg, format version 1.
 //!   [`DiskLog`] is the format of the kernel's dm-log "disk".
 //! - [`MetaIo`]: the log worker's IO, through io_uring where it is permitted.
+//! - [`wire`]: what a mirror asks of a log that somebody else keeps, in the format of dm-log-userspace.
 //! - [`read_leg`], [`format_leg`]: the metadata of one leg, blocking, for create, start and inspect.
 //!
 //! What fails its check or is of a newer version is never trusted: its regions are dirty, or the
@@ -26,6 +27,7 @@ mod maps;
 mod page;
 mod relocate;
 mod superblock;
+pub mod wire;
 
 pub use crate::core::CoreLog;
 pub use disk::{DISK_MAGIC, DISK_VERSION, DiskLog};

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::Context;
 use super::output::{fail, note, print};
-use super::status::not_running;
+use super::status::client_failed;
 use crate::control::{Client, ClientError, Response};
 
 /// Follow what happens to a running volume
@@ -22,10 +22,7 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot follow {}", args.name);
-    let failed = |error: ClientError| match error {
-        ClientError::NotRunning { name } => not_running(context, &doing, &name),
-        error => fail(&doing, &error),
-    };
+    let failed = client_failed(context, &doing);
     let client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
     let mut following = client.follow(args.since).map_err(failed)?;
     while let Some(line) = following.next_line().map_err(failed)? {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::output::{Usage, fail, note, print, print_json};
-use super::status::not_running;
+use super::status::client_failed;
 use super::{Context, serve_split};
 use crate::control::{Client, ClientError, Request, Response};
 use crate::status::LegStatus;
@@ -218,10 +218,7 @@ pub(super) fn absolute_if_path(leg: &str) -> String {
 }
 
 fn connect(context: &Context, name: &str, doing: &str) -> anyhow::Result<Client> {
-    Client::connect(&context.dirs, name).map_err(|error| match error {
-        ClientError::NotRunning { name } => not_running(context, doing, &name),
-        error => fail(doing, &error),
-    })
+    Client::connect(&context.dirs, name).map_err(client_failed(context, doing))
 }
 
 fn ask(context: &Context, name: &str, doing: &str, request: &Request, done: &str) -> anyhow::Result<()> {

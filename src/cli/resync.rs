@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::output::{fail, print, print_json};
-use super::status::{not_running, progress};
+use super::status::{client_failed, progress};
 use crate::control::{Client, ClientError, Request};
 use crate::units::parse_size;
 
@@ -24,10 +24,7 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot resync {}", args.name);
-    let failed = |error: ClientError| match error {
-        ClientError::NotRunning { name } => not_running(context, &doing, &name),
-        error => fail(&doing, &error),
-    };
+    let failed = client_failed(context, &doing);
     let mut client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
     let pause = (args.pause || args.resume).then_some(args.pause);
     if args.rate.is_some() || pause.is_some() {

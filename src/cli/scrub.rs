@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Context;
 use super::leg::absolute_if_path;
 use super::output::{Told, fail, print, print_json};
-use super::status::not_running;
+use super::status::client_failed;
 use crate::control::{Client, ClientError, Request};
 use crate::scrub::{ScrubOrder, ScrubRange, ScrubResult, ScrubStatus};
 use crate::units::{format_seconds, format_size, parse_size};
@@ -98,10 +98,7 @@ impl Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot scrub {}", args.name);
-    let failed = |error: ClientError| match error {
-        ClientError::NotRunning { name } => not_running(context, &doing, &name),
-        error => fail(&doing, &error),
-    };
+    let failed = client_failed(context, &doing);
     let mut client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
     let before = client.status().map_err(failed)?.scrub;
     let orders = args.orders(before.active);

@@ -27,10 +27,7 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot show {}", args.name);
-    let failed = |error: ClientError| match error {
-        ClientError::NotRunning { name } => not_running(context, &doing, &name),
-        error => fail(&doing, &error),
-    };
+    let failed = client_failed(context, &doing);
     let mut client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
     let status = client.status().map_err(failed)?;
     if args.watch {
@@ -61,6 +58,14 @@ fn watch(context: &Context, mut client: Client, mut status: VolumeStatus, doing:
             Err(ClientError::NotRunning { name }) => return print(&format!("{name} stopped")),
             Err(error) => return Err(fail(doing, &error)),
         };
+    }
+}
+
+/// What to say when a call to the volume's daemon fails, given what was being done.
+pub(super) fn client_failed(context: &Context, doing: &str) -> impl Fn(ClientError) -> anyhow::Error + Copy {
+    move |error| match error {
+        ClientError::NotRunning { name } => not_running(context, doing, &name),
+        error => fail(doing, &error),
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Context;
 use super::output::{fail, note, print, print_json};
-use super::status::not_running;
+use super::status::client_failed;
 use crate::control::{Client, ClientError, Request, Response};
 use crate::leg::{OpenLeg, Patience};
 use crate::registry::Registry;
@@ -28,10 +28,7 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot stop {}", args.name);
-    let failed = |error: ClientError| match error {
-        ClientError::NotRunning { name } => not_running(context, &doing, &name),
-        error => fail(&doing, &error),
-    };
+    let failed = client_failed(context, &doing);
     let mut client = match Client::connect(&context.dirs, &args.name) {
         Err(ClientError::NotRunning { .. }) if remove_waiting(context, args, &doing)? => {
             return stopped(context, &args.name, &[]);

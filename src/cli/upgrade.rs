@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 
 use super::output::fail;
-use super::status::not_running;
+use super::status::client_failed;
 use super::{Context, serving};
 use crate::control::{Client, ClientError, Request};
 use crate::registry::{Front, Registry, volume_on};
@@ -23,10 +23,7 @@ pub(super) struct Args {
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let name = &args.name;
     let doing = format!("cannot upgrade {name}");
-    let failed = |error: ClientError| match error {
-        ClientError::NotRunning { name } => not_running(context, &doing, &name),
-        error => fail(&doing, &error),
-    };
+    let failed = client_failed(context, &doing);
     let mut client = Client::connect(&context.dirs, name).map_err(failed)?;
     let status = client.status().map_err(failed)?;
     let known = Registry::new(&context.dirs).find(name).map_err(|error| fail(&doing, &error))?;

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Context;
 use super::output::{fail, print, print_json};
-use super::status::{not_running, progress};
+use super::status::{client_failed, progress};
 use crate::control::{Client, ClientError};
 use crate::status::{VolumeState, VolumeStatus};
 use crate::units::format_seconds;
@@ -36,10 +36,7 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot wait for {}", args.name);
-    let failed = |error: ClientError| match error {
-        ClientError::NotRunning { name } => not_running(context, &doing, &name),
-        error => fail(&doing, &error),
-    };
+    let failed = client_failed(context, &doing);
     let begun = Instant::now();
     let mut client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
     let mut bar: Option<ProgressBar> = None;

@@ -1,0 +1,146 @@
+//! The text with which a log is constructed: the kernel's mirror table from the log's kind on.
+//!
+//! ```text
+//! LENGTH [clustered-]core REGION [sync|nosync] [block_on_error] [take_over]
+//! LENGTH [clustered-]disk DEVICE REGION [sync|nosync] [block_on_error] [take_over]
+//! ```
+//!
+//! Lengths are in sectors of 512 bytes. `clustered-` names are LVM's, the others ours. `block_on_error` is a word of old
+//! kernels and means nothing. `take_over` is ours: see [`TableArgs::take_over`].
+
+use crate::log::SyncMode;
+
+/// Most regions that a log served to others can have: 8 MiB for each of its bitmaps. The kernel's own limit is higher.
+pub const MAX_LOG_REGIONS: u64 = 1 << 26;
+
+/// Smallest region, in sectors: the kernel's.
+const MIN_REGION_SECTORS: u64 = 2;
+
+/// Where a log is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableKind<'a> {
+    /// In memory.
+    Core,
+    /// On a device or in a file: a path, a name, or `MAJOR:MINOR`, as whoever opens it understands it.
+    Disk {
+        /// As it was given.
+        device: &'a str,
+    },
+}
+
+/// Why a log cannot be constructed from a text. `at` is the word.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TableError {
+    /// It is not text.
+    #[error("the arguments are not text")]
+    NotText,
+    /// A word is missing.
+    #[error("the {what} is missing")]
+    Missing {
+        /// What it ought to say.
+        what: &'static str,
+    },
+    /// It is no number.
+    #[error("the {what} {word:?} is not a number")]
+    Number {
+        /// What it ought to say.
+        what: &'static str,
+        /// What is there.
+        word: String,
+    },
+    /// There is no such kind of log.
+    #[error("there is no log {word:?}: it is core, disk, clustered-core or clustered-disk")]
+    Kind {
+        /// What is there.
+        word: String,
+    },
+    /// A word that means nothing here.
+    #[error("{word:?} means nothing here")]
+    Word {
+        /// What is there.
+        word: String,
+    },
+    /// The region size does not fit the kernel's rules.
+    #[error(
+        "regions of {region_sectors} sectors in {length}: it must be a power of two from {MIN_REGION_SECTORS} to the \
+         length"
+    )]
+    RegionSize {
+        /// Length of the mirror, in sectors.
+        length: u64,
+        /// Length of a region, in sectors.
+        region_sectors: u64,
+    },
+    /// There would be too many regions.
+    #[error("regions of {region_sectors} sectors in {length}: that is more than {MAX_LOG_REGIONS}")]
+    TooManyRegions {
+        /// Length of the mirror, in sectors.
+        length: u64,
+        /// Length of a region, in sectors.
+        region_sectors: u64,
+    },
+}
+
+/// What a log is constructed from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableArgs<'a> {
+    /// Where it is to be.
+    pub kind: TableKind<'a>,
+    /// Length of the mirror, in sectors.
+    pub length: u64,
+    /// Length of a region, in sectors: a power of two.
+    pub region_sectors: u64,
+    /// What is known of the legs.
+    pub mode: SyncMode,
+    /// Whoever had the log before has it no more, whether he said so or not.
+    pub take_over: bool,
+}
+
+impl<'a> TableArgs<'a> {
+    /// What a text says.
+    ///
+    /// # Errors
+    /// See [`TableError`].
+    pub fn parse(text: &'a [u8]) -> Result<TableArgs<'a>, TableError> {
+        let text = std::str::from_utf8(text).map_err(|_| TableError::NotText)?;
+        let mut words = text.split_ascii_whitespace();
+        let length = number(words.next(), "length")?;
+        let kind = words.next().ok_or(TableError::Missing { what: "kind of log" })?;
+        let kind = match kind.strip_prefix("clustered-").unwrap_or(kind) {
+            "core" => TableKind::Core,
+            "disk" => {
+                let device = words.next().ok_or(TableError::Missing { what: "log device" })?;
+                TableKind::Disk { device }
+            }
+            _ => return Err(TableError::Kind { word: kind.to_owned() }),
+        };
+        let region_sectors = number(words.next(), "region size")?;
+        if !region_sectors.is_power_of_two() || !(MIN_REGION_SECTORS..=length).contains(&region_sectors) {
+            return Err(TableError::RegionSize { length, region_sectors });
+        }
+        if length.div_ceil(region_sectors) > MAX_LOG_REGIONS {
+            return Err(TableError::TooManyRegions { length, region_sectors });
+        }
+        let (mut mode, mut take_over) = (None, false);
+        for word in words {
+            match word {
+                "sync" if mode.is_none() => mode = Some(SyncMode::Sync),
+                "nosync" if mode.is_none() => mode = Some(SyncMode::NoSync),
+                "block_on_error" => {}
+                "take_over" => take_over = true,
+                _ => return Err(TableError::Word { word: word.to_owned() }),
+            }
+        }
+        Ok(TableArgs { kind, length, region_sectors, mode: mode.unwrap_or_default(), take_over })
+    }
+
+    /// How many regions.
+    pub fn regions(&self) -> u32 {
+        self.length.div_ceil(self.region_sectors) as u32
+    }
+}
+
+fn number(word: Option<&str>, what: &'static str) -> Result<u64, TableError> {
+    let word = word.ok_or(TableError::Missing { what })?;
+    word.parse().map_err(|_| TableError::Number { what, word: word.to_owned() })
+}
