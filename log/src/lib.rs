@@ -26,6 +26,7 @@ mod lost;
 mod maps;
 mod page;
 mod relocate;
+pub mod server;
 mod superblock;
 pub mod wire;
 
