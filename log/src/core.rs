@@ -25,6 +25,17 @@ impl CoreLog {
         let maps = RegionMaps::new(regions, regions.max(1), clean);
         CoreLog { region_size, maps, note: ResumeNote::NotResumed }
     }
+
+    /// A log that goes on from where another left: what is clean and what is in sync, as whole bytes.
+    ///
+    /// # Panics
+    /// If there are too few bytes.
+    pub(crate) fn restore(region_size: u64, regions: u32, clean: &[u8], sync: &[u8]) -> CoreLog {
+        let mut log = CoreLog::new(region_size, regions, SyncMode::Default);
+        log.maps.restore(clean, sync);
+        log.note = ResumeNote::Trusted;
+        log
+    }
 }
 
 impl DirtyLog for CoreLog {

@@ -2,9 +2,13 @@
 //! that the kernel's dm-mirror and mirrord can take over each other's log.
 //!
 //! Sector 0 holds the magic, the version and the number of regions; the bits start at byte 1024,
-//! region r in bit r % 8 of byte r / 8, set = clean. The log is always written whole, in a length
-//! rounded up to the logical block; bytes that are neither header nor bits are kept as they were
-//! read. There is no checksum: what the kernel trusts is trusted.
+//! region r in bit r % 8 of byte r / 8, set = clean. The log's length is rounded up to the logical block; bytes
+//! that are neither header nor bits are kept as they were read. It is written whole when it is resumed, later only
+//! the blocks whose bits changed (the kernel always writes all of it). There is no checksum: what the kernel trusts is
+//! trusted.
+//!
+//! A log that a server keeps for a volume elsewhere also says whose it is, in sector 1, of which the kernel knows
+//! nothing and which it keeps ([`DiskLog::owner`]).
 //!
 //! Stricter than the kernel where that costs only a resync: a log that cannot be read is dirty even
 //! for `nosync`; `sync` and `nosync` count for the first resume only; and an unknown version, which
@@ -29,6 +33,11 @@ pub const DISK_VERSION: u32 = 2;
 
 /// Where the bits start, in bytes.
 const BITS: usize = 1024;
+/// Where it says whose the log is, in bytes.
+const OWNER: usize = 512;
+/// Bits in a sector: what a page is to [`RegionMaps`].
+const SECTOR_BITS: u32 = 512 * 8;
+const OWNER_MAGIC: U32 = U32::from_bytes(*b"mrOW");
 /// The kernel's bitsets are arrays of 64-bit words.
 const WORD_BITS: u32 = 64;
 
@@ -44,6 +53,26 @@ const _: () = assert!(size_of::<RawHeader>() == 16);
 const _: () = assert!(offset_of!(RawHeader, version) == 4);
 const _: () = assert!(offset_of!(RawHeader, regions) == 8);
 
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+struct RawOwner {
+    magic: U32,
+    released: U32,
+    luid: U64,
+}
+
+const _: () = assert!(size_of::<RawOwner>() == 16);
+const _: () = assert!(OWNER + size_of::<RawOwner>() <= BITS);
+
+/// Whose a log is that a server keeps: the last life of its volume that used it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogOwner {
+    /// The number of that life.
+    pub luid: u64,
+    /// It has said that it does not need the log any more.
+    pub released: bool,
+}
+
 /// A dirty-region log in a file or device of its own.
 #[derive(Clone, Debug)]
 pub struct DiskLog {
@@ -53,6 +82,8 @@ pub struct DiskLog {
     maps: RegionMaps,
     /// What is on disk, `io_size` bytes; header and bits are brought up to date when it is written.
     image: Vec<u8>,
+    /// What is before the bits is to be written.
+    head_touched: bool,
     note: ResumeNote,
 }
 
@@ -63,9 +94,28 @@ impl DiskLog {
     /// # Panics
     /// If `block_size` is 0.
     pub fn new(region_size: u64, regions: u32, block_size: u32, mode: SyncMode) -> DiskLog {
-        let maps = RegionMaps::new(regions, regions.max(1), false);
+        let maps = RegionMaps::new(regions, SECTOR_BITS, false);
         let image = vec![0; DiskLog::len_of(regions, block_size) as usize];
-        DiskLog { region_size, mode, block_size, maps, image, note: ResumeNote::NotResumed }
+        let note = ResumeNote::NotResumed;
+        DiskLog { region_size, mode, block_size, maps, image, head_touched: true, note }
+    }
+
+    /// A log that goes on from where another left: what is clean and what is in sync, as whole bytes. All of it is
+    /// written by the next flush.
+    ///
+    /// # Panics
+    /// If there are too few bytes, or as [`DiskLog::new`].
+    pub(crate) fn restore(
+        region_size: u64,
+        regions: u32,
+        block_size: u32,
+        clean: &[u8],
+        sync: &[u8],
+    ) -> DiskLog {
+        let mut log = DiskLog::new(region_size, regions, block_size, SyncMode::Default);
+        log.maps.restore(clean, sync);
+        log.note = ResumeNote::Trusted;
+        log
     }
 
     /// How many bytes of a file or device with such blocks a log of so many regions takes.
@@ -82,6 +132,33 @@ impl DiskLog {
         let (header, _) = RawHeader::read_from_prefix(image).ok()?;
         let is_known = header.magic == DISK_MAGIC && (1..=DISK_VERSION).contains(&header.version.get());
         is_known.then(|| header.regions.get())
+    }
+
+    /// Whose the log in `image` is, if it says so.
+    pub fn owner_of(image: &[u8]) -> Option<LogOwner> {
+        let (owner, _) = RawOwner::read_from_prefix(image.get(OWNER..)?).ok()?;
+        let released = owner.released.get() != 0;
+        (owner.magic == OWNER_MAGIC).then(|| LogOwner { luid: owner.luid.get(), released })
+    }
+
+    /// Whose it is, if it says so.
+    pub fn owner(&self) -> Option<LogOwner> {
+        DiskLog::owner_of(&self.image)
+    }
+
+    /// Makes it somebody's with the next flush, or says that it is needed no more.
+    pub fn set_owner(&mut self, owner: LogOwner) {
+        if self.owner() != Some(owner) {
+            let (luid, released) = (owner.luid.into(), u32::from(owner.released).into());
+            let raw = RawOwner { magic: OWNER_MAGIC, released, luid };
+            self.image[OWNER..OWNER + size_of::<RawOwner>()].copy_from_slice(raw.as_bytes());
+            self.head_touched = true;
+        }
+    }
+
+    /// The logical block that it was made for, in bytes.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
     }
 
     /// How many bytes of the log file or device are read and written; it must be at least so long.
@@ -125,18 +202,54 @@ impl DiskLog {
     }
 
     fn whole(&self) -> Flush {
-        let mut bytes = self.image.clone();
-        let header = RawHeader {
-            magic: DISK_MAGIC.into(),
-            version: DISK_VERSION.into(),
-            regions: u64::from(self.maps.regions()).into(),
-        };
-        bytes[..size_of::<RawHeader>()].copy_from_slice(header.as_bytes());
+        Flush { writes: vec![self.write(0, self.image.len())] }
+    }
+
+    /// What is to be on disk from byte `from` to byte `to`, whole sectors.
+    fn write(&self, from: usize, to: usize) -> PageWrite {
+        let mut bytes = self.image[from..to].to_vec();
+        if from == 0 {
+            let header = RawHeader {
+                magic: DISK_MAGIC.into(),
+                version: DISK_VERSION.into(),
+                regions: u64::from(self.maps.regions()).into(),
+            };
+            bytes[..size_of::<RawHeader>()].copy_from_slice(header.as_bytes());
+        }
         let clean = self.maps.clean_bytes();
         let words = self.maps.regions().div_ceil(WORD_BITS) as usize;
-        bytes[BITS..BITS + words * 8].fill(0);
-        bytes[BITS..BITS + clean.len()].copy_from_slice(clean);
-        Flush { writes: vec![PageWrite { offset: 0, bytes }] }
+        // Bits of the last word that stand for no region are 0.
+        for (source, end) in [(&[][..], BITS + words * 8), (clean, BITS + clean.len())] {
+            let (first, last) = (from.max(BITS), to.min(end));
+            if first < last {
+                let into = &mut bytes[first - from..last - from];
+                if source.is_empty() {
+                    into.fill(0);
+                } else {
+                    into.copy_from_slice(&source[first - BITS..last - BITS]);
+                }
+            }
+        }
+        PageWrite { offset: from as u64, bytes }
+    }
+
+    /// The blocks that changed, those that are next to each other as one.
+    fn touched(&mut self) -> Flush {
+        let block = self.block_size as usize;
+        let mut writes: Vec<(usize, usize)> = Vec::new();
+        let head = std::mem::take(&mut self.head_touched).then_some((0, BITS));
+        let sectors = self.maps.take_touched().into_iter().map(|sector| {
+            let from = BITS + sector as usize * 512;
+            (from, from + 512)
+        });
+        for (from, to) in head.into_iter().chain(sectors) {
+            let (from, to) = (from - from % block, to.next_multiple_of(block));
+            match writes.last_mut() {
+                Some((_, end)) if *end >= from => *end = to.max(*end),
+                _ => writes.push((from, to)),
+            }
+        }
+        Flush { writes: writes.into_iter().map(|(from, to)| self.write(from, to)).collect() }
     }
 }
 
@@ -167,6 +280,7 @@ impl DirtyLog for DiskLog {
         self.maps.adopt(clean);
         self.note = note;
         self.mode = SyncMode::Default;
+        self.head_touched = false;
         let _ = self.maps.take_touched();
         self.whole()
     }
@@ -176,17 +290,17 @@ impl DirtyLog for DiskLog {
     }
 
     fn flush(&mut self) -> Flush {
-        if self.maps.take_touched().is_empty() { Flush::default() } else { self.whole() }
+        self.touched()
     }
 
     fn flush_failed(&mut self) {
-        if self.maps.regions() > 0 {
-            self.maps.touch_page(0);
-        }
+        self.head_touched = true;
+        self.maps.touch_all();
     }
 
     fn resize(&mut self, regions: u32) {
-        self.maps.resize(regions, regions.max(1));
+        self.maps.resize(regions, SECTOR_BITS);
+        self.head_touched = true;
         self.image.resize(DiskLog::len_of(regions, self.block_size) as usize, 0);
     }
 

@@ -31,7 +31,7 @@ mod superblock;
 pub mod wire;
 
 pub use crate::core::CoreLog;
-pub use disk::{DISK_MAGIC, DISK_VERSION, DiskLog};
+pub use disk::{DISK_MAGIC, DISK_VERSION, DiskLog, LogOwner};
 pub use footer::{FOOTER_VERSION, Footer, FooterError};
 pub use internal::{InternalLog, LogSector, SECTOR_REGIONS, SectorError, decode_sector};
 pub use io::{MetaIo, Target};

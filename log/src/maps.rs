@@ -81,6 +81,22 @@ impl RegionMaps {
         self.restart();
     }
 
+    /// Takes both maps over as they were, whole bytes; every page counts as changed.
+    pub(crate) fn restore(&mut self, clean: &[u8], sync: &[u8]) {
+        let bits = |bytes: &[u8]| {
+            let mut bits = Bits::from_slice(bytes);
+            bits.truncate(self.clean.len());
+            bits
+        };
+        let (clean, mut sync) = (bits(clean), bits(sync));
+        sync.set_uninitialized(false);
+        assert_eq!(sync.len(), self.sync.len());
+        self.adopt(clean);
+        self.in_sync = sync.count_ones() as u32;
+        self.sync = sync;
+        self.touch_all();
+    }
+
     /// Forgets recoveries under way and starts the search for work over.
     pub(crate) fn restart(&mut self) {
         self.recovering.fill(false);
@@ -165,6 +181,11 @@ impl RegionMaps {
         self.clean.as_raw_slice()
     }
 
+    /// The bits of what is in sync, as [`RegionMaps::clean_bytes`].
+    pub(crate) fn sync_bytes(&self) -> &[u8] {
+        self.sync.as_raw_slice()
+    }
+
     /// The pages changed since this was last asked, ascending.
     pub(crate) fn take_touched(&mut self) -> Vec<u32> {
         let pages = self.touched.iter_ones().map(|page| page as u32).collect();
@@ -175,6 +196,11 @@ impl RegionMaps {
     /// Counts a page as changed.
     pub(crate) fn touch_page(&mut self, page: u32) {
         self.touched.set(page as usize, true);
+    }
+
+    /// Counts every page as changed.
+    pub(crate) fn touch_all(&mut self) {
+        self.touched.fill(true);
     }
 
     fn touch(&mut self, region: Region) {

@@ -1,1 +1,86 @@
-//! In the making.
+//! A log's changes on their way to its file: one write at a time, whatever waits meanwhile goes with the next.
+
+use std::mem;
+
+use super::errno::{EINVAL, ESRCH};
+use super::{Asker, Book, Errno, Job, JobDone, JobKind, Life, LogId, LogServer, Output, StoreId};
+use crate::wire::{Regions, Reply};
+
+impl LogServer {
+    /// Makes marks, and answers once everything marked and cleared so far is durable.
+    pub(super) fn flush(&mut self, id: LogId, asker: Asker, marks: Regions<'_>, out: &mut Output) {
+        let log = self.log(id);
+        if !log.life.is_live() {
+            // The kernel may send one without marks some seconds late: nothing changed since it was suspended.
+            let nothing = marks.is_empty() && log.life == Life::Suspended;
+            let errno = if log.by_kernel() { ESRCH } else { EINVAL };
+            let reply = if nothing { Reply::Done } else { Reply::Failed(errno) };
+            return out.answer(asker, log.name(), &reply);
+        }
+        if let Err(errno) = log.mark(marks, out) {
+            return out.answer(asker, log.name(), &Reply::Failed(errno));
+        }
+        match log.book {
+            Book::Core(_) => out.answer(asker, log.name(), &Reply::Done),
+            Book::Disk(_) => {
+                log.flushes.push(asker);
+                self.write(id, out);
+            }
+        }
+    }
+
+    /// Starts the next write, unless one is under way, for all who wait.
+    pub(super) fn write(&mut self, id: LogId, out: &mut Output) {
+        let log = self.log(id);
+        let (None, Some(store)) = (&log.writing, log.store) else { return };
+        let askers = mem::take(&mut log.flushes);
+        let writes = log.book.log_mut().flush().writes;
+        if writes.is_empty() {
+            for asker in askers {
+                out.answer(asker, log.name(), &Reply::Done);
+            }
+            return;
+        }
+        log.writing = Some(askers);
+        log.job = true;
+        out.jobs.push(Job { store, what: JobKind::Write { writes } });
+    }
+
+    /// A job has ended.
+    pub fn job_done(&mut self, store: StoreId, done: JobDone, out: &mut Output) {
+        if self.closing.remove(&store).is_some() {
+            let is_open = !matches!(done, JobDone::Opened(Err(_)));
+            if is_open {
+                out.jobs.push(Job { store, what: JobKind::Close });
+            }
+            return;
+        }
+        let Some(&id) = self.by_store.get(&store) else { return };
+        self.log(id).job = false;
+        match done {
+            JobDone::Opened(result) => self.opened(id, result, out),
+            JobDone::Read(result) => self.read(id, result.as_deref().map_err(|&errno| errno), out),
+            JobDone::Written(result) => self.written(id, result, out),
+        }
+        self.let_go_on(out);
+    }
+
+    fn written(&mut self, id: LogId, result: Result<(), Errno>, out: &mut Output) {
+        let log = self.log(id);
+        log.failed = result.err();
+        if result.is_err() {
+            // Nothing of it counts: the next write has all of the log.
+            log.book.log_mut().flush_failed();
+        }
+        let reply = result.map_or_else(Reply::Failed, |()| Reply::Done);
+        for asker in log.writing.take().unwrap_or_default() {
+            out.answer(asker, log.name(), &reply);
+        }
+        match log.life {
+            Life::Resuming => self.resumed(id, result, out),
+            Life::Closing => self.go_on_closing(id, result, out),
+            _ if log.flushes.is_empty() => {}
+            _ => self.write(id, out),
+        }
+    }
+}

@@ -39,17 +39,42 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-use mirrord_raid::{Errno, Region};
+use mirrord_raid::{Errno, Region, SECTOR};
 
 use crate::core::CoreLog;
 use crate::disk::DiskLog;
-use crate::log::{DirtyLog, LogKind, LogStatus, SyncMode};
+use crate::log::{DirtyLog, LogStatus, SyncMode};
 use crate::page::PageWrite;
 use crate::wire::{self, Frame, LogName, Reply};
 
 pub use session::{RestoreError, SessionId};
+
+/// Most requests that a busy log holds: no asker of good will has so many under way.
+const MAX_HELD: usize = 4096;
+
+/// Error numbers that requests are answered with.
+mod errno {
+    use mirrord_raid::Errno;
+
+    /// There is no such log here: construct it.
+    pub(super) const ESRCH: Errno = Errno(3);
+    /// Too many logs or regions.
+    pub(super) const ENOMEM: Errno = Errno(12);
+    /// Somebody else has it.
+    pub(super) const EBUSY: Errno = Errno(16);
+    /// The request makes no sense.
+    pub(super) const EINVAL: Errno = Errno(22);
+    /// There is no such request.
+    pub(super) const ENOSYS: Errno = Errno(38);
+    /// A version that is not known.
+    pub(super) const EPROTONOSUPPORT: Errno = Errno(93);
+    /// Too many requests wait.
+    pub(super) const ENOBUFS: Errno = Errno(105);
+    /// Somebody else has it for good.
+    pub(super) const ESTALE: Errno = Errno(116);
+}
 
 /// Logs of the kernel that were never resumed are forgotten after so many ticks: should one be resumed all the same, the
 /// kernel constructs it anew.
@@ -217,6 +242,7 @@ impl Output {
     }
 
     fn answer(&mut self, asker: Asker, name: LogName<'_>, reply: &Reply<'_>) {
+        debug_assert!(reply.error() <= 0);
         let from = self.bytes.len();
         wire::encode_answer(name, asker.version, asker.seq, asker.request_type, reply, &mut self.bytes);
         self.answers.push(Answer { client: asker.client, seq: asker.seq, from, to: self.bytes.len() });
@@ -263,6 +289,7 @@ impl Life {
         matches!(self, Life::Opening | Life::Resuming | Life::Closing)
     }
 
+    /// Requests about regions make sense.
     fn is_live(self) -> bool {
         matches!(self, Life::Live | Life::Suspending)
     }
@@ -335,6 +362,14 @@ struct Log {
     asked: Vec<Asker>,
     /// Requests that came while it was busy.
     held: Vec<(ClientId, Vec<u8>)>,
+    /// A job is under way on its file.
+    job: bool,
+    /// What it is to be once its file is open again, after a restart of the server.
+    reopened: Option<Life>,
+    /// It constructed anew what it had before.
+    again: bool,
+    /// It goes once it is closed.
+    ending: bool,
     /// A region handed out to be resynced.
     work: Option<Region>,
     session: Option<SessionId>,
@@ -351,6 +386,20 @@ impl Log {
 
     fn status(&self) -> LogStatus {
         self.book.log().status()
+    }
+
+    fn regions(&self) -> u32 {
+        self.book.log().regions()
+    }
+
+    /// Length of a region, in sectors.
+    fn region_sectors(&self) -> u64 {
+        self.book.log().region_size() / SECTOR
+    }
+
+    /// The word for its kind, as it was given.
+    fn kind_word(&self) -> &str {
+        self.text.split_ascii_whitespace().nth(1).unwrap_or("")
     }
 }
 
@@ -385,15 +434,19 @@ pub struct LogServer {
     config: ServerConfig,
     now: u64,
     logs: Vec<Option<Box<Log>>>,
+    /// Numbers that no log has.
+    vacant: Vec<LogId>,
     by_luid: HashMap<u64, Vec<LogId>>,
     by_uuid: HashMap<Box<[u8]>, Vec<LogId>>,
     by_store: HashMap<StoreId, LogId>,
-    /// Files that are closed as soon as their job is done.
-    closing: HashSet<StoreId>,
+    /// Files whose log is gone: closed as soon as their job is done.
+    closing: HashMap<StoreId, Option<(u64, u64)>>,
     peers: HashMap<ClientId, String>,
     regions: u64,
     next_store: u64,
     next_session: u64,
+    /// Logs whose held requests can go on.
+    unheld: Vec<LogId>,
 }
 
 impl LogServer {
@@ -436,43 +489,5 @@ impl LogServer {
             .and_then(Option::as_deref)
             .into_iter()
             .flat_map(|log| log.book.log().dirty())
-    }
-
-    /// A request of a client.
-    pub fn request(&mut self, client: ClientId, frame: &Frame<'_>, out: &mut Output) {
-        let _ = (client, frame, out);
-        todo!()
-    }
-
-    /// A job has ended.
-    pub fn job_done(&mut self, store: StoreId, done: JobDone, out: &mut Output) {
-        let _ = (store, done, out);
-        todo!()
-    }
-
-    /// The connection of a client is gone.
-    pub fn client_gone(&mut self, client: ClientId, out: &mut Output) {
-        let _ = (client, out);
-        todo!()
-    }
-
-    /// A second went by.
-    pub fn tick(&mut self, out: &mut Output) {
-        let _ = out;
-        todo!()
-    }
-
-    /// What a server that was here before had saved of a log of the kernel. To be called before anything else.
-    ///
-    /// # Errors
-    /// When it says nothing that can be used; it may be removed.
-    pub fn restore(
-        &mut self,
-        session: SessionId,
-        bytes: &[u8],
-        out: &mut Output,
-    ) -> Result<(), RestoreError> {
-        let _ = (session, bytes, out);
-        todo!()
     }
 }

@@ -1,6 +1,20 @@
-//! What is saved of a log of the kernel.
+//! What is saved of a log of the kernel, so that a server that comes after a killed one goes on where that left: its
+//! name and arguments, how far it is, and both of its bitmaps.
+//!
+//! A header, the arguments, the clean bits, the bits of what is in sync, each in whole bytes. Written whole when
+//! the log's life changes much, later byte by byte. Only ever read by a server of the same version on the same
+//! machine since it was booted.
 
-/// Which notes. Numbers are used again once they were removed.
+use std::mem::{offset_of, size_of};
+
+use mirrord_raid::{Region, SECTOR};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{Book, ClientId, CoreLog, DiskLog, Life, Log, LogId, LogServer, Output, Save};
+use crate::wire::{MAX_UUID, TableArgs, TableKind};
+
+/// Which notes. Each log of the kernel has its own, whose number is used once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 
@@ -10,4 +24,180 @@ pub enum RestoreError {
     /// They are cut off, or were made by another version.
     #[error("not the notes of a log, or of another version")]
     Format,
+}
+
+const MAGIC: U64 = U64::from_bytes(*b"mrLogSes");
+const VERSION: u32 = 1;
+
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+struct RawSession {
+    magic: U64,
+    version: U32,
+    /// Of the arguments.
+    text_len: U32,
+    luid: U64,
+    /// Of the log's device, in bytes; 0 for a core log, and for one whose device was not opened yet.
+    block_size: U32,
+    /// See [`life_code`].
+    life: u8,
+    /// The log was constructed anew.
+    again: u8,
+    uuid_len: u8,
+    reserved: u8,
+    uuid: [u8; MAX_UUID],
+}
+
+const _: () = assert!(size_of::<RawSession>() == 160);
+const _: () = assert!(offset_of!(RawSession, life) == 28);
+const _: () = assert!(offset_of!(RawSession, uuid) == 32);
+
+/// Lives that a log can go on from. One that was busy did not get there.
+const fn life_code(life: Life) -> u8 {
+    match life {
+        Life::Opening | Life::Pending | Life::Resuming => 0,
+        Life::Live => 1,
+        Life::Suspending | Life::Closing => 2,
+        Life::Suspended => 3,
+    }
+}
+
+const LIVES: [Life; 4] = [Life::Pending, Life::Live, Life::Suspending, Life::Suspended];
+
+impl LogServer {
+    /// Saves all of a log of the kernel.
+    pub(super) fn save(&mut self, id: LogId, out: &mut Output) {
+        let next = SessionId(self.next_session);
+        let log = self.log(id);
+        if !log.by_kernel() {
+            return;
+        }
+        let session = *log.session.get_or_insert(next);
+        if session == next {
+            self.next_session += 1;
+        }
+        let bytes = self.log(id).session_bytes();
+        out.saves.push(Save::Put { session, bytes });
+    }
+
+    /// Saves how far a log of the kernel is.
+    pub(super) fn save_life(&mut self, id: LogId, out: &mut Output) {
+        let log = self.log(id);
+        let byte = life_code(log.life);
+        log.patch(offset_of!(RawSession, life), byte, out);
+    }
+
+    /// What a server that was here before had saved of a log of the kernel. To be called before anything else.
+    ///
+    /// # Errors
+    /// When it says nothing that can be used; it may be removed.
+    pub fn restore(
+        &mut self,
+        session: SessionId,
+        bytes: &[u8],
+        out: &mut Output,
+    ) -> Result<(), RestoreError> {
+        let log = restored(session, bytes, self.now).ok_or(RestoreError::Format)?;
+        self.next_session = self.next_session.max(session.0 + 1);
+        let id = self.add(log);
+        self.reopen(id, out);
+        Ok(())
+    }
+}
+
+fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
+    let (raw, rest) = RawSession::ref_from_prefix(bytes).ok()?;
+    if raw.magic != MAGIC || raw.version.get() != VERSION {
+        return None;
+    }
+    let (text, bits) = rest.split_at_checked(raw.text_len.get() as usize)?;
+    let args = TableArgs::parse(text).ok()?;
+    let life = *LIVES.get(usize::from(raw.life))?;
+    let (regions, region_size) = (args.regions(), args.region_sectors * SECTOR);
+    let map = regions.div_ceil(8) as usize;
+    let (clean, sync) = bits.split_at_checked(map)?;
+    if sync.len() != map {
+        return None;
+    }
+    let block_size = raw.block_size.get();
+    let is_disk = matches!(args.kind, TableKind::Disk { .. });
+    let book = match args.kind {
+        TableKind::Core => Book::Core(CoreLog::restore(region_size, regions, clean, sync)),
+        TableKind::Disk { .. } if life == Life::Pending => {
+            Book::Disk(DiskLog::new(region_size, regions, SECTOR as u32, args.mode))
+        }
+        TableKind::Disk { .. } if block_size.is_power_of_two() && u64::from(block_size) >= SECTOR => {
+            Book::Disk(DiskLog::restore(region_size, regions, block_size, clean, sync))
+        }
+        TableKind::Disk { .. } => return None,
+    };
+    let uuid = raw.uuid.get(..usize::from(raw.uuid_len)).filter(|uuid| !uuid.is_empty())?;
+    Some(Log {
+        uuid: uuid.into(),
+        luid: raw.luid.get(),
+        client: ClientId::KERNEL,
+        gone_since: None,
+        text: String::from_utf8_lossy(text).into(),
+        mode: args.mode,
+        take_over: false,
+        life: if is_disk { Life::Opening } else { life },
+        since: now,
+        heard: false,
+        book,
+        store: None,
+        opened: None,
+        failed: None,
+        writing: None,
+        flushes: Vec::new(),
+        asked: Vec::new(),
+        held: Vec::new(),
+        job: false,
+        // A pending log has nothing that its device does not tell anew.
+        reopened: (is_disk && life != Life::Pending).then_some(life),
+        again: raw.again != 0,
+        ending: false,
+        work: None,
+        session: Some(session),
+    })
+}
+
+impl Log {
+    fn session_bytes(&self) -> Vec<u8> {
+        let mut raw = RawSession {
+            magic: MAGIC,
+            version: VERSION.into(),
+            text_len: (self.text.len() as u32).into(),
+            luid: self.luid.into(),
+            block_size: self.opened.as_ref().map_or(0, |opened| opened.block_size).into(),
+            life: life_code(self.life),
+            again: self.again.into(),
+            uuid_len: self.uuid.len() as u8,
+            reserved: 0,
+            uuid: [0; MAX_UUID],
+        };
+        raw.uuid[..self.uuid.len()].copy_from_slice(&self.uuid);
+        let maps = self.book.log().maps();
+        [raw.as_bytes(), self.text.as_bytes(), maps.clean_bytes(), maps.sync_bytes()].concat()
+    }
+
+    fn patch(&self, offset: usize, byte: u8, out: &mut Output) {
+        if let Some(session) = self.session {
+            out.saves.push(Save::Patch { session, offset: offset as u64, byte });
+        }
+    }
+
+    /// Saves whether a region is clean.
+    pub(super) fn save_clean(&self, region: Region, out: &mut Output) {
+        let at = region.index() / 8;
+        let maps = self.book.log().maps();
+        self.patch(size_of::<RawSession>() + self.text.len() + at, maps.clean_bytes()[at], out);
+    }
+
+    /// Saves whether a region is in sync.
+    pub(super) fn save_sync(&self, region: Region, out: &mut Output) {
+        let at = region.index() / 8;
+        let maps = self.book.log().maps();
+        let from = size_of::<RawSession>() + self.text.len() + maps.clean_bytes().len();
+        self.patch(from + at, maps.sync_bytes()[at], out);
+    }
 }

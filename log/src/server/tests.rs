@@ -1,1 +1,1 @@
-//! In the making.
+//! Lives of logs, told by requests and answers.

@@ -164,6 +164,11 @@ impl<'a> Frame<'a> {
         self.header.request_type.get() & 0xff
     }
 
+    /// Its header, as it came.
+    pub fn header_bytes(&self) -> &'a [u8] {
+        self.header.as_bytes()
+    }
+
     /// Its data.
     pub fn data(&self) -> &'a [u8] {
         self.data
