@@ -10,7 +10,7 @@ use super::{
     Output, PENDING_TICKS, StoreId,
 };
 use crate::disk::LogOwner;
-use crate::log::DirtyLog;
+use crate::log::{DirtyLog, SyncMode};
 use crate::wire::{Frame, LogName, Reply, TableArgs, TableKind};
 
 impl LogServer {
@@ -28,6 +28,7 @@ impl LogServer {
         let fail = |out: &mut Output, errno| out.answer(asker, name, &Reply::Failed(errno));
         let Ok(args) = TableArgs::parse(text) else { return fail(out, EINVAL) };
         let (regions, region_size) = (args.regions(), args.region_sectors * SECTOR);
+        let mode = first_mode(&args, again);
         let room = self.config.max_regions.saturating_sub(self.regions) >= u64::from(regions);
         if self.logs.len() - self.vacant.len() >= self.config.max_logs || !room {
             return fail(out, ENOMEM);
@@ -37,10 +38,10 @@ impl LogServer {
             return fail(out, EBUSY);
         }
         let (book, life) = match args.kind {
-            TableKind::Core => (Book::Core(CoreLog::new(region_size, regions, args.mode)), Life::Pending),
+            TableKind::Core => (Book::Core(CoreLog::new(region_size, regions, mode)), Life::Pending),
             // The block size is known once it is open.
             TableKind::Disk { .. } => {
-                (Book::Disk(DiskLog::new(region_size, regions, SECTOR as u32, args.mode)), Life::Opening)
+                (Book::Disk(DiskLog::new(region_size, regions, SECTOR as u32, mode)), Life::Opening)
             }
         };
         let log = Log {
@@ -49,7 +50,7 @@ impl LogServer {
             client: asker.client,
             gone_since: None,
             text: String::from_utf8_lossy(text).into(),
-            mode: args.mode,
+            mode,
             take_over: args.take_over,
             life,
             since: self.now,
@@ -479,6 +480,12 @@ impl LogServer {
             }
         }
     }
+}
+
+/// What is known of the legs beside the log. Who constructs a log again has written since: what his table says of the
+/// legs was true when it was loaded.
+pub(super) fn first_mode(args: &TableArgs<'_>, again: bool) -> SyncMode {
+    if again { SyncMode::Default } else { args.mode }
 }
 
 impl Log {

@@ -36,8 +36,6 @@ mod answers;
 mod flush;
 mod life;
 mod session;
-#[cfg(test)]
-mod tests;
 
 use std::collections::HashMap;
 

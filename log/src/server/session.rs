@@ -11,6 +11,7 @@ use mirrord_raid::{Region, SECTOR};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::life::first_mode;
 use super::{Book, ClientId, CoreLog, DiskLog, Life, Log, LogId, LogServer, Output, Save};
 use crate::wire::{MAX_UUID, TableArgs, TableKind};
 
@@ -112,6 +113,7 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
     }
     let (text, bits) = rest.split_at_checked(raw.text_len.get() as usize)?;
     let args = TableArgs::parse(text).ok()?;
+    let mode = first_mode(&args, raw.again != 0);
     let life = *LIVES.get(usize::from(raw.life))?;
     let (regions, region_size) = (args.regions(), args.region_sectors * SECTOR);
     let map = regions.div_ceil(8) as usize;
@@ -124,7 +126,7 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
     let book = match args.kind {
         TableKind::Core => Book::Core(CoreLog::restore(region_size, regions, clean, sync)),
         TableKind::Disk { .. } if life == Life::Pending => {
-            Book::Disk(DiskLog::new(region_size, regions, SECTOR as u32, args.mode))
+            Book::Disk(DiskLog::new(region_size, regions, SECTOR as u32, mode))
         }
         TableKind::Disk { .. } if block_size.is_power_of_two() && u64::from(block_size) >= SECTOR => {
             Book::Disk(DiskLog::restore(region_size, regions, block_size, clean, sync))
@@ -138,7 +140,7 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
         client: ClientId::KERNEL,
         gone_since: None,
         text: String::from_utf8_lossy(text).into(),
-        mode: args.mode,
+        mode,
         take_over: false,
         life: if is_disk { Life::Opening } else { life },
         since: now,

@@ -33,7 +33,7 @@ add_tests() {
   while read -r name path; do add_fresh "$path" "$name" || return 1; done <<<"$tests"
   for folder in tests/golden log/tests/vectors; do
     mkdir -p "$scratch/fresh/$PWD/$folder"
-    cp "$folder"/* "$scratch/fresh/$PWD/$folder/"
+    cp -r "$folder"/* "$scratch/fresh/$PWD/$folder/"
   done
   mkdir -p "$scratch/fresh/$built"
   ln -s /bin/mirrord "$scratch/fresh/$built/mirrord"
