@@ -25,4 +25,5 @@ pub mod signature;
 pub mod split_leg;
 pub mod start;
 pub mod status;
+pub mod tls;
 pub mod units;
