@@ -11,6 +11,7 @@ mod events;
 mod inspect;
 mod leg;
 mod list;
+mod log;
 mod man;
 mod map;
 mod output;
@@ -67,6 +68,7 @@ enum Verb {
     Resize(resize::Args),
     Resync(resync::Args),
     Scrub(scrub::Args),
+    Log(log::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -111,6 +113,7 @@ pub fn main() -> ExitCode {
         Verb::Resize(args) => resize::run(&context, &args),
         Verb::Resync(args) => resync::run(&context, &args),
         Verb::Scrub(args) => scrub::run(&context, &args),
+        Verb::Log(args) => log::run(&context, &args),
         Verb::Inspect(args) => inspect::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),
         Verb::Completions(args) => completions::run(&args),

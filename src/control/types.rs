@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::events::Event;
+use crate::log_server::{LogReport, LogServerReport, RegionRange};
 use crate::map::VolumeMap;
 use crate::scrub::ScrubOrder;
 use crate::status::VolumeStatus;
@@ -114,6 +115,25 @@ pub enum Request {
         #[serde(flatten)]
         order: ScrubOrder,
     },
+    /// Of a log server: how it is.
+    LogServer,
+    /// Of a log server: its logs, some at a time.
+    Logs {
+        /// How many to leave out.
+        #[serde(default)]
+        from: usize,
+    },
+    /// Of a log server: a log and its dirty regions, some at a time.
+    DirtyRegions {
+        /// The log, as [`LogReport`] has it.
+        uuid: String,
+        /// Which life of its table, if there are several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        luid: Option<String>,
+        /// The first region.
+        #[serde(default)]
+        from: u32,
+    },
 }
 
 /// What a daemon answers.
@@ -159,6 +179,27 @@ pub enum Response {
     Missed {
         /// How many, if that is known.
         events: Option<u64>,
+    },
+    /// To [`Request::LogServer`].
+    LogServer {
+        /// How it is.
+        server: Box<LogServerReport>,
+    },
+    /// To [`Request::Logs`].
+    Logs {
+        /// Some of them.
+        logs: Vec<LogReport>,
+        /// Where to go on.
+        next: Option<usize>,
+    },
+    /// To [`Request::DirtyRegions`].
+    DirtyRegions {
+        /// The log.
+        log: Box<LogReport>,
+        /// Some of its dirty regions.
+        dirty: Vec<RegionRange>,
+        /// Where to go on.
+        next: Option<u32>,
     },
     /// It was done. To [`Request::Events`]: the volume is stopped, and there is no more.
     Done {
@@ -232,6 +273,12 @@ mod tests {
             (r#"{"verb":"events","since":7}"#, Request::Events { since: Some(7) }),
             (r#"{"verb":"resync","rate":0}"#, Request::Resync { rate: Some(0), pause: None }),
             (r#"{"verb":"resync","pause":true}"#, Request::Resync { rate: None, pause: Some(true) }),
+            (r#"{"verb":"log_server"}"#, Request::LogServer),
+            (r#"{"verb":"logs"}"#, Request::Logs { from: 0 }),
+            (
+                r#"{"verb":"dirty_regions","uuid":"u","from":7}"#,
+                Request::DirtyRegions { uuid: "u".to_owned(), luid: None, from: 7 },
+            ),
             (r#"{"verb":"scrub","order":"cancel"}"#, Request::Scrub { order: ScrubOrder::Cancel }),
             (
                 r#"{"verb":"scrub","order":"start"}"#,

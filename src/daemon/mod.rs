@@ -6,12 +6,12 @@
 //! [`spawn`], as a process of its own.
 
 mod background;
-mod harden;
+pub(crate) mod harden;
 mod legs;
-mod notify;
+pub(crate) mod notify;
 mod resize;
 mod scrub;
-mod signals;
+pub(crate) mod signals;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -386,6 +386,10 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
             if volume.is_read_only() =>
         {
             let message = "it is a leg that was split off: it can be read, and stopped".to_owned();
+            Response::Failed { reason: Failure::BadRequest, message }
+        }
+        Request::LogServer | Request::Logs { .. } | Request::DirtyRegions { .. } => {
+            let message = "it is a volume and no log server".to_owned();
             Response::Failed { reason: Failure::BadRequest, message }
         }
         Request::Map { cells, from } => Response::Map { map: Box::new(volume.map(cells, from)) },

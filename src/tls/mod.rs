@@ -4,6 +4,8 @@
 //! So the CA is one of its own, not one that signs for the world. Sessions are not resumed: each connection is
 //! checked by the certificates of its own handshake.
 
+pub mod make;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

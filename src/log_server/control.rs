@@ -1,0 +1,98 @@
+//! What a log server answers on its control socket.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+
+use mirrord_log::server::LogSummary;
+
+use super::report::{LogReport, LogServerReport, ranges};
+use super::shared::Shared;
+use crate::control::{Answer, Failure, Request, Response};
+
+/// Logs in an answer: with the longest names they fit a line.
+const MOST_LOGS: usize = 128;
+
+/// Ranges in an answer.
+const MOST_RANGES: usize = 16_384;
+
+/// What does not change.
+#[derive(Clone, Debug)]
+pub(super) struct Fixed {
+    pub(super) name: String,
+    pub(super) listeners: Vec<String>,
+    pub(super) folder: Option<String>,
+    pub(super) lease_seconds: u64,
+}
+
+/// Answers a request; `stopped` hears of the end.
+pub(super) fn answer(shared: &Arc<Shared>, fixed: &Fixed, stopped: &Sender<()>, request: &Request) -> Answer {
+    let response = match request {
+        Request::Ping => Response::Pong { name: fixed.name.clone(), pid: std::process::id() },
+        Request::LogServer => Response::LogServer { server: Box::new(report(shared, fixed)) },
+        Request::Logs { from } => shared.look(|server, _| {
+            let mut left = server.logs().skip(*from);
+            let logs: Vec<LogReport> = left.by_ref().take(MOST_LOGS).map(|log| LogReport::of(&log)).collect();
+            let next = left.next().map(|_| from + logs.len());
+            Response::Logs { logs, next }
+        }),
+        Request::DirtyRegions { uuid, luid, from } => dirty(shared, uuid, luid.as_deref(), *from),
+        Request::Stop { force } => match shared.close(*force) {
+            Ok(()) => {
+                // Nobody listens only when it is ending already.
+                let _ = stopped.send(());
+                Response::done()
+            }
+            Err(used) => Response::Failed { reason: Failure::Busy, message: used.to_string() },
+        },
+        _ => {
+            let message = "it is a log server and no volume".to_owned();
+            Response::Failed { reason: Failure::BadRequest, message }
+        }
+    };
+    response.into()
+}
+
+fn report(shared: &Shared, fixed: &Fixed) -> LogServerReport {
+    let counters = &shared.counters;
+    shared.look(|server, sessions| LogServerReport {
+        name: fixed.name.clone(),
+        pid: std::process::id(),
+        netlink: shared.netlink().is_some(),
+        listeners: fixed.listeners.clone(),
+        folder: fixed.folder.clone(),
+        lease_seconds: fixed.lease_seconds,
+        logs: server.logs().count(),
+        live: server.live(),
+        noted: sessions.count(),
+        notes_in_memory: sessions.in_memory(),
+        connections: counters.connections.load(Ordering::Relaxed),
+        dropped_connections: counters.dropped.load(Ordering::Relaxed),
+        kernel_requests: counters.kernel_requests.load(Ordering::Relaxed),
+        stream_requests: counters.stream_requests.load(Ordering::Relaxed),
+    })
+}
+
+fn dirty(shared: &Shared, uuid: &str, luid: Option<&str>, from: u32) -> Response {
+    let is_it = |log: &LogSummary<'_>| {
+        log.name.uuid.escape_ascii().to_string() == uuid
+            && luid.is_none_or(|luid| format!("{:x}", log.name.luid) == luid)
+    };
+    shared.look(|server, _| {
+        let mut found = server.logs().filter(is_it);
+        let (log, other) = (found.next(), found.next());
+        let refused = |message: String| Response::Failed { reason: Failure::BadRequest, message };
+        match (log, other) {
+            (None, _) => refused(format!("there is no log {uuid}; see `mirrord log list`")),
+            (Some(log), Some(other)) => refused(format!(
+                "{uuid} has several logs: say which with --luid, {:x} or {:x}",
+                log.name.luid, other.name.luid
+            )),
+            (Some(log), None) => {
+                let regions = server.dirty(log.id).map(|region| region.0).skip_while(|&region| region < from);
+                let (dirty, next) = ranges(regions, MOST_RANGES);
+                Response::DirtyRegions { log: Box::new(LogReport::of(&log)), dirty, next }
+            }
+        }
+    })
+}
