@@ -20,7 +20,7 @@ const MOST_RANGES: usize = 16_384;
 #[derive(Clone, Debug)]
 pub(super) struct Fixed {
     pub(super) name: String,
-    pub(super) listeners: Vec<String>,
+    pub(super) listens: Vec<String>,
     pub(super) folder: Option<String>,
     pub(super) lease_seconds: u64,
 }
@@ -59,14 +59,14 @@ fn report(shared: &Shared, fixed: &Fixed) -> LogServerReport {
         name: fixed.name.clone(),
         pid: std::process::id(),
         netlink: shared.netlink().is_some(),
-        listeners: fixed.listeners.clone(),
+        listens: fixed.listens.clone(),
         folder: fixed.folder.clone(),
         lease_seconds: fixed.lease_seconds,
         logs: server.logs().count(),
         live: server.live(),
         noted: sessions.count(),
         notes_in_memory: sessions.in_memory(),
-        connections: counters.connections.load(Ordering::Relaxed),
+        clients: counters.connections.load(Ordering::Relaxed),
         dropped_connections: counters.dropped.load(Ordering::Relaxed),
         kernel_requests: counters.kernel_requests.load(Ordering::Relaxed),
         stream_requests: counters.stream_requests.load(Ordering::Relaxed),

@@ -25,7 +25,7 @@ const HEAD: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FolderError {
     /// There is no folder.
-    #[error("volumes cannot have logs on disk here: the server was started without --dir")]
+    #[error("volumes cannot have logs on disk here: no --dir was given")]
     None,
     /// It could lead elsewhere.
     #[error("log name {name:?}: use up to {MAX_NAME} of A-Z a-z 0-9 . _ - and no . in front")]

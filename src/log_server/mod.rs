@@ -83,7 +83,7 @@ pub struct LogServeSpec {
     pub tls: Option<TlsFiles>,
     /// Or has none.
     pub insecure: bool,
-    /// Where volumes' logs are.
+    /// Where volumes' logs are; `None`: in the state directory.
     pub folder: Option<PathBuf>,
     /// Limits.
     pub config: ServerConfig,
@@ -98,7 +98,7 @@ pub struct LogServeSpec {
 pub enum LogServeError {
     /// A server of that name runs.
     #[error(
-        "a log server called {name} is running already; stop that first, or give this one another --name"
+        "a log server called {name} runs already: stop it with `mirrord log stop`, or give this one another --name"
     )]
     Running {
         /// The name.
@@ -144,7 +144,7 @@ pub enum LogServeError {
 pub struct LogServing {
     control: ControlServer,
     stopped: Receiver<()>,
-    listeners: Vec<String>,
+    listens: Vec<String>,
     sockets: Vec<PathBuf>,
     manager: Option<Manager>,
     _lock: NameLock,
@@ -168,7 +168,10 @@ impl LogServing {
         raise_descriptors();
 
         let tls = spec.tls.as_ref().map(server_config).transpose()?;
-        let folder = spec.folder.as_deref().map(Folder::open_at).transpose().map_err(folder_error)?;
+        let default = || dirs.state().join("log-serve").join(&spec.name);
+        let has_streams = !spec.unix.is_empty() || !spec.tcp.is_empty();
+        let place = spec.folder.clone().or_else(|| has_streams.then(default));
+        let folder = place.as_deref().map(Folder::open_at).transpose().map_err(folder_error)?;
         let fixed_folder = folder.as_ref().map(|folder| folder.path().display().to_string());
         let sessions = Sessions::open(&dirs.runtime().join(&spec.name).join("sessions"))?;
         if spec.netlink && !sessions.in_memory() {
@@ -191,35 +194,29 @@ impl LogServing {
         }
 
         let listeners = listen(spec, tls.as_ref())?;
-        let places: Vec<String> = listeners.iter().map(Listener::place).collect();
+        let kernel = spec.netlink.then(|| "netlink".to_owned());
+        let places: Vec<String> = kernel.into_iter().chain(listeners.iter().map(Listener::place)).collect();
         let mut control = ControlServer::bind(&dirs, &spec.name)?;
         let (stop, stopped) = channel();
         let fixed = Fixed {
             name: spec.name.clone(),
-            listeners: places.clone(),
+            listens: places.clone(),
             folder: fixed_folder,
             lease_seconds: spec.config.lease,
         };
         start_threads(&shared, listeners, &mut control, fixed, signals, stop)
             .map_err(LogServeError::Threads)?;
-        let status = status(spec.netlink, &places);
+        let status = format!("keeping logs at {}", places.join(" "));
         tracing::info!(name = spec.name, "{status}");
         if let Some(manager) = &manager {
             manager.ready(&status);
         }
-        Ok(LogServing {
-            control,
-            stopped,
-            listeners: places,
-            sockets: spec.unix.clone(),
-            manager,
-            _lock: lock,
-        })
+        Ok(LogServing { control, stopped, listens: places, sockets: spec.unix.clone(), manager, _lock: lock })
     }
 
-    /// Where volumes can connect.
-    pub fn listeners(&self) -> &[String] {
-        &self.listeners
+    /// What it listens to: `netlink`, `unix:PATH`, `tls:ADDRESS`, `tcp:ADDRESS`.
+    pub fn listens(&self) -> &[String] {
+        &self.listens
     }
 
     /// Serves until it is stopped.
@@ -296,12 +293,6 @@ fn await_signals(shared: &Shared, mut signals: Signals, stop: &Sender<()>) {
         }
         is_second = true;
     }
-}
-
-fn status(netlink: bool, places: &[String]) -> String {
-    let kernel = netlink.then(|| "the kernel".to_owned());
-    let whom: Vec<String> = kernel.into_iter().chain(places.iter().cloned()).collect();
-    format!("keeping logs for {}", whom.join(", "))
 }
 
 fn folder_error(error: FolderError) -> LogServeError {

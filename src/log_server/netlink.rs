@@ -54,9 +54,7 @@ pub enum NetlinkError {
         missing: &'static str,
     },
     /// Another server of ours.
-    #[error(
-        "another `mirrord log serve --netlink` runs on this machine: there can be one, see `mirrord log status`"
-    )]
+    #[error("another `mirrord log serve` answers the kernel of this machine already: stop that first")]
     Running,
     /// Another daemon.
     #[error("process {pid} listens for the logs of mirrors already (cmirrord?): stop that first")]

@@ -29,13 +29,13 @@ pub struct LogReport {
     /// Regions whose dirty bit is set.
     pub dirty_regions: u64,
     /// Regions that are the same on every leg.
-    pub in_sync_regions: u64,
+    pub sync_regions: u64,
     /// Who uses it: `kernel`, or a connection.
-    pub peer: String,
+    pub client: String,
     /// Whether it is connected.
     pub connected: bool,
     /// Why the last write to its file failed.
-    pub write_error: Option<String>,
+    pub error: Option<String>,
     /// What its last resume found.
     pub note: Option<String>,
 }
@@ -57,10 +57,10 @@ impl LogReport {
             regions: status.regions,
             region_size_bytes: status.region_size,
             dirty_regions: status.dirty_regions,
-            in_sync_regions: status.sync_count,
-            peer: if log.client.is_kernel() { "kernel".to_owned() } else { log.peer.to_owned() },
+            sync_regions: status.sync_count,
+            client: if log.client.is_kernel() { "kernel".to_owned() } else { log.peer.to_owned() },
             connected: !log.gone,
-            write_error: log.failed.map(error),
+            error: log.failed.map(error),
             note: note(status.kind, status.note),
         }
     }
@@ -113,8 +113,8 @@ pub struct LogServerReport {
     pub pid: u32,
     /// It answers the kernel of this machine.
     pub netlink: bool,
-    /// Where volumes can connect.
-    pub listeners: Vec<String>,
+    /// What it listens to: `netlink`, `unix:PATH`, `tls:ADDRESS`, `tcp:ADDRESS`.
+    pub listens: Vec<String>,
     /// Where volumes' logs are.
     pub folder: Option<String>,
     /// For how long the log of a volume that is gone is kept for it.
@@ -128,7 +128,7 @@ pub struct LogServerReport {
     /// Those notes are in memory, where a reboot takes them away.
     pub notes_in_memory: bool,
     /// Connections now.
-    pub connections: u64,
+    pub clients: u64,
     /// Connections that were dropped for what they sent.
     pub dropped_connections: u64,
     /// Requests of the kernel since the start.
@@ -153,6 +153,7 @@ pub struct DiskLogDump {
     /// It said that it needs it no more.
     pub released: Option<bool>,
     /// The dirty regions.
+    #[serde(skip)]
     pub dirty: Vec<RegionRange>,
 }
 

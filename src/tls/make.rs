@@ -81,7 +81,7 @@ pub fn make_trial(dir: &Path, names: &TrialNames<'_>) -> Result<Vec<PathBuf>, Ma
         taken.push(name);
     }
     for path in
-        taken.iter().flat_map(|name| [dir.join(format!("{name}.pem")), dir.join(format!("{name}.key"))])
+        taken.iter().flat_map(|name| [dir.join(format!("{name}.pem")), dir.join(format!("{name}-key.pem"))])
     {
         if path.symlink_metadata().is_ok() {
             return Err(MakeError::Exists { path });
@@ -121,9 +121,9 @@ fn params(hosts: &[String], name: &str, days: u32) -> Result<CertificateParams, 
 }
 
 fn write(dir: &Path, name: &str, cert: &str, key: &str, written: &mut Vec<PathBuf>) -> Result<(), MakeError> {
-    for (extension, text) in [("pem", cert), ("key", key)] {
-        let path = dir.join(format!("{name}.{extension}"));
-        let mode = if extension == "key" { 0o600 } else { 0o644 };
+    for (suffix, text) in [("", cert), ("-key", key)] {
+        let path = dir.join(format!("{name}{suffix}.pem"));
+        let mode = if suffix == "-key" { 0o600 } else { 0o644 };
         let file = File::options().write(true).create_new(true).mode(mode).open(&path);
         let result = file.and_then(|mut file| file.write_all(text.as_bytes()));
         result.map_err(|source| match source.kind() {

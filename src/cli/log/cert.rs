@@ -10,8 +10,8 @@ use crate::tls::make::{TrialNames, make_trial};
 
 /// Make a CA and certificates to try TLS with
 ///
-/// Writes ca.pem, server.pem and NAME.pem, each with a key beside it (ca.key, ...), mode 0600. Nothing is overwritten.
-/// Whoever has ca.key can make more: keep it off the machines that use the others, or delete it.
+/// Writes ca.pem, server.pem and NAME.pem, each with its key in NAME-key.pem (mode 0600). Nothing is overwritten.
+/// Whoever has ca-key.pem can make more: keep it off the machines that use the others, or delete it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Where to; made if it is not there.

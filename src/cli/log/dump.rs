@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde::Serialize;
 
 use super::super::Context;
 use super::super::output::{columns, fail, print, print_json};
@@ -27,12 +27,31 @@ pub(super) struct Args {
     server: Server,
 }
 
+/// A log, and the first and last region of each dirty run.
+#[derive(Debug, Serialize)]
+struct WithDirty<'a, L: Serialize> {
+    #[serde(flatten)]
+    log: &'a L,
+    dirty: Vec<[u32; 2]>,
+}
+
+impl<'a, L: Serialize> WithDirty<'a, L> {
+    fn of(log: &'a L, ranges: &[RegionRange]) -> WithDirty<'a, L> {
+        let dirty = ranges.iter().map(|range| [range.from, range.from + (range.regions - 1)]).collect();
+        WithDirty { log, dirty }
+    }
+}
+
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let path = Path::new(&args.what);
     if args.what.contains('/') || path.exists() {
         let doing = format!("cannot dump {}", args.what);
         let dump = dump(path).map_err(|error| fail(&doing, &error))?;
-        return if context.json { print_json(&dump) } else { print(&file_view(&dump)) };
+        return if context.json {
+            print_json(&WithDirty::of(&dump, &dump.dirty))
+        } else {
+            print(&file_view(&dump))
+        };
     }
     let mut server = args.server.connect(context, &format!("cannot dump the log {}", args.what))?;
     let (mut all, mut from, mut log) = (Vec::<RegionRange>::new(), Some(0), None);
@@ -47,7 +66,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     }
     let Some(log) = log else { return Err(server.unexpected()) };
     if context.json {
-        return print_json(&json!({ "log": log, "dirty": all }));
+        return print_json(&WithDirty::of(&*log, &all));
     }
     print(&format!("{}\n{}", view(&log), ranges_view(&all)))
 }

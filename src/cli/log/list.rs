@@ -44,7 +44,7 @@ fn view(logs: &[LogReport]) -> String {
             log.kind.clone(),
             log.regions.to_string(),
             log.dirty_regions.to_string(),
-            log.in_sync_regions.to_string(),
+            log.sync_regions.to_string(),
             user(log),
         ]
     };
@@ -54,5 +54,5 @@ fn view(logs: &[LogReport]) -> String {
 
 /// Who uses it, or did.
 pub(super) fn user(log: &LogReport) -> String {
-    if log.connected { log.peer.clone() } else { format!("{} (gone)", log.peer) }
+    if log.connected { log.client.clone() } else { format!("{} (gone)", log.client) }
 }

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use mirrord_log::server::ServerConfig;
+use serde_json::json;
 
 use super::super::Context;
-use super::super::output::{Usage, fail};
+use super::super::output::{Usage, fail, print, print_json};
 use crate::log_server::{DEFAULT_NAME, LogServeSpec, LogServing};
 use crate::logging::{Level, LogTo};
 use crate::paths::check_name;
@@ -45,7 +46,7 @@ pub(super) struct Args {
     /// Let everybody who can reach --tcp use every log, unencrypted.
     #[arg(long, requires = "tcp", conflicts_with = "tls_cert")]
     insecure: bool,
-    /// Keep logs that volumes want on disk in this directory.
+    /// Keep logs that volumes want on disk in this directory [default: in the state directory].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Keep the log of a volume that was cut off for it, this long.
@@ -94,6 +95,12 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         log_level: args.log_level,
     };
     let serving = LogServing::begin(&context.dirs, &spec).map_err(|error| fail(doing, &error))?;
+    if context.json {
+        let (name, pid) = (&spec.name, std::process::id());
+        print_json(&json!({ "name": name, "pid": pid, "listens": serving.listens() }))?;
+    } else {
+        print(&format!("{} {}", spec.name, serving.listens().join(" ")))?;
+    }
     serving.wait();
     Ok(())
 }

@@ -10,8 +10,8 @@ use crate::units::format_size;
 /// Show how a log is, or the server itself
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The log's uuid, as `mirrord log list` shows it.
-    #[arg(value_name = "UUID", required_unless_present = "the_server")]
+    /// The log's uuid, as `mirrord log list` shows it [default: the server].
+    #[arg(value_name = "UUID")]
     uuid: Option<String>,
     /// Show the server.
     #[arg(long = "server", id = "the_server", conflicts_with = "uuid")]
@@ -50,7 +50,7 @@ fn server_view(server: &LogServerReport) -> String {
         pair("server", format!("{}, process {}", server.name, server.pid)),
         pair("kernel", if server.netlink { "answered" } else { "not answered (--netlink)" }.to_owned()),
     ];
-    rows.extend(server.listeners.iter().map(|place| pair("listens", place.clone())));
+    rows.extend(server.listens.iter().map(|place| pair("listens", place.clone())));
     rows.push(pair(
         "folder",
         server.folder.clone().unwrap_or("none: no logs of volumes on disk (--dir)".to_owned()),
@@ -61,7 +61,7 @@ fn server_view(server: &LogServerReport) -> String {
     rows.push(pair("lease", format!("{} s", server.lease_seconds)));
     rows.push(pair(
         "connections",
-        format!("{}, {} dropped for what they sent", server.connections, server.dropped_connections),
+        format!("{}, {} dropped for what they sent", server.clients, server.dropped_connections),
     ));
     rows.push(pair(
         "requests",
@@ -81,10 +81,10 @@ pub(super) fn view(log: &LogReport) -> String {
         pair("arguments", log.arguments.clone()),
         pair("regions", format!("{} of {size}", log.regions)),
         pair("dirty", log.dirty_regions.to_string()),
-        pair("in sync", log.in_sync_regions.to_string()),
+        pair("in sync", log.sync_regions.to_string()),
         pair("user", user(log)),
     ];
-    rows.extend(log.write_error.iter().map(|error| pair("error", format!("it cannot be written: {error}"))));
+    rows.extend(log.error.iter().map(|error| pair("error", format!("it cannot be written: {error}"))));
     rows.extend(log.note.iter().map(|note| pair("note", note.clone())));
     columns(&rows)
 }

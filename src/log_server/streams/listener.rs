@@ -143,10 +143,10 @@ impl Listener {
     /// Where, for people.
     pub(in crate::log_server) fn place(&self) -> String {
         match self {
-            Listener::Unix { path, .. } => format!("unix {}", path.display()),
+            Listener::Unix { path, .. } => format!("unix:{}", path.display()),
             Listener::Tcp { listener, tls } => {
                 let address = listener.local_addr().map_or("?".to_owned(), |address| address.to_string());
-                format!("tcp {address}{}", if tls.is_some() { ", TLS" } else { ", without TLS" })
+                format!("{}:{address}", if tls.is_some() { "tls" } else { "tcp" })
             }
         }
     }
