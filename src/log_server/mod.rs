@@ -180,7 +180,10 @@ impl LogServing {
                 dirs.runtime().display()
             );
         }
-        // The right to answer comes before the logs that are answered for.
+        let listeners = listen(spec, tls.as_ref())?;
+        let mut control = ControlServer::bind(&dirs, &spec.name)?;
+        // Last of what may fail: from here on the kernel's requests wait for this server. It has the right to answer before
+        // it has the logs.
         let netlink = spec.netlink.then(Netlink::open).transpose()?;
         let outlets = Outlets::new().map_err(LogServeError::Threads)?;
         let (server, stores) = (LogServer::new(spec.config), Stores::new(folder));
@@ -193,10 +196,8 @@ impl LogServing {
             );
         }
 
-        let listeners = listen(spec, tls.as_ref())?;
         let kernel = spec.netlink.then(|| "netlink".to_owned());
         let places: Vec<String> = kernel.into_iter().chain(listeners.iter().map(Listener::place)).collect();
-        let mut control = ControlServer::bind(&dirs, &spec.name)?;
         let (stop, stopped) = channel();
         let fixed = Fixed {
             name: spec.name.clone(),

@@ -22,6 +22,9 @@ const MOST_WAITING: usize = 1 << 20;
 /// The same, while all connections together have too many.
 const FEW_WAITING: usize = 16 << 10;
 
+/// A buffer for answers that was once larger than this is given back.
+const ROOMY: usize = 64 << 10;
+
 /// Requests that may be unanswered.
 const MOST_OPEN: usize = 4096;
 
@@ -240,6 +243,9 @@ impl Connection {
             if self.sent == self.output.len() {
                 self.output.clear();
                 self.sent = 0;
+                if self.output.capacity() > ROOMY {
+                    self.output = Vec::new();
+                }
                 self.outlet.take(&mut self.output);
             }
             let before = self.unsent();
