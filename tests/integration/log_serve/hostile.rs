@@ -48,7 +48,7 @@ fn what_is_no_message_ends_its_connection() {
     good.stream.write_all(&unknown).unwrap();
     assert_eq!(good.receive().unwrap().error, -38);
     good.fails("u", 2, &Request::InSync(0), Errno(3));
-    good.fails("u", 1, &Request::Ctr { text: b"nonsense", again: false }, Errno(22));
+    good.fails("v", 1, &Request::Ctr { text: b"nonsense", again: false }, Errno(22));
     // A log that another connection has.
     let mut other = Client::unix(&rig);
     other.fails("u", 1, &Request::GetSyncCount, Errno(ESTALE));
