@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::Context;
-use super::output::{fail, note, print};
+use super::output::{note, print};
 use super::status::client_failed;
-use crate::control::{Client, ClientError, Response};
+use crate::control::{Client, Response};
 
 /// Follow what happens to a running volume
 ///

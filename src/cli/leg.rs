@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::output::{Usage, fail, note, print, print_json};
 use super::status::client_failed;
 use super::{Context, serve_split};
-use crate::control::{Client, ClientError, Request, Response};
+use crate::control::{Client, Request, Response};
 use crate::status::LegStatus;
 
 /// Change the legs of a running volume: fail, add, remove or replace one

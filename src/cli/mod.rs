@@ -11,6 +11,7 @@ mod events;
 mod inspect;
 mod leg;
 mod list;
+mod log;
 mod man;
 mod map;
 mod output;
@@ -57,6 +58,7 @@ enum Verb {
     Stop(stop::Args),
     Upgrade(upgrade::Args),
     List(list::Args),
+    Log(log::Args),
     Status(status::Args),
     Map(map::Args),
     Wait(wait::Args),
@@ -101,6 +103,7 @@ pub fn main() -> ExitCode {
         Verb::Stop(args) => stop::run(&context, &args),
         Verb::Upgrade(args) => upgrade::run(&context, &args),
         Verb::List(args) => list::run(&context, &args),
+        Verb::Log(args) => log::run(&context, args),
         Verb::Status(args) => status::run(&context, &args),
         Verb::Map(args) => map::run(&context, &args),
         Verb::Wait(args) => wait::run(&context, &args),

@@ -1,9 +1,9 @@
 //! `mirrord resync`.
 
 use super::Context;
-use super::output::{fail, print, print_json};
+use super::output::{print, print_json};
 use super::status::{client_failed, progress};
-use crate::control::{Client, ClientError, Request};
+use crate::control::{Client, Request};
 use crate::units::parse_size;
 
 /// Change how a running volume is resynced, or show it

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Context;
 use super::leg::absolute_if_path;
-use super::output::{Told, fail, print, print_json};
+use super::output::{Told, print, print_json};
 use super::status::client_failed;
 use crate::control::{Client, ClientError, Request};
 use crate::scrub::{ScrubOrder, ScrubRange, ScrubResult, ScrubStatus};

@@ -5,7 +5,7 @@ use anyhow::{Context as _, bail};
 use super::output::fail;
 use super::status::client_failed;
 use super::{Context, serving};
-use crate::control::{Client, ClientError, Request};
+use crate::control::{Client, Request};
 use crate::registry::{Front, Registry, volume_on};
 
 /// Have this program serve a running volume in place of the one that does

@@ -7,9 +7,9 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Context;
-use super::output::{fail, print, print_json};
+use super::output::{print, print_json};
 use super::status::{client_failed, progress};
-use crate::control::{Client, ClientError};
+use crate::control::Client;
 use crate::status::{VolumeState, VolumeStatus};
 use crate::units::format_seconds;
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::events::Event;
+use crate::log_server::{LogInfo, ServerInfo};
 use crate::map::VolumeMap;
 use crate::scrub::ScrubOrder;
 use crate::status::VolumeStatus;
@@ -114,6 +115,33 @@ pub enum Request {
         #[serde(flatten)]
         order: ScrubOrder,
     },
+    /// Of a log server: how it is.
+    LogServer,
+    /// Of a log server: its logs, some at a time.
+    Logs {
+        /// So many are skipped.
+        #[serde(default)]
+        from: usize,
+    },
+    /// Of a log server: a log, and its dirty regions, some at a time.
+    LogRegions {
+        /// Which.
+        uuid: String,
+        /// Which of several with the same name: absent, the one in use.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        luid: Option<String>,
+        /// The first region.
+        #[serde(default)]
+        from: u32,
+    },
+    /// Of a log server: drop a log, whoever uses it.
+    ForgetLog {
+        /// Which.
+        uuid: String,
+        /// As for [`Request::LogRegions`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        luid: Option<String>,
+    },
 }
 
 /// What a daemon answers.
@@ -159,6 +187,29 @@ pub enum Response {
     Missed {
         /// How many, if that is known.
         events: Option<u64>,
+    },
+    /// To [`Request::LogServer`].
+    LogServer {
+        /// How it is.
+        server: ServerInfo,
+    },
+    /// To [`Request::Logs`].
+    Logs {
+        /// Some of its logs.
+        logs: Vec<LogInfo>,
+        /// How many to skip for the rest, if there are more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<usize>,
+    },
+    /// To [`Request::LogRegions`].
+    LogRegions {
+        /// The log.
+        log: LogInfo,
+        /// Some of its dirty regions, ascending.
+        dirty: Vec<u32>,
+        /// The next one, if there are more.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<u32>,
     },
     /// It was done. To [`Request::Events`]: the volume is stopped, and there is no more.
     Done {

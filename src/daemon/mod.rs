@@ -24,6 +24,8 @@ use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
 pub use background::{Ready, SpawnError, serve_behind, spawn};
+pub(crate) use notify::Manager;
+pub(crate) use signals::take as stop_signals;
 
 use crate::control::{Answer, BindError, ControlServer, Failure, Request, Response};
 use crate::engine::{FrontChoice, Purpose, ServeError, ServeOptions, StopError, Volume};
@@ -38,7 +40,6 @@ use crate::split_leg::{SplitLeg, SplitLegError};
 use crate::start::{self, Opened, StartError, StartOptions};
 use crate::status::{Hardening, VolumeStatus};
 use legs::NewLeg;
-use notify::Manager;
 use scrub::Keeper;
 
 /// What to serve and how.
@@ -418,6 +419,13 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
         Request::SplitLeg { leg, name: None } => legs::split(volume, dirs, &leg),
         Request::SplitLeg { leg, name: Some(name) } => legs::split_as(volume, dirs, &leg, &name),
         Request::MergeLeg { leg, full } => legs::merge(volume, dirs, &leg, full),
+        Request::LogServer
+        | Request::Logs { .. }
+        | Request::LogRegions { .. }
+        | Request::ForgetLog { .. } => {
+            let message = "it is a volume, not a log server".to_owned();
+            Response::Failed { reason: Failure::BadRequest, message }
+        }
     };
     response.into()
 }

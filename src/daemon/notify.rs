@@ -9,13 +9,13 @@ const VARIABLE: &str = "NOTIFY_SOCKET";
 
 /// Whoever supervises this process.
 #[derive(Clone, Debug)]
-pub(super) struct Manager {
+pub(crate) struct Manager {
     address: SocketAddr,
 }
 
 impl Manager {
     /// The one that the environment names, if it names one.
-    pub(super) fn from_env() -> Option<Manager> {
+    pub(crate) fn from_env() -> Option<Manager> {
         let name = std::env::var_os(VARIABLE).filter(|name| !name.is_empty())?.into_vec();
         let address = match name.strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name),
@@ -31,12 +31,12 @@ impl Manager {
     }
 
     /// The volume can be used.
-    pub(super) fn ready(&self, status: &str) {
+    pub(crate) fn ready(&self, status: &str) {
         self.tell(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// It is being stopped.
-    pub(super) fn stopping(&self) {
+    pub(crate) fn stopping(&self) {
         self.tell("STOPPING=1");
     }
 

@@ -11,7 +11,7 @@ use signal_hook::iterator::Signals;
 ///
 /// # Errors
 /// When the system has no descriptor left.
-pub(super) fn take(foreground: bool) -> io::Result<Signals> {
+pub(crate) fn take(foreground: bool) -> io::Result<Signals> {
     if foreground && is_ignored(SIGHUP, &fs::read_to_string("/proc/self/status").unwrap_or_default()) {
         return Signals::new([SIGTERM, SIGINT]);
     }
