@@ -204,7 +204,7 @@ pub enum Response {
     /// To [`Request::LogRegions`].
     LogRegions {
         /// The log.
-        log: LogInfo,
+        log: Box<LogInfo>,
         /// Some of its dirty regions, ascending.
         dirty: Vec<u32>,
         /// The next one, if there are more.

@@ -122,7 +122,11 @@ fn answer(shared: &Shared, about: &About, request: Request) -> Response {
                 Ok(log) => {
                     let mut dirty = core.server.dirty(log.id).map(|region| region.0).filter(|&r| r >= from);
                     let regions: Vec<u32> = dirty.by_ref().take(MOST_REGIONS).collect();
-                    Response::LogRegions { log: LogInfo::of(&log), next: dirty.next(), dirty: regions }
+                    Response::LogRegions {
+                        log: Box::new(LogInfo::of(&log)),
+                        next: dirty.next(),
+                        dirty: regions,
+                    }
                 }
                 Err(message) => failed(Failure::BadRequest, &message),
             }
@@ -131,7 +135,9 @@ fn answer(shared: &Shared, about: &About, request: Request) -> Response {
             let mut result = Ok(());
             shared.decide(&mut Scratch::default(), |server, out: &mut Output| {
                 let found = find(server, &uuid, luid.as_deref()).map(|log| log.id);
-                result = found.map(|id| drop(server.forget(id, out)));
+                result = found.map(|id| {
+                    server.forget(id, out);
+                });
             });
             match result {
                 Ok(()) => Response::done(),

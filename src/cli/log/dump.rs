@@ -69,7 +69,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let Some(log) = found else { return server.unexpected() };
     let dirty = runs(dirty);
     if context.json {
-        return print_json(&ServerLog { log, dirty });
+        return print_json(&ServerLog { log: *log, dirty });
     }
     print(&(status::view(&log) + &lines(&dirty)))
 }
