@@ -67,7 +67,7 @@ for ((round = 1; round <= rounds; round++)); do
     echo "RESYNC $contender ${count%/*}"
     quietly dmsetup remove --retry m
     [ "$who" = kernel ] || { kill -9 "$server"; wait "$server" 2>/dev/null; }
-    rm -rf "$MIRRORD_RUNTIME_DIR"/log
+    rm -rf "$MIRRORD_RUNTIME_DIR"/log-serve
   done
 done
 echo DONE
