@@ -1,1 +1,0 @@
-//! Lives of logs, told by requests and answers.
