@@ -2,7 +2,6 @@
 //! of logs one by one, and anything at all.
 
 mod capture;
-mod differences;
 mod replay;
 mod rig;
 mod wire;

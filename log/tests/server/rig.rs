@@ -265,7 +265,8 @@ impl Rig {
             self.device(name, 0, 512);
             self.devices.get_mut(name).unwrap().number = None;
         }
-        let device = self.devices.get_mut(name).ok_or(Errno(2))?;
+        let device =
+            self.devices.get_mut(name).ok_or(if name == "/etc/hosts" { Errno(22) } else { Errno(2) })?;
         if !by_kernel {
             let len = mirrord_log::DiskLog::len_of(regions, device.block_size) as usize;
             device.bytes.resize(len.max(device.bytes.len()), 0);

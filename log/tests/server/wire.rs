@@ -7,7 +7,15 @@ use mirrord_log::wire::{Frame, RequestType, encode_answer, encode_request, netli
 use crate::capture::{self, Line, Message};
 
 /// Answers of the other daemons that are not what we would make of them: in which capture, to what, why, how many.
-const ODD: &[(&str, &str, &str, usize)] = &[];
+const ODD: &[(&str, &str, &str, usize)] = &[
+    ("disk-ctr-sync-write-teardown", "GET_RESYNC_WORK", NO_WORK, 3),
+    ("errors-ctr", "GET_RESYNC_WORK", NO_WORK, 1),
+    ("nosync", "GET_RESYNC_WORK", NO_WORK, 4),
+    ("proc-events", "GET_RESYNC_WORK", NO_WORK, 1),
+];
+
+/// cmirrord names a region where there is no work: one behind the last.
+const NO_WORK: &str = "Work(None) [0, 0, 0, 0, 0, 0, 0, 0, 41, 0, 0, 0, 0, 0, 0, 0]";
 
 fn wrapped(message: &Message, seq: u32) -> Vec<u8> {
     let mut datagram = Vec::new();
@@ -34,7 +42,7 @@ fn every_request_is_understood_and_made_again() {
             requests += 1;
         }
     }
-    assert_eq!((requests, foreign), (0, 38));
+    assert_eq!((requests, foreign), (4783, 38));
 }
 
 #[test]
@@ -74,7 +82,7 @@ fn every_answer_is_understood_and_made_again() {
             let number = frame.request_type();
             encode_answer(frame.name(), frame.version(), frame.seq(), number, &reply, &mut again);
             if again != message.bytes {
-                note(format!("{reply:?} {:?} {:?}", frame.data(), frame.error()));
+                note(format!("{reply:?} {:?}", frame.data()));
             }
             // The other daemons left the netlink sequence 0 and gave their own pid: the kernel looks at neither.
             let ours = wrapped(&message, frame.seq());
@@ -88,7 +96,7 @@ fn every_answer_is_understood_and_made_again() {
         .map(|((file, to, why), count)| (file.as_str(), to.as_str(), why.as_str(), *count))
         .collect();
     assert_eq!(odd, ODD);
-    assert_eq!((answers, acknowledged), (0, 0));
+    assert_eq!((answers, acknowledged), (4220, 600));
 }
 
 #[test]
