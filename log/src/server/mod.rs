@@ -51,7 +51,7 @@ use crate::wire::{self, Frame, LogName, Reply};
 
 pub use session::{RestoreError, SessionId};
 
-/// Most requests that a busy log holds: no asker of good will has so many under way.
+/// Most requests that a busy log holds, and that wait for one write: no asker of good will has so many under way.
 const MAX_HELD: usize = 4096;
 
 /// Most bytes of them: as many of the longest that the kernel sends.

@@ -6,7 +6,7 @@ use flate2::read::GzDecoder;
 use serde_json::Value;
 
 /// A line of a capture.
-pub enum Line {
+pub(crate) enum Line {
     /// A note, often the command that was run.
     Note(String),
     /// A message from the kernel.
@@ -16,20 +16,20 @@ pub enum Line {
 }
 
 /// A message in its datagram.
-pub struct Message {
+pub(crate) struct Message {
     /// Which request it is or answers, as the capture calls it.
-    pub kind: String,
-    pub seq: u32,
+    pub(crate) kind: String,
+    pub(crate) seq: u32,
     /// The whole datagram.
-    pub datagram: Vec<u8>,
+    pub(crate) datagram: Vec<u8>,
     /// The part behind the connector's header.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// Error of an acknowledgement without a message.
-    pub error: i64,
+    pub(crate) error: i64,
 }
 
 /// The captures, by name.
-pub fn names() -> Vec<String> {
+pub(crate) fn names() -> Vec<String> {
     let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/wire")).unwrap();
     let files = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> =
@@ -40,7 +40,7 @@ pub fn names() -> Vec<String> {
 }
 
 /// A capture.
-pub fn read(name: &str) -> Vec<Line> {
+pub(crate) fn read(name: &str) -> Vec<Line> {
     let path = format!("{}/tests/vectors/wire/{name}.jsonl.gz", env!("CARGO_MANIFEST_DIR"));
     let mut text = String::new();
     GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();

@@ -102,7 +102,7 @@ fn answers_are_the_recorded_ones_but_for_known_differences() {
     let known: Vec<&str> = known.map(|line| line.rsplit_once(" | ").expect("each has a reason").0).collect();
     assert_eq!(found, known);
     assert_eq!(same, SAME);
-    assert_eq!(images, 11);
+    assert_eq!(images, 8);
 }
 
 /// Compares the log with what the kernel's own log is at the same point of the same life (`vectors/kernel-*`).

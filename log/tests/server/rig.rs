@@ -16,69 +16,69 @@ use zerocopy::little_endian::U64;
 
 /// A log's user: one life of a table.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct User {
-    pub client: ClientId,
-    pub uuid: &'static str,
-    pub luid: u64,
+pub(crate) struct User {
+    pub(crate) client: ClientId,
+    pub(crate) uuid: &'static str,
+    pub(crate) luid: u64,
 }
 
 /// A table of the kernel.
-pub fn kernel(uuid: &'static str, luid: u64) -> User {
+pub(crate) fn kernel(uuid: &'static str, luid: u64) -> User {
     User { client: ClientId::KERNEL, uuid, luid }
 }
 
 /// A life of a volume, on a connection.
-pub fn volume(connection: u64, uuid: &'static str, luid: u64) -> User {
+pub(crate) fn volume(connection: u64, uuid: &'static str, luid: u64) -> User {
     User { client: ClientId(connection), uuid, luid }
 }
 
 /// A file or device that logs can be in.
 #[derive(Clone, Debug)]
-pub struct Device {
-    pub bytes: Vec<u8>,
-    pub block_size: u32,
-    pub file: (u64, u64),
-    pub number: Option<String>,
+pub(crate) struct Device {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) block_size: u32,
+    pub(crate) file: (u64, u64),
+    pub(crate) number: Option<String>,
     /// What reading and writing it ends with.
-    pub broken: Option<Errno>,
+    pub(crate) broken: Option<Errno>,
 }
 
 #[derive(Default)]
-pub struct Rig {
-    pub server: LogServer,
+pub(crate) struct Rig {
+    pub(crate) server: LogServer,
     config: ServerConfig,
     out: Output,
-    pub devices: BTreeMap<String, Device>,
+    pub(crate) devices: BTreeMap<String, Device>,
     stores: HashMap<StoreId, String>,
     /// Jobs to do.
-    pub jobs: VecDeque<Job>,
+    pub(crate) jobs: VecDeque<Job>,
     /// They wait until [`Rig::work`].
-    pub lazy: bool,
-    pub saves: BTreeMap<SessionId, Vec<u8>>,
+    pub(crate) lazy: bool,
+    pub(crate) saves: BTreeMap<SessionId, Vec<u8>>,
     /// Answers not looked at: of which request, and what.
     heard: Vec<(ClientId, u32, String)>,
     /// The last answer, as bytes.
-    pub last: Vec<u8>,
+    pub(crate) last: Vec<u8>,
     asked: HashMap<u32, String>,
     seq: u32,
     /// Writes carried out, and their bytes.
-    pub writes: usize,
-    pub written: usize,
+    pub(crate) writes: usize,
+    pub(crate) written: usize,
 }
 
 impl Rig {
-    pub fn new() -> Rig {
+    pub(crate) fn new() -> Rig {
         Rig::with(ServerConfig::default())
     }
 
-    pub fn with(config: ServerConfig) -> Rig {
+    pub(crate) fn with(config: ServerConfig) -> Rig {
         let mut rig = Rig { server: LogServer::new(config), config, ..Rig::default() };
         rig.device("/dev/log", 8192, 512);
         rig
     }
 
     /// Adds a block device.
-    pub fn device(&mut self, name: &str, len: usize, block_size: u32) {
+    pub(crate) fn device(&mut self, name: &str, len: usize, block_size: u32) {
         let minor = 2 + self.devices.len();
         let number = Some(format!("7:{minor}"));
         let file = (7, minor as u64);
@@ -87,7 +87,7 @@ impl Rig {
     }
 
     /// Asks; the answer, if it comes at once. What else is answered thereby is for [`Rig::hears`].
-    pub fn ask(&mut self, user: User, request: &str) -> String {
+    pub(crate) fn ask(&mut self, user: User, request: &str) -> String {
         self.seq += 1;
         let seq = self.seq;
         let bytes = frame(user, seq, request);
@@ -103,39 +103,49 @@ impl Rig {
 
     /// A conversation: what is asked, and what has to be answered.
     #[track_caller]
-    pub fn talk(&mut self, user: User, lines: &[(&str, &str)]) {
+    pub(crate) fn talk(&mut self, user: User, lines: &[(&str, &str)]) {
         for (at, (request, answer)) in lines.iter().enumerate() {
             assert_eq!(self.ask(user, request), *answer, "line {at}: {request}, of {user:?}");
         }
     }
 
     /// Answers that came since, in order, as `REQUEST answer`.
-    pub fn hears(&mut self) -> Vec<String> {
+    pub(crate) fn hears(&mut self) -> Vec<String> {
         let heard = std::mem::take(&mut self.heard);
         let line =
             |(_, seq, answer)| format!("{} {answer}", self.asked.get(&seq).map_or("?", String::as_str));
         heard.into_iter().map(line).collect()
     }
 
-    pub fn send(&mut self, client: ClientId, bytes: &[u8]) {
+    /// As [`Rig::hears`], by the number of the request.
+    pub(crate) fn hears_by_seq(&mut self) -> Vec<(u32, String)> {
+        std::mem::take(&mut self.heard).into_iter().map(|(_, seq, answer)| (seq, answer)).collect()
+    }
+
+    /// The number of the last request.
+    pub(crate) fn last_seq(&self) -> u32 {
+        self.seq
+    }
+
+    pub(crate) fn send(&mut self, client: ClientId, bytes: &[u8]) {
         let (frame, _) = Frame::parse(bytes).unwrap();
         self.server.request(client, &frame, &mut self.out);
         self.carry_out();
     }
 
-    pub fn tick(&mut self, times: u64) {
+    pub(crate) fn tick(&mut self, times: u64) {
         for _ in 0..times {
             self.server.tick(&mut self.out);
             self.carry_out();
         }
     }
 
-    pub fn gone(&mut self, client: u64) {
+    pub(crate) fn gone(&mut self, client: u64) {
         self.server.client_gone(ClientId(client), &mut self.out);
         self.carry_out();
     }
 
-    pub fn forget(&mut self, uuid: &str) -> bool {
+    pub(crate) fn forget(&mut self, uuid: &str) -> bool {
         let ids: Vec<_> = self.server.logs().filter(|log| log.name.uuid == uuid.as_bytes()).collect();
         let Some(id) = ids.first().map(|log| log.id) else { return false };
         let is_there = self.server.forget(id, &mut self.out);
@@ -144,7 +154,7 @@ impl Rig {
     }
 
     /// Carries out the next job that waits.
-    pub fn work(&mut self) -> bool {
+    pub(crate) fn work(&mut self) -> bool {
         let Some(job) = self.jobs.pop_front() else { return false };
         if let Some(done) = self.carry_out_job(&job) {
             self.server.job_done(job.store, done, &mut self.out);
@@ -154,24 +164,24 @@ impl Rig {
     }
 
     /// Carries out all that waits.
-    pub fn work_all(&mut self) {
+    pub(crate) fn work_all(&mut self) {
         while self.work() {}
     }
 
     /// The server is killed, and another one restored from its notes. What was on its way to a device is lost.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         self.restore();
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.server = LogServer::new(self.config);
         self.jobs.clear();
         self.stores.clear();
         self.heard.clear();
     }
 
-    pub fn restore(&mut self) {
+    pub(crate) fn restore(&mut self) {
         for (session, bytes) in self.saves.clone() {
             self.server.restore(session, &bytes, &mut self.out).unwrap();
             self.carry_out();
@@ -179,7 +189,7 @@ impl Rig {
     }
 
     /// Another rig with what this one has outside of its server: as if it were killed now.
-    pub fn twin(&self) -> Rig {
+    pub(crate) fn twin(&self) -> Rig {
         let mut twin = Rig { config: self.config, seq: self.seq, ..Rig::default() };
         twin.devices = self.devices.clone();
         twin.saves = self.saves.clone();
@@ -188,7 +198,7 @@ impl Rig {
     }
 
     /// How far the logs with a uuid are, in the order of their numbers.
-    pub fn lives(&self, uuid: &str) -> Vec<&'static str> {
+    pub(crate) fn lives(&self, uuid: &str) -> Vec<&'static str> {
         let logs = self.server.logs().filter(|log| log.name.uuid == uuid.as_bytes());
         logs.map(|log| log.life.name()).collect()
     }
@@ -277,13 +287,13 @@ impl Rig {
     }
 
     /// Files that are open.
-    pub fn open_stores(&self) -> usize {
+    pub(crate) fn open_stores(&self) -> usize {
         self.stores.len()
     }
 }
 
 /// A request as it is sent.
-pub fn frame(user: User, seq: u32, text: &str) -> Vec<u8> {
+pub(crate) fn frame(user: User, seq: u32, text: &str) -> Vec<u8> {
     let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
     let numbers: Vec<U64> =
         rest.split_ascii_whitespace().filter_map(|word| word.parse().ok()).map(U64::new).collect();
@@ -316,7 +326,7 @@ pub fn frame(user: User, seq: u32, text: &str) -> Vec<u8> {
 }
 
 /// An answer as text.
-pub fn answer(frame: &Frame<'_>) -> String {
+pub(crate) fn answer(frame: &Frame<'_>) -> String {
     if frame.error() != 0 {
         return format!("failed {}", -frame.error());
     }
