@@ -3,7 +3,7 @@
 use mirrord_raid::Region;
 
 use super::errno::{EINVAL, ENOBUFS, ENOSYS, EPROTONOSUPPORT, ESRCH, ESTALE};
-use super::{Asker, Book, ClientId, Errno, Life, Log, LogId, LogServer, Output};
+use super::{Asker, Book, ClientId, Errno, Life, Log, LogId, LogServer, MAX_HELD, MAX_HELD_BYTES, Output};
 use crate::log::SyncMode;
 use crate::wire::{Frame, LogName, Regions, Reply, Request, RequestError, VERSION};
 
@@ -25,7 +25,7 @@ impl LogServer {
             Err(RequestError::Unknown { .. }) => return fail(out, ENOSYS),
             Err(RequestError::Length { .. }) => return fail(out, EINVAL),
         };
-        let Some(id) = self.find(name) else {
+        let Some(id) = self.find(client, name) else {
             return match request {
                 Request::Ctr { text, again } if !name.uuid.is_empty() => {
                     self.construct(asker, name, text, again, out);
@@ -39,17 +39,18 @@ impl LogServer {
         let log = self.log(id);
         log.heard = true;
         if log.client != client {
-            let is_back = matches!(request, Request::Ctr { .. }) && !client.is_kernel() && !log.by_kernel();
-            if !is_back {
+            if !matches!(request, Request::Ctr { .. }) {
                 return fail(out, ESTALE);
             }
             log.attach(client);
         }
         if log.life.is_busy() {
-            if log.held.len() >= super::MAX_HELD {
+            let bytes = frame_bytes(frame);
+            if log.held.len() >= MAX_HELD || log.held_bytes + bytes.len() > MAX_HELD_BYTES {
                 return fail(out, ENOBUFS);
             }
-            log.held.push((client, frame_bytes(frame)));
+            log.held_bytes += bytes.len();
+            log.held.push((client, bytes));
             return self.reopen(id, out);
         }
         match request {
@@ -70,20 +71,28 @@ impl LogServer {
 
     /// Requests that logs held while they were busy.
     pub(super) fn let_go_on(&mut self, out: &mut Output) {
-        while let Some(id) = self.unheld.pop() {
-            let Some(log) = self.logs[id.0 as usize].as_deref_mut() else { continue };
-            for (client, bytes) in std::mem::take(&mut log.held) {
+        loop {
+            let mut held = std::mem::take(&mut self.orphans);
+            while let Some(id) = self.unheld.pop() {
+                if let Some(log) = self.logs[id.0 as usize].as_deref_mut() {
+                    held.append(&mut log.take_held());
+                }
+            }
+            if held.is_empty() {
+                return;
+            }
+            for (client, bytes) in held {
                 let (frame, _) = Frame::parse(&bytes).expect("it was parsed when it came");
                 self.ask(client, &frame, out);
             }
         }
     }
 
-    pub(super) fn find(&self, name: LogName<'_>) -> Option<LogId> {
-        let ids = self.by_luid.get(&name.luid)?;
-        ids.iter()
-            .copied()
-            .find(|&id| self.logs[id.0 as usize].as_deref().is_some_and(|log| *log.uuid == *name.uuid))
+    /// The log that a client calls so: the kernel's are never a volume's.
+    pub(super) fn find(&self, client: ClientId, name: LogName<'_>) -> Option<LogId> {
+        let is_it = |log: &Log| *log.uuid == *name.uuid && log.by_kernel() == client.is_kernel();
+        let mut ids = self.by_luid.get(&name.luid)?.iter().copied();
+        ids.find(|&id| self.logs[id.0 as usize].as_deref().is_some_and(is_it))
     }
 
     pub(super) fn log(&mut self, id: LogId) -> &mut Log {
@@ -107,12 +116,17 @@ impl Log {
 
     /// Nobody is there any more who could be answered.
     pub(super) fn forget_askers(&mut self) {
-        self.held.clear();
+        self.take_held();
         self.flushes.clear();
         self.asked.clear();
         if let Some(askers) = &mut self.writing {
             askers.clear();
         }
+    }
+
+    pub(super) fn take_held(&mut self) -> Vec<(ClientId, Vec<u8>)> {
+        self.held_bytes = 0;
+        std::mem::take(&mut self.held)
     }
 
     /// What is asked about regions while the log is not in use: the kernel then constructs and resumes it anew.

@@ -2,8 +2,8 @@
 
 use std::mem;
 
-use super::errno::{EINVAL, ESRCH};
-use super::{Asker, Book, Errno, Job, JobDone, JobKind, Life, LogId, LogServer, Output, StoreId};
+use super::errno::{EINVAL, ENOBUFS, ESRCH};
+use super::{Asker, Book, Errno, Job, JobDone, JobKind, Life, LogId, LogServer, MAX_HELD, Output, StoreId};
 use crate::wire::{Regions, Reply};
 
 impl LogServer {
@@ -16,6 +16,9 @@ impl LogServer {
             let errno = if log.by_kernel() { ESRCH } else { EINVAL };
             let reply = if nothing { Reply::Done } else { Reply::Failed(errno) };
             return out.answer(asker, log.name(), &reply);
+        }
+        if log.flushes.len() >= MAX_HELD {
+            return out.answer(asker, log.name(), &Reply::Failed(ENOBUFS));
         }
         if let Err(errno) = log.mark(marks, out) {
             return out.answer(asker, log.name(), &Reply::Failed(errno));

@@ -33,8 +33,10 @@
 //! lease, is given to nobody else (`EBUSY`) unless he insists (`take_over`).
 
 mod answers;
+mod construct;
 mod flush;
 mod life;
+mod resume;
 mod session;
 
 use std::collections::HashMap;
@@ -49,8 +51,11 @@ use crate::wire::{self, Frame, LogName, Reply};
 
 pub use session::{RestoreError, SessionId};
 
-/// Most requests that a busy log holds: no asker of good will has so many under way.
+/// Most requests that a busy log holds, and that wait for one write: no asker of good will has so many under way.
 const MAX_HELD: usize = 4096;
+
+/// Most bytes of them: as many of the longest that the kernel sends.
+const MAX_HELD_BYTES: usize = MAX_HELD * 512;
 
 /// Error numbers that requests are answered with.
 mod errno {
@@ -360,6 +365,7 @@ struct Log {
     asked: Vec<Asker>,
     /// Requests that came while it was busy.
     held: Vec<(ClientId, Vec<u8>)>,
+    held_bytes: usize,
     /// A job is under way on its file.
     job: bool,
     /// What it is to be once its file is open again, after a restart of the server.
@@ -445,6 +451,8 @@ pub struct LogServer {
     next_session: u64,
     /// Logs whose held requests can go on.
     unheld: Vec<LogId>,
+    /// Requests that were held by logs that are gone.
+    orphans: Vec<(ClientId, Vec<u8>)>,
 }
 
 impl LogServer {
