@@ -29,7 +29,7 @@ fn reply_of<'a>(to: RequestType, numbers: (u64, u64), flag: bool, text: &'a str)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_request_is_made_again(
