@@ -90,6 +90,18 @@ proptest! {
     }
 
     #[test]
+    fn a_text_with_a_nul_inside_is_none(before in "[a-z ]{0,9}", after in "[a-z ]{0,9}") {
+        let text = format!("{before}\0{after}\0");
+        for to in [RequestType::Ctr, RequestType::StatusInfo] {
+            let mut bytes = Vec::new();
+            encode_answer(LogName { uuid: b"u", luid: 1 }, 3, 7, to as u32, &Reply::Text(&text), &mut bytes);
+            prop_assert!(Frame::parse(&bytes).unwrap().0.reply(to).is_err());
+        }
+        let table = format!("64 disk a{text}b 2");
+        prop_assert!(TableArgs::parse(table.as_bytes()).is_err());
+    }
+
+    #[test]
     fn no_bytes_do_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..400), text in "[0-9a-z -]{0,40}") {
         let _ = netlink::unwrap(&bytes);
         let _ = TableArgs::parse(&bytes);
