@@ -27,15 +27,15 @@ impl LogServer {
             }
             _ => {}
         }
-        if let Err(errno) = self.supersede_others(id, out) {
-            let log = self.log(id);
+        let opened = log.opened.clone();
+        let may_go_on = match opened {
+            Some(opened) if self.is_written_by_a_dropped_one(&opened) => Err(EBUSY),
+            _ => self.supersede_others(id, out),
+        };
+        let log = self.log(id);
+        if let Err(errno) = may_go_on {
             return out.answer(asker, log.name(), &Reply::Failed(errno));
         }
-        let log = self.logs[id.0 as usize].as_deref().expect("the log is there");
-        if log.opened.as_ref().is_some_and(|opened| self.is_written_by_a_dropped_one(opened)) {
-            return out.answer(asker, log.name(), &Reply::Failed(EBUSY));
-        }
-        let log = self.log(id);
         log.work = None;
         match &mut log.book {
             Book::Core(book) => {
@@ -141,6 +141,8 @@ impl LogServer {
             let may_go = match other.life {
                 // What is on its way to the file would land on what is written next.
                 _ if other.job => false,
+                // It was in use, and its file is not there now.
+                Life::Opening if other.reopened.is_some_and(Life::is_live) => false,
                 Life::Opening | Life::Pending | Life::Suspended => true,
                 Life::Resuming | Life::Closing => false,
                 // The suspend may have been said while no server was there.

@@ -115,6 +115,9 @@ impl<'a> TableArgs<'a> {
             return Err(TableError::TooLong { len: text.len() });
         }
         let text = std::str::from_utf8(text).map_err(|_| TableError::NotText)?;
+        if text.contains('\0') {
+            return Err(TableError::NotText);
+        }
         let mut words = text.split_ascii_whitespace();
         let length = number(words.next(), "length")?;
         let kind = words.next().ok_or(TableError::Missing { what: "kind of log" })?;

@@ -194,7 +194,7 @@ fn the_last_write_fails() {
     rig.work_all();
     assert_eq!(rig.hears(), ["POSTSUSPEND failed 5"]);
     assert_eq!(rig.lives("U"), ["suspended"]);
-    rig.talk(mirror, &[("STATUS_INFO", "3 disk 7:2 D"), ("DTR", "done")]);
+    rig.talk(mirror, &[("FLUSH", "failed 5"), ("STATUS_INFO", "3 disk 7:2 D"), ("DTR", "done")]);
 }
 
 #[test]

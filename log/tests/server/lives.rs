@@ -350,6 +350,24 @@ fn a_log_that_cannot_be_read_is_dirty_and_goes_on() {
 }
 
 #[test]
+fn blocks_of_any_size_are_written_whole() {
+    let mut images = Vec::new();
+    for (block, first, later) in [(512, 1536, 512), (4096, 4096, 4096)] {
+        let (mut rig, mirror) = (Rig::new(), kernel("U", 1));
+        rig.device("/dev/block", 8192, block);
+        rig.talk(mirror, &[("CTR 41000 disk /dev/block 1024", "device 7:3"), ("RESUME", "done")]);
+        assert_eq!(rig.written, first);
+        rig.talk(mirror, &[("CLEAR_REGION 3 40", "done"), ("FLUSH", "done")]);
+        assert_eq!(rig.written, first + later);
+        rig.restart();
+        rig.talk(mirror, &[("IS_CLEAN 3", "yes"), ("IS_CLEAN 4", "no"), ("FLUSH", "done")]);
+        images.push(rig.devices["/dev/block"].bytes.clone());
+    }
+    assert_eq!(images[0], images[1]);
+    assert_eq!(images[0][1024..1032], [8, 0, 0, 0, 0, 1, 0, 0]);
+}
+
+#[test]
 fn a_resync_step_costs_the_same_however_many_regions_there_are() {
     let mut written = Vec::new();
     for regions in [64 * 1024, 1024 * 1024] {

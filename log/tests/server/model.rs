@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mirrord_log::server::{
-    ClientId, Job, JobDone, JobKind, LogServer, OpenedStore, Output, Save, ServerConfig, SessionId, StoreId,
+    ClientId, Job, JobDone, JobKind, Life, LogServer, LogSummary, OpenedStore, Output, Save, ServerConfig,
+    SessionId, StoreId,
 };
 use mirrord_log::wire::{Frame, LogName, Regions, Request, RequestType, encode_request};
 use mirrord_raid::Errno;
@@ -20,14 +21,14 @@ const TEXTS: &[&str] = &[
     "64 disk a 2",
     "64 disk a 2 sync",
     "64 disk b 2 nosync take_over",
-    "30000 clustered-disk a 2",
-    "30000 clustered-core 2 block_on_error",
+    "9000 clustered-disk a 2",
+    "7000 clustered-core 2 block_on_error",
     "2 disk c 2",
     "64 disk",
     "64 core 3",
 ];
 
-const CONFIG: ServerConfig = ServerConfig { lease: 3, max_logs: 5, max_regions: 40000 };
+const CONFIG: ServerConfig = ServerConfig { lease: 3, max_logs: 5, max_regions: 10000 };
 
 /// Bytes, as they are needed.
 struct Source<'a>(&'a [u8]);
@@ -305,6 +306,13 @@ impl World {
             regions += u64::from(log.status.regions);
             assert!(log.status.sync_count <= u64::from(log.status.regions));
             assert_eq!(self.server.dirty(log.id).count() as u64, log.status.dirty_regions);
+        }
+        for log in self.server.logs() {
+            let is_used =
+                |life| matches!(life, Life::Live | Life::Suspending | Life::Resuming | Life::Closing);
+            let key = |log: &LogSummary<'_>| (log.name.uuid.to_vec(), log.client.is_kernel());
+            let used = self.server.logs().filter(|other| key(other) == key(&log) && is_used(other.life));
+            assert!(used.count() <= 1, "two logs of one uuid are in use");
         }
         assert!(logs <= CONFIG.max_logs && regions <= CONFIG.max_regions, "{logs} logs, {regions} regions");
         assert!(self.server.live() <= logs);

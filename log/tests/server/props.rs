@@ -29,7 +29,7 @@ fn reply_of<'a>(to: RequestType, numbers: (u64, u64), flag: bool, text: &'a str)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_request_is_made_again(
@@ -87,6 +87,18 @@ proptest! {
         let (frame, len) = Frame::parse(&bytes).unwrap();
         prop_assert_eq!((frame.name(), frame.seq(), len), (name, 7, bytes.len()));
         prop_assert_eq!(frame.reply(to), Ok(reply));
+    }
+
+    #[test]
+    fn a_text_with_a_nul_inside_is_none(before in "[a-z ]{0,9}", after in "[a-z ]{0,9}") {
+        let text = format!("{before}\0{after}\0");
+        for to in [RequestType::Ctr, RequestType::StatusInfo] {
+            let mut bytes = Vec::new();
+            encode_answer(LogName { uuid: b"u", luid: 1 }, 3, 7, to as u32, &Reply::Text(&text), &mut bytes);
+            prop_assert!(Frame::parse(&bytes).unwrap().0.reply(to).is_err());
+        }
+        let table = format!("64 disk a{text}b 2");
+        prop_assert!(TableArgs::parse(table.as_bytes()).is_err());
     }
 
     #[test]

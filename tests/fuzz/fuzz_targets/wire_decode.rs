@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mirrord_log::wire::{Frame, RequestType, TableArgs, encode_answer, encode_request, Request};
+use mirrord_log::wire::{Frame, Request, RequestType, TableArgs, encode_answer, encode_request};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut bytes = bytes;
