@@ -175,6 +175,21 @@ fn suspended_during_a_write() {
 }
 
 #[test]
+fn a_write_that_is_under_way_is_waited_for_by_the_next_table() {
+    let (mut rig, old) = live();
+    let new = kernel("U", 2);
+    rig.lazy = false;
+    rig.talk(new, &[(DISK, "device 7:2")]);
+    rig.lazy = true;
+    rig.talk(old, &[("CLEAR_REGION 1", "done"), ("FLUSH", "-"), ("PRESUSPEND", "done")]);
+    rig.talk(new, &[("RESUME", "failed 16")]);
+    rig.work();
+    rig.lazy = false;
+    rig.talk(new, &[("RESUME", "done"), ("IS_CLEAN 1", "yes")]);
+    assert_eq!(rig.lives("U"), ["suspended", "live"]);
+}
+
+#[test]
 fn a_log_that_goes_makes_room_for_what_is_constructed_meanwhile() {
     let (mut rig, mirror) = live();
     rig.talk(
