@@ -8,7 +8,8 @@ use crate::log::SyncMode;
 use crate::wire::{Frame, LogName, Regions, Reply, Request, RequestError, VERSION};
 
 impl LogServer {
-    /// A request of a client. Its answer may come with a later call.
+    /// A request of a client. Its answer may come with a later call; none comes to a client that is gone, nor to what the
+    /// kernel asked so long ago that it has asked again thousands of times.
     pub fn request(&mut self, client: ClientId, frame: &Frame<'_>, out: &mut Output) {
         self.ask(client, frame, out);
         self.let_go_on(out);
