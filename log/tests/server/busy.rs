@@ -127,27 +127,39 @@ fn a_file_that_never_answers_holds_up_its_log_alone() {
 
 #[test]
 fn too_many_requests_are_not_held() {
-    let (mut rig, mirror) = (Rig::new(), kernel("U", 1));
-    rig.lazy = true;
-    rig.talk(mirror, &[(DISK, "-")]);
-    for _ in 0..4096 {
-        rig.talk(mirror, &[("GET_SYNC_COUNT", "-")]);
-    }
-    rig.talk(mirror, &[("GET_SYNC_COUNT", "failed 105")]);
+    let busy = |user| {
+        let mut rig = Rig::new();
+        rig.lazy = true;
+        rig.talk(user, &[("CTR 41000 disk /dev/log 1024", "-")]);
+        rig
+    };
+    let long = format!("MARK_REGION{}", " 7".repeat(2000));
+    let life = volume(1, "U", 1);
+    let mut rig = busy(life);
+    assert_eq!((0..5000).take_while(|_| rig.ask(life, "GET_SYNC_COUNT") == "-").count(), 4096);
+    assert_eq!(rig.ask(life, "GET_SYNC_COUNT"), "failed 105");
     rig.work_all();
     assert_eq!(rig.hears().len(), 4097);
-    // Long ones even less.
-    let (mut rig, mirror) = (Rig::new(), kernel("U", 1));
-    rig.lazy = true;
-    rig.talk(mirror, &[(DISK, "-")]);
-    let long = format!("MARK_REGION{}", " 7".repeat(2000));
-    let held = (0..4096).take_while(|_| rig.ask(mirror, &long) == "-").count();
-    assert_eq!(held, 4096 * 512 / (160 + 16000));
+    let mut rig = busy(life);
+    assert_eq!((0..5000).take_while(|_| rig.ask(life, &long) == "-").count(), 4096 * 512 / (160 + 16000));
     // Nor do more wait for one write.
+    let mut rig = Rig::new();
+    rig.talk(life, &[("CTR 8 disk /dev/log 2 nosync", "done"), ("RESUME", "done")]);
+    rig.lazy = true;
+    assert_eq!((0..5000).take_while(|_| rig.ask(life, "FLUSH 3") == "-").count(), 4097);
+
+    // The kernel takes every error for an answer. It asks again each 15 s: the first are not waited for any more.
+    let mirror = kernel("U", 1);
+    let mut rig = busy(mirror);
+    for request in 0..5000 {
+        assert_eq!(rig.ask(mirror, if request == 4500 { "GET_REGION_SIZE" } else { "GET_SYNC_COUNT" }), "-");
+    }
+    rig.work_all();
+    let heard = rig.hears();
+    assert_eq!((heard.len(), heard[1 + 4096 - 500].as_str()), (4097, "GET_REGION_SIZE count 1024"));
     let (mut rig, mirror) = live();
     rig.talk(mirror, &[("CLEAR_REGION 3", "done")]);
-    let waiting = (0..5000).take_while(|_| rig.ask(mirror, "FLUSH") == "-").count();
-    assert_eq!(waiting, 4097);
+    assert!((0..5000).all(|_| rig.ask(mirror, "FLUSH") == "-"));
     rig.work_all();
     assert_eq!(rig.hears().len(), 4097);
 }
@@ -172,6 +184,21 @@ fn suspended_during_a_write() {
         assert!(is_dirty(&rig, 2) && !is_dirty(&rig, 1));
         assert_eq!(rig.open_stores(), usize::from(request == "POSTSUSPEND"));
     }
+}
+
+#[test]
+fn a_write_that_is_under_way_is_waited_for_by_the_next_table() {
+    let (mut rig, old) = live();
+    let new = kernel("U", 2);
+    rig.lazy = false;
+    rig.talk(new, &[(DISK, "device 7:2")]);
+    rig.lazy = true;
+    rig.talk(old, &[("CLEAR_REGION 1", "done"), ("FLUSH", "-"), ("PRESUSPEND", "done")]);
+    rig.talk(new, &[("RESUME", "failed 16")]);
+    rig.work();
+    rig.lazy = false;
+    rig.talk(new, &[("RESUME", "done"), ("IS_CLEAN 1", "yes")]);
+    assert_eq!(rig.lives("U"), ["suspended", "live"]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn uuid() -> impl Strategy<Value = Vec<u8>> {
 
 fn reply_of<'a>(to: RequestType, numbers: (u64, u64), flag: bool, text: &'a str) -> Reply<'a> {
     match to {
-        _ if numbers.0 % 5 == 0 => Reply::Failed(Errno(1 + (numbers.1 % 133) as i32)),
+        _ if numbers.0.is_multiple_of(5) => Reply::Failed(Errno(1 + (numbers.1 % 133) as i32)),
         RequestType::Ctr if flag => Reply::Device(text),
         RequestType::GetRegionSize | RequestType::GetSyncCount => Reply::Count(numbers.0),
         RequestType::IsClean | RequestType::InSync => Reply::Is(flag),
