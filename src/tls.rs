@@ -9,10 +9,10 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// Where a side's own certificate and key are, and who signed the other's.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct TlsFiles {
     /// Its certificate.
     pub cert: PathBuf,
@@ -106,6 +106,21 @@ pub fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
         .map_err(|error| ca_error(error.into()))?
         .with_client_cert_verifier(verifier)
         .with_single_cert(certs(&files.cert)?, key(&files.key)?);
+    let pair = |source| TlsError::Pair { cert: files.cert.clone(), key: files.key.clone(), source };
+    Ok(Arc::new(config.map_err(pair)?))
+}
+
+/// For a client: it speaks with nobody whose certificate the CA did not sign, and shows its own.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>, TlsError> {
+    let ca_error = |source: rustls::Error| TlsError::Ca { path: files.ca.clone(), source: source.into() };
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(ca_error)?
+        .with_root_certificates(roots(&files.ca)?)
+        .with_client_auth_cert(certs(&files.cert)?, key(&files.key)?);
     let pair = |source| TlsError::Pair { cert: files.cert.clone(), key: files.key.clone(), source };
     Ok(Arc::new(config.map_err(pair)?))
 }

@@ -305,7 +305,9 @@ impl LogServer {
     fn supersede_others(&mut self, id: LogId, out: &mut Output) -> Result<(), Errno> {
         let (now, lease) = (self.now, self.config.lease);
         let log = self.log(id);
-        let (uuid, by_kernel, take_over) = (log.uuid.clone(), log.by_kernel(), log.take_over);
+        // Who took it over once and comes back does not do so again: meanwhile it may have been taken from him.
+        let take_over = log.take_over && !log.again;
+        let (uuid, by_kernel) = (log.uuid.clone(), log.by_kernel());
         let others: Vec<LogId> = self.by_uuid[&uuid].iter().copied().filter(|&other| other != id).collect();
         for &other in &others {
             let other = self.log(other);

@@ -47,6 +47,14 @@ impl Served {
         Some(self.answers.swap_remove(at).2)
     }
 
+    /// A message on a connection, and all that follows.
+    pub(crate) fn deliver(&mut self, client: u64, message: &[u8]) {
+        let (frame, _) = Frame::parse(message).unwrap();
+        let mut out = Output::default();
+        self.server.request(ClientId(client), &frame, &mut out);
+        self.carry_out(out);
+    }
+
     /// Says it for a mirror, and gives its number.
     pub(crate) fn say(&mut self, client: u64, log: (&str, u64), request: &Request<'_>) -> u32 {
         self.seq += 1;

@@ -7,7 +7,7 @@
 //!
 //! A record with the new size that was sent is not taken back: it may be on a leg.
 
-use super::{Doing, LogWorker, Stopping, WorkerAction};
+use super::{LogWorker, Stopping, WorkerAction};
 
 /// A volume on its way to a new size.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,7 @@ impl LogWorker {
     /// Takes the next step if the one before is done.
     pub(super) fn go_on_growing(&mut self, actions: &mut Vec<WorkerAction>) {
         let Some(Growing { size, step }) = self.growing else { return };
-        let is_idle = matches!(self.doing, Doing::Nothing) && !self.record_wanted;
+        let is_idle = self.is_idle() && !self.record_wanted;
         match step {
             Step::Log | Step::Commit if self.stopping != Stopping::No => {
                 if step == Step::Commit {

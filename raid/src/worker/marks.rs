@@ -1,7 +1,7 @@
 //! Marks committed in groups, clears in two steps, and the last of both when the volume stops.
 
 use super::states::is_lost;
-use super::{Doing, Flushing, LogWorker, Stopping, WorkerAction};
+use super::{Commit, Doing, Flushing, LogWorker, NOBODY, Stopping, WorkerAction};
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::ranges::Owner;
@@ -10,7 +10,8 @@ use crate::types::{Errno, LegSet, LegState};
 
 impl LogWorker {
     pub(super) fn start_commit(&mut self, actions: &mut Vec<WorkerAction>) {
-        let marks = std::mem::take(&mut self.marks);
+        let mut marks = std::mem::take(&mut self.marks);
+        self.mark_ahead(&mut marks);
         for &(region, _) in &marks {
             // A commit that failed may have left it clean since the mark was asked for.
             self.mirror.regions.want_mark(region);
@@ -20,8 +21,26 @@ impl LogWorker {
         Counters::add(&self.mirror.counters.commits, 1);
         self.clears = false;
         self.clears_due = false;
-        self.doing = Doing::Commit { legs, marks };
+        self.committing = Some(Commit { legs, marks });
         actions.push(WorkerAction::Commit { legs });
+    }
+
+    /// Adds regions that are likely to be asked for next. They are cleared like any other if they are not written to.
+    fn mark_ahead(&self, marks: &mut Vec<(Region, Owner)>) {
+        if self.mark_ahead == 0 || self.stopping != Stopping::No {
+            return;
+        }
+        let table = &self.mirror.regions;
+        for at in 0..marks.len() {
+            let region = marks[at].0;
+            let follows = region.0.checked_sub(1).is_some_and(|one| table.state(Region(one)) != RegionState::Clean);
+            let ahead = region.0 + 1..(region.0 + 1 + self.mark_ahead).min(table.len());
+            for ahead in ahead.filter(|_| follows).map(Region) {
+                if table.state(ahead) == RegionState::Clean && table.want_mark(ahead) {
+                    marks.push((ahead, NOBODY));
+                }
+            }
+        }
     }
 
     pub(super) fn committed(
@@ -30,7 +49,7 @@ impl LogWorker {
         log_error: Option<Errno>,
         actions: &mut Vec<WorkerAction>,
     ) {
-        let Doing::Commit { legs, marks } = std::mem::replace(&mut self.doing, Doing::Nothing) else {
+        let Some(Commit { legs, marks }) = self.committing.take() else {
             unreachable!("no commit is under way")
         };
         if log_error.is_some() && !self.log_failed {
@@ -49,7 +68,7 @@ impl LogWorker {
             }
             return;
         }
-        if self.record_wanted {
+        if self.record_wanted || matches!(self.doing, Doing::Record(_)) {
             self.marks_committed.extend(marks);
         } else {
             for (region, from) in marks {
@@ -147,7 +166,7 @@ impl LogWorker {
     }
 
     pub(super) fn go_on_stopping(&mut self, actions: &mut Vec<WorkerAction>) {
-        let busy = !matches!(self.doing, Doing::Nothing)
+        let busy = !self.is_idle()
             || !matches!(self.flushing, Flushing::Nothing)
             || !self.copies.is_empty()
             || !self.repairs.is_empty();

@@ -3,7 +3,8 @@
 //! It commits marks in groups, clears regions lazily in two steps, records leg states in the
 //! superblocks, hands stale regions to the background worker and promotes legs that have none
 //! left. One durable operation is under way at a time, and records go before commits; whatever
-//! arrives meanwhile is committed together by the next one (group commit).
+//! arrives meanwhile is committed together by the next one (group commit). Only the commit of a log that somebody
+//! else keeps, who may take any time, runs beside records ([`LogWorker::with_log_beside`]).
 //!
 //! Leg states move here and nowhere else:
 //!
@@ -68,6 +69,8 @@ pub enum WorkerEvent {
         /// Error of a log that has a place of its own.
         log_error: Option<Errno>,
     },
+    /// The log's own place, which failed before, holds all that was committed so far.
+    LogBack,
     /// The record is done.
     Recorded {
         /// Errors of the legs it failed on.
@@ -183,9 +186,14 @@ pub struct Record {
 #[derive(Debug)]
 enum Doing {
     Nothing,
-    Commit { legs: LegSet, marks: Vec<(Region, Owner)> },
     Record(Record),
     Fill(Leg),
+}
+
+#[derive(Debug)]
+struct Commit {
+    legs: LegSet,
+    marks: Vec<(Region, Owner)>,
 }
 
 #[derive(Debug)]
@@ -237,6 +245,11 @@ pub struct LogWorker {
     lineage: Lineage,
     log_failed: bool,
     doing: Doing,
+    committing: Option<Commit>,
+    /// Commits run beside whatever else is done.
+    log_beside: bool,
+    /// Regions marked with one that follows on a dirty one.
+    mark_ahead: u32,
     flushing: Flushing,
     /// The leg states changed since the last record began, or that record failed.
     record_wanted: bool,
@@ -297,6 +310,9 @@ impl LogWorker {
             lineage,
             log_failed: false,
             doing: Doing::Nothing,
+            committing: None,
+            log_beside: false,
+            mark_ahead: 0,
             flushing: Flushing::Nothing,
             record_wanted: false,
             record_held_off: false,
@@ -332,12 +348,38 @@ impl LogWorker {
         self
     }
 
+    /// The same, whose log somebody else keeps: a commit may take any time, and records do not wait for it.
+    #[must_use]
+    pub fn with_log_beside(mut self) -> LogWorker {
+        self.log_beside = true;
+        self
+    }
+
+    /// The same, whose log says nothing that can be trusted: the first record says so.
+    #[must_use]
+    pub fn with_failed_log(mut self) -> LogWorker {
+        self.log_failed = true;
+        self
+    }
+
+    /// The same, which marks so many regions more with each that lies behind a dirty one: who writes one after the other
+    /// waits for fewer commits.
+    #[must_use]
+    pub fn with_mark_ahead(mut self, regions: u32) -> LogWorker {
+        self.mark_ahead = regions;
+        self
+    }
+
     /// Takes one event and adds what is to be done to `actions`.
     pub fn handle(&mut self, event: WorkerEvent, actions: &mut Vec<WorkerAction>) {
         match event {
             WorkerEvent::Woken => {}
             WorkerEvent::Tick => self.tick(),
             WorkerEvent::Committed { errors, log_error } => self.committed(errors, log_error, actions),
+            WorkerEvent::LogBack => {
+                self.record_wanted |= self.log_failed;
+                self.log_failed = false;
+            }
             WorkerEvent::Recorded { errors } => self.recorded(errors, actions),
             WorkerEvent::LogFilled { result } => self.log_filled(result),
             WorkerEvent::Start => {
@@ -389,7 +431,12 @@ impl LogWorker {
 
     /// Whether nothing durable is under way or waiting.
     pub fn is_settled(&self) -> bool {
-        matches!(self.doing, Doing::Nothing) && !self.record_wanted && self.marks.is_empty()
+        self.is_idle() && !self.record_wanted && self.marks.is_empty()
+    }
+
+    /// Whether nothing durable is under way.
+    fn is_idle(&self) -> bool {
+        matches!(self.doing, Doing::Nothing) && self.committing.is_none()
     }
 
     /// Whether resync is held.
@@ -452,7 +499,7 @@ impl LogWorker {
         while self.go_on_splitting() {}
         self.change_roster();
         self.go_on_growing(actions);
-        if matches!(self.doing, Doing::Nothing) {
+        if matches!(self.doing, Doing::Nothing) && (self.committing.is_none() || self.log_beside) {
             if self.record_wanted && !self.record_held_off {
                 self.start_record(false, actions);
             } else if !self.record_wanted
@@ -461,9 +508,12 @@ impl LogWorker {
             {
                 self.doing = Doing::Fill(leg);
                 actions.push(WorkerAction::FillLog { leg });
-            } else if !self.marks.is_empty() || self.clears_due {
-                self.start_commit(actions);
             }
+        }
+        let may_commit =
+            self.committing.is_none() && (self.log_beside || matches!(self.doing, Doing::Nothing));
+        if may_commit && (!self.marks.is_empty() || self.clears_due) {
+            self.start_commit(actions);
         }
         if self.stopping == Stopping::No {
             self.promote();

@@ -4,7 +4,7 @@
 //! The leg is then the volume as it was between two writes, durable, and every region that is written to from
 //! then on is dirty in the log until the leg is back.
 
-use super::{Doing, Flushing, LogWorker, Stopping};
+use super::{Flushing, LogWorker, Stopping};
 use crate::mirror::QueueNote;
 use crate::types::{Leg, LegSet, LegState, QueueId};
 
@@ -67,7 +67,7 @@ impl LogWorker {
             self.end_split();
             return false;
         }
-        let is_idle = matches!(self.doing, Doing::Nothing) && matches!(self.flushing, Flushing::Nothing);
+        let is_idle = self.is_idle() && matches!(self.flushing, Flushing::Nothing);
         match step {
             Step::Quiesce if is_idle && self.repairs.is_empty() && !self.mirror.writes_are_under_way() => {
                 self.flushing = Flushing::Clear(self.clearable(true));
