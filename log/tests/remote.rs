@@ -204,6 +204,8 @@ fn a_commit_of_marks_is_one_request() {
     volume.hear(&mut served);
     assert_eq!(volume.sent, [RequestType::ClearRegion, RequestType::Flush]);
     assert_eq!(on_disk(&served, 100), BTreeSet::from([4, 70]));
+    volume.commit(&mut served, &[], &[4, 70]);
+    volume.hear(&mut served);
     assert!(!volume.session.wants_tick(), "an idle session has no timer");
 }
 
@@ -390,6 +392,25 @@ fn who_was_taken_over_is_told_and_has_nothing_more_to_say() {
 }
 
 #[test]
+fn who_was_taken_over_notices_without_a_commit() {
+    let mut served = server();
+    let mut first = begun(&mut served, 1, 100, SyncMode::NoSync);
+    first.commit(&mut served, &[9], &[]);
+    first.hear(&mut served);
+    first.take_told();
+    let taking = SessionConfig { take_over: true, ..config(2, 100, SyncMode::Default) };
+    let mut second = Volume::new(taking);
+    second.client = 2000;
+    second.settle(&mut served);
+    for _ in 0..10 {
+        assert!(first.told.len() == 1 || first.session.wants_tick());
+        first.handle(&mut served, Event::Tick);
+        first.settle(&mut served);
+    }
+    assert_eq!(first.take_told(), [Action::Refused(SessionError::TakenOver)]);
+}
+
+#[test]
 fn who_comes_back_after_another_had_it_is_told_so() {
     let mut served = server();
     let mut first = begun(&mut served, 1, 100, SyncMode::NoSync);
@@ -413,10 +434,7 @@ fn a_silent_server_is_given_up() {
         volume.handle(&mut served, Event::Tick);
     }
     assert!(volume.wants && !volume.is_connected);
-    assert_eq!(
-        volume.session.last_error(),
-        Some(SessionError::Silent { request: RequestType::Flush })
-    );
+    assert_eq!(volume.session.last_error(), Some(SessionError::Silent { request: RequestType::Flush }));
     served.work();
     volume.settle(&mut served);
     assert_eq!(volume.take_told(), [Action::Back, Action::Committed]);

@@ -105,8 +105,15 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     // The daemon takes the name itself; the registry keeps it from others meanwhile.
     drop(created.lock);
     let doing = format!("{name} is created but cannot be served (try `mirrord start {name}`)");
-    let choice =
-        serving::Choice { name, legs: created.legs, known: None, degraded: false, log_take_over: false, source: None, serve };
+    let choice = serving::Choice {
+        name,
+        legs: created.legs,
+        known: None,
+        degraded: false,
+        log_take_over: false,
+        source: None,
+        serve,
+    };
     args.serving.serve(context, choice, &doing)
 }
 

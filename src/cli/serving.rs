@@ -166,7 +166,8 @@ impl Args {
     }
 
     fn log_tls(&self, before: Option<TlsFiles>) -> anyhow::Result<Option<TlsFiles>> {
-        let (Some(cert), Some(key), Some(ca)) = (&self.log_tls_cert, &self.log_tls_key, &self.log_tls_ca) else {
+        let (Some(cert), Some(key), Some(ca)) = (&self.log_tls_cert, &self.log_tls_key, &self.log_tls_ca)
+        else {
             return Ok(before);
         };
         let absolute = |path: &PathBuf| std::path::absolute(path);

@@ -9,8 +9,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use mirrord_log::{Backing, DirtyLog, DiskLog, LogPlace, MAX_PLACE, ResumeNote, SyncMode, measure};
 use mirrord_log::remote::Changes;
+use mirrord_log::{Backing, DirtyLog, DiskLog, LogPlace, MAX_PLACE, ResumeNote, SyncMode, measure};
 use mirrord_raid::{Geometry, Region, SECTOR};
 use rustix::fs::{FallocateFlags, fallocate, ioctl_blksszget};
 use rustix::io::Errno;
@@ -20,8 +20,8 @@ use super::CreateOptions;
 use super::candidate::Candidate;
 use super::error::CreateError;
 use super::plan::{Plan, check_free};
-use crate::remote::{Address, Remote, RemoteError, Setup};
 use crate::leg::{FileId, Holder, LOCK_PATIENCE, lock_waiting};
+use crate::remote::{Address, Remote, RemoteError, Setup};
 use crate::units::format_size;
 use crate::{extents, signature};
 
@@ -45,7 +45,9 @@ pub(super) fn look(options: &CreateOptions, legs: &[Candidate], plan: &Plan) -> 
         LogPlace::Disk(path) => path,
         LogPlace::Remote(address) if !options.adopt_log => return look_at_server(address, options, plan),
         _ if options.adopt_log => return Err(CreateError::AdoptWhat),
-        other => return Ok(LogPlan { place: other.clone(), file: None, block: 0, adopted: None, remote: None }),
+        other => {
+            return Ok(LogPlan { place: other.clone(), file: None, block: 0, adopted: None, remote: None });
+        }
     };
     let io_error = |verb| move |source| CreateError::Io { path: path.clone(), verb, source };
     let absolute = std::path::absolute(path).map_err(io_error("find it"))?;

@@ -36,9 +36,7 @@ pub(super) fn open_log(opened: &Opened, options: &RemoteOptions) -> Result<Opene
     let (region_size, regions) = (geometry.region_size(), geometry.regions());
     let mode = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::Default };
     Ok(match &superblock.log {
-        LogPlace::Internal => {
-            OpenedLog::new(InternalLog::new(superblock.volume, region_size, regions, mode))
-        }
+        LogPlace::Internal => OpenedLog::new(InternalLog::new(superblock.volume, region_size, regions, mode)),
         LogPlace::Core => {
             // A core log holds nothing: whether all is dirty or all is clean, the superblocks know.
             let mode = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::NoSync };

@@ -63,7 +63,6 @@ pub(super) fn attach(remote: &Remote, shared: &Arc<Shared>, journal: &Arc<Journa
             Told::Refused(error) => {
                 tracing::error!("{error}: this volume stops writing and answers every request with an error");
                 shared.fenced.store(true, Ordering::SeqCst);
-                shared.mirror.legs.break_flush();
                 shared.mailbox.send(WorkerEvent::PauseResync(true));
                 journal.add(What::LogTakenOver);
             }

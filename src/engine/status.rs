@@ -13,7 +13,9 @@ use uuid::Uuid;
 use super::meter::Meter;
 use super::shared::{Shared, lock};
 use crate::remote::RemoteStatus;
-use crate::status::{IoStatus, LegStatus, LogServerStatus, LogStatus, ResyncStatus, VolumeState, VolumeStatus};
+use crate::status::{
+    IoStatus, LegStatus, LogServerStatus, LogStatus, ResyncStatus, VolumeState, VolumeStatus,
+};
 
 /// What does not change while a volume is served.
 pub(super) struct Facts {

@@ -23,7 +23,9 @@ pub enum Address {
 
 /// Not an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("a log server is at unix:PATH, HOST:PORT (with TLS) or insecure:HOST:PORT; an IPv6 address stands in []")]
+#[error(
+    "a log server is at unix:PATH, HOST:PORT (with TLS) or insecure:HOST:PORT; an IPv6 address stands in []"
+)]
 pub struct BadAddress;
 
 impl FromStr for Address {

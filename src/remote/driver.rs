@@ -88,7 +88,8 @@ impl Driver {
     /// Until goodbye was said, or need not be.
     pub(super) fn run(mut self) {
         loop {
-            for order in std::mem::take(&mut *lock(&self.inner.orders)) {
+            let orders = std::mem::take(&mut *lock(&self.inner.orders));
+            for order in orders {
                 self.order(order);
             }
             self.look_at_the_clock();
@@ -185,7 +186,7 @@ impl Driver {
         };
         let patience = self.committing.filter(|_| self.fallback).map(|since| since + FALLBACK_PATIENCE);
         let waits = self.committing.is_some() || self.stopping;
-        let hurry = self.hurry.filter(|_| waits && !self.over);
+        let hurry = self.hurry.filter(|&until| waits && !self.over && until > Instant::now());
         [retry, self.next_tick, patience, hurry].into_iter().flatten().min()
     }
 

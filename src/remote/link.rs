@@ -100,7 +100,9 @@ impl Link {
     /// Connects, and shows and sees certificates. Waits.
     pub(super) fn connect(address: &Address, tls: Option<&Arc<ClientConfig>>) -> Result<Link, LinkError> {
         let (mut socket, tls) = match address {
-            Address::Unix(path) => (Socket::Unix(UnixStream::connect(path).map_err(LinkError::Connect)?), None),
+            Address::Unix(path) => {
+                (Socket::Unix(UnixStream::connect(path).map_err(LinkError::Connect)?), None)
+            }
             Address::Tcp { host, port, .. } => {
                 let stream = connect_tcp(host, *port)?;
                 let name = ServerName::try_from(host.clone())

@@ -211,6 +211,12 @@ pub(crate) struct Remote {
     pub(crate) is_without: bool,
 }
 
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 impl Remote {
     /// Has the log, and tells what is dirty.
     pub(crate) fn open(setup: Setup) -> Result<(Remote, Vec<Region>), RemoteError> {
@@ -242,8 +248,7 @@ impl Remote {
         let driver = Driver::new(Arc::clone(&inner), address.clone(), tls, config, setup.fallback);
         let thread = std::thread::Builder::new().name("mirrord-remote".to_owned()).spawn(|| driver.run());
         let thread = Mutex::new(Some(thread.map_err(RemoteError::Thread)?));
-        let mut remote =
-            Remote { inner, address, thread, told: Mutex::new(Some(told)), is_without: false };
+        let mut remote = Remote { inner, address, thread, told: Mutex::new(Some(told)), is_without: false };
         let dirty = remote.await_ready(&setup)?;
         Ok((remote, dirty))
     }
@@ -285,12 +290,10 @@ impl Remote {
         let told = told.as_ref()?;
         match deadline {
             None => told.recv().ok(),
-            Some(deadline) => {
-                match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                    Ok(told) => Some(told),
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-                }
-            }
+            Some(deadline) => match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(told) => Some(told),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+            },
         }
     }
 
@@ -346,7 +349,10 @@ impl Remote {
 
     /// Says goodbye, if the server is there.
     pub(crate) fn stop(&self) {
-        self.hurry();
+        match self.status().connected {
+            true => self.hurry(),
+            false => self.inner.order(Order::Hurry(Some(Instant::now()))),
+        }
         self.end();
     }
 

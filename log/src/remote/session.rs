@@ -28,7 +28,11 @@ const WINDOW: usize = 32;
 const TIDY_WINDOW: usize = 2;
 
 /// Ticks after which a log that was had and is another's is taken for lost: a start that is being refused has it for a moment.
-const TAKEN_TICKS: u32 = 3;
+const TAKEN_TICKS: u32 = 2;
+
+/// While regions are dirty the server is asked every so many ticks whether the log is still this volume's: writes to them ask for
+/// nothing.
+const HEARTBEAT_TICKS: u32 = 5;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
@@ -51,6 +55,9 @@ pub struct Session {
     talk: Talk,
     /// What the log is to be.
     dirty: BitVec<u8, Lsb0>,
+    dirty_count: u32,
+    /// Ticks without a request.
+    quiet: u32,
     /// What is dirty is known.
     was_ready: bool,
     /// The server gave it to this life of the volume.
@@ -82,6 +89,8 @@ impl Session {
             stage: Stage::Away,
             talk: Talk::new(config.uuid.clone(), config.luid),
             dirty: BitVec::repeat(false, regions as usize),
+            dirty_count: 0,
+            quiet: 0,
             was_ready: false,
             was_had: false,
             busy: None,
@@ -99,7 +108,7 @@ impl Session {
     /// The server was never heard, and is not waited for: every region is taken for dirty. It is told so when it is there,
     /// with [`Action::Back`].
     pub fn take_all_for_dirty(&mut self) {
-        self.dirty.fill(true);
+        self.fill(true);
         self.was_ready = true;
         self.is_untidy = true;
         self.config.mode = SyncMode::Sync;
@@ -135,7 +144,7 @@ impl Session {
 
     /// Whether a [`Event::Tick`] a second is needed.
     pub fn wants_tick(&self) -> bool {
-        !self.talk.is_idle() || self.busy.is_some()
+        !self.talk.is_idle() || self.busy.is_some() || self.stage == Stage::Serving && self.dirty_count > 0
     }
 
     /// Takes one event and adds what is to be done to `actions`.
@@ -176,7 +185,8 @@ impl Session {
         };
         let take_over = if self.config.take_over { " take_over" } else { "" };
         let text = format!("{length} disk {} {region}{mode}{take_over}", self.config.uuid);
-        self.talk.ask(For::Having, &Request::Ctr { text: text.as_bytes(), again: self.was_had && self.was_ready });
+        self.talk
+            .ask(For::Having, &Request::Ctr { text: text.as_bytes(), again: self.was_had && self.was_ready });
         self.talk.ask(For::Having, &Request::Resume);
     }
 
@@ -215,6 +225,10 @@ impl Session {
     fn tick(&mut self, actions: &mut Vec<Action>) {
         if let Some(request) = self.talk.tick(self.config.patience) {
             return self.give_up(SessionError::Silent { request }, actions);
+        }
+        self.quiet = if self.talk.is_idle() { self.quiet + 1 } else { 0 };
+        if self.stage == Stage::Serving && self.dirty_count > 0 && self.quiet >= HEARTBEAT_TICKS {
+            self.talk.ask(For::Tidying, &Request::Flush(Regions::NONE));
         }
         let Some(ticks) = &mut self.busy else { return };
         *ticks += 1;
@@ -281,7 +295,7 @@ impl Session {
             }
             (RequestType::GetSyncCount, Reply::Count(count), _) => self.counted(count, actions),
             (RequestType::GetResyncWork, Reply::Work(Some(region)), _) if self.untold > 0 => {
-                if region.0 >= self.regions || self.dirty.replace(region.index(), true) {
+                if region.0 >= self.regions || !self.set(region, true) {
                     return self.give_up(nonsense, actions);
                 }
                 self.untold -= 1;
@@ -309,13 +323,13 @@ impl Session {
         };
         if self.was_ready {
             self.stage = Stage::Replaying(Some(0));
-            let is_exact = !self.is_untidy && count + self.dirty.count_ones() as u64 >= regions;
+            let is_exact = !self.is_untidy && count + u64::from(self.dirty_count) >= regions;
             self.tidying = (!is_exact).then_some(0);
             return;
         }
         self.stage = Stage::Reading;
         let is_all = out_of_sync == regions;
-        self.dirty.fill(is_all);
+        self.fill(is_all);
         self.untold = if is_all { 0 } else { out_of_sync as u32 };
         self.unasked = self.untold;
         self.told(actions);
@@ -336,15 +350,30 @@ impl Session {
         }
     }
 
+    /// Whether that changed it.
+    fn set(&mut self, region: Region, is_dirty: bool) -> bool {
+        let is_new = self.dirty.replace(region.index(), is_dirty) != is_dirty;
+        match is_dirty {
+            true => self.dirty_count += u32::from(is_new),
+            false => self.dirty_count -= u32::from(is_new),
+        }
+        is_new
+    }
+
+    fn fill(&mut self, is_dirty: bool) {
+        self.dirty.fill(is_dirty);
+        self.dirty_count = if is_dirty { self.regions } else { 0 };
+    }
+
     // ---- commits
 
     fn commit(&mut self, changes: &Changes) {
         assert!(self.was_ready && self.committing.is_none(), "a commit comes at the wrong time");
-        for region in &changes.clears {
-            self.dirty.set(region.index(), false);
+        for &region in &changes.clears {
+            self.set(region, false);
         }
-        for region in &changes.marks {
-            self.dirty.set(region.index(), true);
+        for &region in &changes.marks {
+            self.set(region, true);
         }
         match &mut self.stage {
             Stage::Serving => self.talk.ask_to_change(For::Commit, &changes.clears, &changes.marks),

@@ -1,7 +1,7 @@
 //! Marks committed in groups, clears in two steps, and the last of both when the volume stops.
 
 use super::states::is_lost;
-use super::{Commit, Doing, Flushing, LogWorker, NOBODY, Stopping, WorkerAction};
+use super::{Commit, Doing, Flushing, LogWorker, Stopping, WorkerAction};
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::ranges::Owner;
@@ -23,24 +23,6 @@ impl LogWorker {
         self.clears_due = false;
         self.committing = Some(Commit { legs, marks });
         actions.push(WorkerAction::Commit { legs });
-    }
-
-    /// Adds regions that are likely to be asked for next. They are cleared like any other if they are not written to.
-    fn mark_ahead(&self, marks: &mut Vec<(Region, Owner)>) {
-        if self.mark_ahead == 0 || self.stopping != Stopping::No {
-            return;
-        }
-        let table = &self.mirror.regions;
-        for at in 0..marks.len() {
-            let region = marks[at].0;
-            let follows = region.0.checked_sub(1).is_some_and(|one| table.state(Region(one)) != RegionState::Clean);
-            let ahead = region.0 + 1..(region.0 + 1 + self.mark_ahead).min(table.len());
-            for ahead in ahead.filter(|_| follows).map(Region) {
-                if table.state(ahead) == RegionState::Clean && table.want_mark(ahead) {
-                    marks.push((ahead, NOBODY));
-                }
-            }
-        }
     }
 
     pub(super) fn committed(

@@ -24,6 +24,7 @@
 //! A leg is failed only while another leg in sync carried the operation out, so the last leg in
 //! sync is never failed. Runs on the log worker's thread.
 
+mod beside;
 mod grow;
 mod marks;
 mod repair;
@@ -345,28 +346,6 @@ impl LogWorker {
     #[must_use]
     pub fn with_replaces(mut self, replaces: Replaces) -> LogWorker {
         self.replaces = replaces;
-        self
-    }
-
-    /// The same, whose log somebody else keeps: a commit may take any time, and records do not wait for it.
-    #[must_use]
-    pub fn with_log_beside(mut self) -> LogWorker {
-        self.log_beside = true;
-        self
-    }
-
-    /// The same, whose log says nothing that can be trusted: the first record says so.
-    #[must_use]
-    pub fn with_failed_log(mut self) -> LogWorker {
-        self.log_failed = true;
-        self
-    }
-
-    /// The same, which marks so many regions more with each that lies behind a dirty one: who writes one after the other
-    /// waits for fewer commits.
-    #[must_use]
-    pub fn with_mark_ahead(mut self, regions: u32) -> LogWorker {
-        self.mark_ahead = regions;
         self
     }
 
