@@ -312,6 +312,7 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
             tls: serve.log_tls.clone(),
             fallback: serve.log_fallback,
             take_over: spec.log_take_over,
+            tell: Some(|what| eprintln!("mirrord: note: {what}")),
         },
     }
 }

@@ -56,7 +56,7 @@ pub struct ServeOptions {
 }
 
 /// How a log that a server keeps is used.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RemoteOptions {
     /// Certificates, if the server wants some.
     pub tls: Option<TlsFiles>,
@@ -64,6 +64,8 @@ pub struct RemoteOptions {
     pub fallback: LogFallback,
     /// Take the log from whoever has it.
     pub take_over: bool,
+    /// Told if the log has to be waited for.
+    pub tell: Option<fn(&str)>,
 }
 
 /// What happens while a log server is away.

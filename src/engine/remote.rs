@@ -32,7 +32,7 @@ pub(super) fn open(
         mode,
         take_over: options.take_over,
         fallback: options.fallback == LogFallback::Core,
-        tell: Some(|what| tracing::warn!("{what}")),
+        tell: options.tell,
     };
     let (remote, dirty) = Remote::open(setup)?;
     Ok((Box::new(RemoteLog::new(geometry.region_size(), geometry.regions(), dirty)), Arc::new(remote)))
