@@ -2,7 +2,6 @@
 //! servers that are killed, logs that are taken over.
 
 #[allow(dead_code, reason = "the server's own tests use more of it")]
-#[path = "server/served.rs"]
 mod served;
 
 use std::collections::BTreeSet;
