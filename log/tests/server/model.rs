@@ -21,14 +21,14 @@ const TEXTS: &[&str] = &[
     "64 disk a 2",
     "64 disk a 2 sync",
     "64 disk b 2 nosync take_over",
-    "9000 clustered-disk a 2",
-    "7000 clustered-core 2 block_on_error",
+    "8400 clustered-disk a 2",
+    "600 clustered-core 2 block_on_error",
     "2 disk c 2",
     "64 disk",
     "64 core 3",
 ];
 
-const CONFIG: ServerConfig = ServerConfig { lease: 3, max_logs: 5, max_regions: 10000 };
+const CONFIG: ServerConfig = ServerConfig { lease: 3, max_logs: 5, max_regions: 6000 };
 
 /// Bytes, as they are needed.
 struct Source<'a>(&'a [u8]);
