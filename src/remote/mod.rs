@@ -12,7 +12,7 @@ mod driver;
 mod link;
 
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -290,10 +290,7 @@ impl Remote {
         let told = told.as_ref()?;
         match deadline {
             None => told.recv().ok(),
-            Some(deadline) => match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(told) => Some(told),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-            },
+            Some(deadline) => told.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
         }
     }
 
