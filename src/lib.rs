@@ -19,6 +19,7 @@ pub mod map;
 pub mod metrics;
 pub mod paths;
 pub mod registry;
+pub mod remote;
 pub mod resize;
 pub mod rights;
 pub mod scrub;

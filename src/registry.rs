@@ -14,8 +14,9 @@ use mirrord_log::{measure, read_leg};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::engine::SparePolicy;
+use crate::engine::{LogFallback, SparePolicy};
 use crate::paths::Dirs;
+use crate::tls::TlsFiles;
 
 /// Which front end to serve a volume with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -54,6 +55,12 @@ pub struct ServeChoice {
     /// What happens when a leg fails and there is a spare.
     #[serde(default)]
     pub spares: SparePolicy,
+    /// Certificates for a log server, absolute.
+    #[serde(default)]
+    pub log_tls: Option<TlsFiles>,
+    /// What happens while it is away.
+    #[serde(default)]
+    pub log_fallback: LogFallback,
 }
 
 /// A volume that is known.

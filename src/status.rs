@@ -87,7 +87,8 @@ pub enum VolumeState {
     Resyncing,
     /// A leg is out.
     Degraded,
-    /// A flush failed on the last leg in sync: flushes fail until the volume is started anew.
+    /// A flush failed on the last leg in sync, and flushes fail until the volume is started anew; or its log was taken over
+    /// by another daemon, and everything fails.
     Failed,
 }
 
@@ -161,8 +162,28 @@ pub struct LogStatus {
     /// It cannot be written: after a crash the whole volume is resynced.
     #[serde(default)]
     pub failed: bool,
+    /// Of a log that a server keeps: how that is.
+    #[serde(default, flatten)]
+    pub server: Option<LogServerStatus>,
     /// What was wrong with the log at start, or since.
     pub note: Option<String>,
+}
+
+/// The server of a volume's log, as the volume knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogServerStatus {
+    /// It is there and has given the log.
+    pub connected: bool,
+    /// It lacks something that was marked.
+    pub behind: bool,
+    /// It gave the log to another daemon, and this volume is over.
+    pub taken_over: bool,
+    /// How often the log was had again.
+    pub reconnects: u64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// How long the last commit took.
+    pub round_trip_microseconds: Option<u64>,
 }
 
 /// Resync of a running volume.

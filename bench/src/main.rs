@@ -88,6 +88,8 @@ enum Group {
     Micro,
     /// ublk beside the kernel's mirrors, in a virtual machine.
     Vm,
+    /// Requests to the log server over its sockets.
+    LogRequests,
     /// Logs served to the kernel's dm-mirror beside its own, in a virtual machine.
     LogServer,
 }
@@ -103,6 +105,7 @@ impl Group {
             Group::Idle => rows::idle::run(setting),
             Group::Micro => rows::micro::run(setting),
             Group::Vm => rows::vm::run(setting),
+            Group::LogRequests => rows::log_requests::run(setting),
             Group::LogServer => rows::log_server::run(setting),
         }
     }

@@ -6,6 +6,7 @@
 //! - [`Layout`], [`Footer`], [`Superblock`], [`InternalLog`]: the formats on a leg, format version 1.
 //!   [`DiskLog`] is the format of the kernel's dm-log "disk".
 //! - [`MetaIo`]: the log worker's IO, through io_uring where it is permitted.
+//! - [`remote`]: the log of a volume that a log server keeps, as the volume has it.
 //! - [`wire`]: what a mirror asks of a log that somebody else keeps, in the format of dm-log-userspace.
 //! - [`read_leg`], [`format_leg`]: the metadata of one leg, blocking, for create, start and inspect.
 //!
@@ -26,6 +27,7 @@ mod lost;
 mod maps;
 mod page;
 mod relocate;
+pub mod remote;
 pub mod server;
 mod superblock;
 pub mod wire;
@@ -45,6 +47,7 @@ pub use lost::lost_footer;
 pub use maps::{Dirty, RegionMaps};
 pub use page::{Flush, PageWrite};
 pub use relocate::Relocation;
+pub use remote::RemoteLog;
 pub use superblock::{
     KNOWN_FLAGS, LegEntry, LogPlace, MAX_NAME, MAX_PLACE, PickError, SUPERBLOCK_VERSION, SlotError,
     Superblock, pick,

@@ -11,6 +11,7 @@ use mirrord_raid::Region;
 
 use crate::maps::{Dirty, RegionMaps};
 use crate::page::Flush;
+use crate::remote::Changes;
 
 /// Where a log keeps its bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -132,6 +133,11 @@ pub trait DirtyLog: Send {
 
     /// The writes that make every mark and clear so far durable.
     fn flush(&mut self) -> Flush;
+
+    /// What changed since this was last asked, for a log that a server keeps; nothing for others.
+    fn take_changes(&mut self) -> Changes {
+        Changes::default()
+    }
 
     /// The writes of the last flush (or resume) did not all become durable: the next flush has them
     /// again.

@@ -9,6 +9,7 @@ use super::{Context, serving};
 use crate::create::{CreateError, CreateOptions, create};
 use crate::failure::describe;
 use crate::registry::ServeChoice;
+use crate::remote::Address;
 use crate::units::parse_size;
 
 /// Make a volume of two or more legs and serve it
@@ -27,7 +28,8 @@ pub(super) struct Args {
     /// Name of the volume [default: mirror0, mirror1, ...].
     #[arg(long)]
     name: Option<String>,
-    /// The dirty-region log: internal (on every leg), core (in memory) or disk:PATH.
+    /// The dirty-region log: internal (on every leg), core (in memory), disk:PATH, or remote:ADDRESS for one that a log
+    /// server keeps (mirrord log serve), at unix:PATH, HOST:PORT (with TLS) or insecure:HOST:PORT.
     #[arg(long, default_value = "internal", value_name = "LOG", value_parser = parse_log)]
     log: LogPlace,
     /// Take over the log of a mirror that was served by the kernel (dm-mirror): what it says is dirty is
@@ -55,7 +57,9 @@ pub(super) struct Args {
 
 /// Not a log.
 #[derive(Debug, thiserror::Error)]
-#[error("a log is internal, core, disk:PATH or remote:ADDRESS")]
+#[error(
+    "a log is internal, core, disk:PATH, remote:unix:PATH, remote:HOST:PORT or remote:insecure:HOST:PORT"
+)]
 struct BadLog;
 
 fn parse_log(text: &str) -> Result<LogPlace, BadLog> {
@@ -63,7 +67,10 @@ fn parse_log(text: &str) -> Result<LogPlace, BadLog> {
         None if text == "internal" => Ok(LogPlace::Internal),
         None if text == "core" => Ok(LogPlace::Core),
         Some(("disk", path)) if !path.is_empty() => Ok(LogPlace::Disk(path.into())),
-        Some(("remote", address)) if !address.is_empty() => Ok(LogPlace::Remote(address.to_owned())),
+        Some(("remote", address)) => {
+            let address: Address = address.parse().map_err(|_| BadLog)?;
+            Ok(LogPlace::Remote(address.to_string()))
+        }
         _ => Err(BadLog),
     }
 }
@@ -98,8 +105,15 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     // The daemon takes the name itself; the registry keeps it from others meanwhile.
     drop(created.lock);
     let doing = format!("{name} is created but cannot be served (try `mirrord start {name}`)");
-    let choice =
-        serving::Choice { name, legs: created.legs, known: None, degraded: false, source: None, serve };
+    let choice = serving::Choice {
+        name,
+        legs: created.legs,
+        known: None,
+        degraded: false,
+        log_take_over: false,
+        source: None,
+        serve,
+    };
     args.serving.serve(context, choice, &doing)
 }
 
@@ -110,7 +124,6 @@ fn is_usage(error: &CreateError) -> bool {
         CreateError::LegCount { .. }
             | CreateError::BadName { .. }
             | CreateError::Source { .. }
-            | CreateError::RemoteLog
             | CreateError::AdoptNeeds
             | CreateError::AdoptWhat
             | CreateError::Geometry(_)
@@ -127,7 +140,7 @@ mod tests {
         assert_eq!(parse_log("core").unwrap(), LogPlace::Core);
         assert_eq!(parse_log("disk:/x:y").unwrap(), LogPlace::Disk("/x:y".into()));
         assert_eq!(parse_log("remote:host:1").unwrap(), LogPlace::Remote("host:1".to_owned()));
-        for bad in ["", "disk", "disk:", "internal:x", "file:/x"] {
+        for bad in ["", "remote:", "remote:host", "disk", "disk:", "internal:x", "file:/x"] {
             assert!(parse_log(bad).is_err(), "{bad}");
         }
     }

@@ -72,6 +72,7 @@ impl Args {
             legs: vec![path.to_owned()],
             read_only: Some(name.clone()),
             known: None,
+            log_take_over: false,
             degraded: false,
             source: None,
             serve: ServeChoice { front, mount, ..ServeChoice::default() },

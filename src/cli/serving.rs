@@ -10,13 +10,14 @@ use uuid::Uuid;
 use super::Context;
 use super::output::{Usage, note, print, print_json};
 use crate::daemon::{ServeSpec, Served, spawn};
-use crate::engine::SparePolicy;
+use crate::engine::{LogFallback, SparePolicy};
 use crate::events::check_hook;
 use crate::failure::describe;
 use crate::logging::{Level, LogTo};
 use crate::metrics::{Address, BadAddress, Listener};
 use crate::registry::{Front, ServeChoice};
 use crate::status::VolumeStatus;
+use crate::tls::{TlsFiles, client_config};
 use crate::units::{format_size, parse_size};
 
 #[derive(Debug, clap::Args)]
@@ -56,6 +57,19 @@ pub(super) struct Args {
     /// (allocate), or there is an event and no more (warn) [default: as before, or allocate].
     #[arg(long, value_name = "POLICY")]
     spares: Option<SparePolicy>,
+    /// With --log remote: the certificate that this host shows the log server [default: as before].
+    #[arg(long, value_name = "FILE", requires_all = ["log_tls_key", "log_tls_ca"])]
+    log_tls_cert: Option<PathBuf>,
+    /// The key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "log_tls_cert")]
+    log_tls_key: Option<PathBuf>,
+    /// The CA that signed the log server's certificate.
+    #[arg(long, value_name = "FILE", requires = "log_tls_cert")]
+    log_tls_ca: Option<PathBuf>,
+    /// While the log server is away, writes to regions that are not dirty wait for it (wait), or the volume goes on as
+    /// with a log in memory (core): a crash meanwhile costs a whole resync [default: as before, or wait].
+    #[arg(long, value_name = "WHAT")]
+    log_fallback: Option<LogFallback>,
     /// Let other users reach the file that is the volume (its mode still applies).
     #[arg(long)]
     allow_other: bool,
@@ -89,6 +103,7 @@ pub(super) struct Choice {
     /// The volume, if the legs are where it was last known to have some.
     pub(super) known: Option<Uuid>,
     pub(super) degraded: bool,
+    pub(super) log_take_over: bool,
     pub(super) source: Option<String>,
     pub(super) serve: ServeChoice,
 }
@@ -122,6 +137,8 @@ impl Args {
             event_hook: self.event_hook(before.event_hook)?,
             metrics: self.metrics(before.metrics, running)?,
             spares: self.spares.unwrap_or(before.spares),
+            log_tls: self.log_tls(before.log_tls)?,
+            log_fallback: self.log_fallback.unwrap_or(before.log_fallback),
         })
     }
 
@@ -148,6 +165,17 @@ impl Args {
         Ok(Some(text))
     }
 
+    fn log_tls(&self, before: Option<TlsFiles>) -> anyhow::Result<Option<TlsFiles>> {
+        let (Some(cert), Some(key), Some(ca)) = (&self.log_tls_cert, &self.log_tls_key, &self.log_tls_ca)
+        else {
+            return Ok(before);
+        };
+        let absolute = |path: &PathBuf| std::path::absolute(path);
+        let files = TlsFiles { cert: absolute(cert)?, key: absolute(key)?, ca: absolute(ca)? };
+        client_config(&files).map_err(|error| anyhow::Error::msg(describe(&error)))?;
+        Ok(Some(files))
+    }
+
     fn event_hook(&self, before: Option<PathBuf>) -> anyhow::Result<Option<PathBuf>> {
         match &self.event_hook {
             None => Ok(before),
@@ -166,6 +194,7 @@ impl Args {
             read_only: None,
             known: choice.known,
             degraded: choice.degraded,
+            log_take_over: choice.log_take_over,
             source: choice.source,
             serve: choice.serve,
             resync_rate: self.resync_rate,

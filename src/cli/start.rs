@@ -25,6 +25,10 @@ pub(super) struct Args {
     /// Take this leg's data, whatever the others say (path, index or UUID).
     #[arg(long, value_name = "LEG")]
     source: Option<String>,
+    /// Take the log from the daemon that has it, which stops writing, if a log server keeps it. For one that is surely
+    /// gone, or shall be.
+    #[arg(long)]
+    log_take_over: bool,
     #[command(flatten)]
     serving: serving::Args,
 }
@@ -51,6 +55,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         legs,
         known,
         degraded: args.degraded,
+        log_take_over: args.log_take_over,
         source: args.source.clone(),
         serve: args.serving.choice(before, false)?,
     };

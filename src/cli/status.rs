@@ -9,7 +9,7 @@ use super::output::{columns, fail, print, print_json};
 use super::serving::log_name;
 use crate::control::{Client, ClientError};
 use crate::registry::Registry;
-use crate::status::VolumeStatus;
+use crate::status::{LogServerStatus, VolumeStatus};
 use crate::units::{format_seconds, format_size};
 
 /// Between two looks of `--watch`.
@@ -149,6 +149,11 @@ fn view(status: &VolumeStatus) -> String {
             ),
         ),
     ];
+    if let Some(server) = &status.log.server
+        && let Some(text) = log_server(server)
+    {
+        head.push(pair("", text));
+    }
     if let Some(note) = &status.log.note {
         head.push(pair("", note.clone()));
     }
@@ -184,4 +189,16 @@ fn view(status: &VolumeStatus) -> String {
         ]);
     }
     format!("{}\n{}", columns(&head), columns(&legs))
+}
+
+/// What is wrong with the server of the log.
+fn log_server(server: &LogServerStatus) -> Option<String> {
+    if server.taken_over {
+        return Some(
+            "the log was taken over by another daemon: every request fails; stop this volume".to_owned(),
+        );
+    }
+    let why = server.last_error.as_ref().map_or(String::new(), |error| format!(": {error}"));
+    let waits = if server.behind { ", and writes wait for it" } else { "" };
+    (!server.connected).then(|| format!("the log server is away{waits}{why}"))
 }

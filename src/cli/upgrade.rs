@@ -49,8 +49,15 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
             status.pid
         );
     }
-    let choice =
-        serving::Choice { name: name.clone(), legs, known: uuid, degraded: false, source: None, serve };
+    let choice = serving::Choice {
+        name: name.clone(),
+        legs,
+        known: uuid,
+        degraded: false,
+        log_take_over: false,
+        source: None,
+        serve,
+    };
     args.serving.serve(context, choice, &format!("cannot serve {name}")).with_context(|| {
         format!("{name} is handed over and its users wait: `mirrord start {name}` when this is mended")
     })

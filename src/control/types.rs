@@ -127,7 +127,7 @@ pub enum Request {
     DirtyRegions {
         /// The log, as [`LogReport`] has it.
         uuid: String,
-        /// Which life of its table, if there are several.
+        /// Which life of its table, if there are several; absent: the one in use.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         luid: Option<String>,
         /// The first region.

@@ -9,6 +9,7 @@ use mirrord_raid::{GeometryError, MAX_LEGS};
 use crate::leg::{Holder, LegError};
 use crate::paths::{BadName, PathsError};
 use crate::registry::RegistryError;
+use crate::remote::RemoteError;
 use crate::units::format_size;
 
 /// Why a volume cannot be created. Paths are as they were given.
@@ -156,9 +157,9 @@ pub enum CreateError {
         /// Bytes free there.
         free: u64,
     },
-    /// `--log remote`.
-    #[error("--log remote: this version has no remote log; use internal, core or disk:PATH")]
-    RemoteLog,
+    /// The log server does not give a log.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// `--adopt-log` without what a log does not say.
     #[error(
         "--adopt-log: a log says neither how large its regions are nor which leg is right: give \

@@ -88,7 +88,7 @@ pub(super) fn form(
     };
     let entry = |index| LegEntry::new(Uuid::new_v4(), state(index));
     let mut superblock = Superblock {
-        volume: Uuid::new_v4(),
+        volume: log.volume().unwrap_or_else(Uuid::new_v4),
         name: name.to_owned(),
         leg: Leg::new(0),
         legs: (0..legs.len()).map(entry).collect(),

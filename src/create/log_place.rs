@@ -9,16 +9,19 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use mirrord_log::remote::Changes;
 use mirrord_log::{Backing, DirtyLog, DiskLog, LogPlace, MAX_PLACE, ResumeNote, SyncMode, measure};
 use mirrord_raid::{Geometry, Region, SECTOR};
 use rustix::fs::{FallocateFlags, fallocate, ioctl_blksszget};
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use super::CreateOptions;
 use super::candidate::Candidate;
 use super::error::CreateError;
 use super::plan::{Plan, check_free};
 use crate::leg::{FileId, Holder, LOCK_PATIENCE, lock_waiting};
+use crate::remote::{Address, Remote, RemoteError, Setup};
 use crate::units::format_size;
 use crate::{extents, signature};
 
@@ -32,15 +35,19 @@ pub(super) struct LogPlan {
     block: u32,
     /// What an adopted log says is dirty.
     adopted: Option<Vec<Region>>,
+    /// The log on a server, and the volume that it was made for.
+    remote: Option<(Remote, Uuid)>,
 }
 
 /// Checks the log that was asked for.
 pub(super) fn look(options: &CreateOptions, legs: &[Candidate], plan: &Plan) -> Result<LogPlan, CreateError> {
     let path = match &options.log {
         LogPlace::Disk(path) => path,
-        LogPlace::Remote(_) => return Err(CreateError::RemoteLog),
+        LogPlace::Remote(address) if !options.adopt_log => return look_at_server(address, options, plan),
         _ if options.adopt_log => return Err(CreateError::AdoptWhat),
-        other => return Ok(LogPlan { place: other.clone(), file: None, block: 0, adopted: None }),
+        other => {
+            return Ok(LogPlan { place: other.clone(), file: None, block: 0, adopted: None, remote: None });
+        }
     };
     let io_error = |verb| move |source| CreateError::Io { path: path.clone(), verb, source };
     let absolute = std::path::absolute(path).map_err(io_error("find it"))?;
@@ -61,7 +68,7 @@ pub(super) fn look(options: &CreateOptions, legs: &[Candidate], plan: &Plan) -> 
         Err(error) if error.kind() == io::ErrorKind::NotFound && !options.adopt_log => {
             let dir = absolute.parent().unwrap_or(Path::new("/"));
             fs::metadata(dir).map_err(io_error("create it"))?;
-            let log = LogPlan { place, file: None, block: SECTOR as u32, adopted: None };
+            let log = LogPlan { place, file: None, block: SECTOR as u32, adopted: None, remote: None };
             check_free(dir, path, log.new_log(plan.geometry, false).io_size())?;
             return Ok(log);
         }
@@ -87,7 +94,7 @@ pub(super) fn look(options: &CreateOptions, legs: &[Candidate], plan: &Plan) -> 
     } else {
         SECTOR as u32
     };
-    let mut log = LogPlan { place, file: Some(file), block, adopted: None };
+    let mut log = LogPlan { place, file: Some(file), block, adopted: None, remote: None };
     let need = log.new_log(plan.geometry, false).io_size();
     if backing == Backing::Device && len < need {
         return Err(CreateError::LogTooSmall { path: path.clone(), len, need });
@@ -103,6 +110,29 @@ pub(super) fn look(options: &CreateOptions, legs: &[Candidate], plan: &Plan) -> 
         check_free(path, path, need.saturating_sub(metadata.blocks() * SECTOR))?;
     }
     Ok(log)
+}
+
+/// Makes the log on its server, all clean.
+fn look_at_server(address: &str, options: &CreateOptions, plan: &Plan) -> Result<LogPlan, CreateError> {
+    let parsed: Address =
+        address.parse().map_err(|source| RemoteError::Address { text: address.to_owned(), source })?;
+    let volume = Uuid::new_v4();
+    let place = LogPlace::Remote(parsed.to_string());
+    if parsed.to_string().len() > MAX_PLACE {
+        return Err(CreateError::LogPathTooLong { path: address.into() });
+    }
+    let (remote, _) = Remote::open(Setup {
+        address: parsed,
+        tls: options.serve.log_tls.clone(),
+        volume,
+        size: plan.geometry.size(),
+        region_size: plan.geometry.region_size(),
+        mode: SyncMode::NoSync,
+        take_over: false,
+        fallback: false,
+        tell: None,
+    })?;
+    Ok(LogPlan { place, file: None, block: 0, adopted: None, remote: Some((remote, volume)) })
 }
 
 /// Whether two paths of files that need not exist are one.
@@ -156,6 +186,11 @@ impl LogPlan {
         }
     }
 
+    /// The volume that the log was made for; any other can be made if there is none.
+    pub(super) fn volume(&self) -> Option<Uuid> {
+        self.remote.as_ref().map(|(_, volume)| *volume)
+    }
+
     /// The regions that an adopted log says are dirty.
     pub(super) fn adopted(&self) -> Option<&[Region]> {
         self.adopted.as_deref()
@@ -183,6 +218,11 @@ impl LogPlan {
         dirty: &[Region],
         created: &mut Vec<PathBuf>,
     ) -> Result<(), CreateError> {
+        if let Some((remote, _)) = &self.remote {
+            remote.commit_and_wait(Changes { marks: dirty.to_vec(), clears: Vec::new() })?;
+            remote.stop();
+            return Ok(());
+        }
         let LogPlace::Disk(path) = &self.place else { return Ok(()) };
         if self.adopted.is_some() {
             return Ok(());

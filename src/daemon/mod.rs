@@ -26,7 +26,7 @@ use uuid::Uuid;
 pub use background::{Ready, SpawnError, serve_behind, spawn};
 
 use crate::control::{Answer, BindError, ControlServer, Failure, Request, Response};
-use crate::engine::{FrontChoice, Purpose, ServeError, ServeOptions, StopError, Volume};
+use crate::engine::{FrontChoice, Purpose, RemoteOptions, ServeError, ServeOptions, StopError, Volume};
 use crate::events::{Hook, check_hook};
 use crate::failure::describe;
 use crate::leg::{LATE_PATIENCE, LegError, Patience};
@@ -58,6 +58,9 @@ pub struct ServeSpec {
     pub source: Option<String>,
     /// Front end and engine.
     pub serve: ServeChoice,
+    /// Take the log from whoever has it, if a server keeps it.
+    #[serde(default)]
+    pub log_take_over: bool,
     /// Limit of resync in bytes per second.
     pub resync_rate: Option<u64>,
     /// Where messages go; `None`: the log file of the volume, or standard error in the foreground.
@@ -304,6 +307,12 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
         leg_timeout: serve.leg_timeout.map(|seconds| Duration::from_secs(seconds.into())),
         latencies: false,
         spares: serve.spares,
+        remote: RemoteOptions {
+            tls: serve.log_tls.clone(),
+            fallback: serve.log_fallback,
+            take_over: spec.log_take_over,
+            tell: Some(|what| eprintln!("mirrord: note: {what}")),
+        },
     }
 }
 

@@ -5,26 +5,42 @@ use std::io;
 
 use mirrord_log::{CoreLog, DirtyLog, DiskLog, InternalLog, LogKind, LogPlace, ResumeNote, SyncMode};
 
-use super::ServeError;
+use std::sync::Arc;
+
+use super::{RemoteOptions, ServeError, remote};
 use crate::leg::{LOCK_PATIENCE, lock_waiting};
+use crate::remote::Remote;
 use crate::start::Opened;
 
-/// The log, and its file if it has one of its own, which is locked like a leg.
+/// A volume's log, and where it is kept.
+pub(super) struct OpenedLog {
+    pub(super) log: Box<dyn DirtyLog>,
+    /// Its file if it has one of its own, which is locked like a leg.
+    pub(super) file: Option<File>,
+    /// The server that keeps it.
+    pub(super) remote: Option<Arc<Remote>>,
+}
+
+impl OpenedLog {
+    fn new(log: impl DirtyLog + 'static) -> OpenedLog {
+        OpenedLog { log: Box::new(log), file: None, remote: None }
+    }
+}
+
+/// Opens the log.
 ///
 /// # Errors
-/// When a disk log cannot be opened or is in use.
-pub(super) fn open_log(opened: &Opened) -> Result<(Box<dyn DirtyLog>, Option<File>), ServeError> {
+/// When a disk log cannot be opened or is in use, or a server does not give it.
+pub(super) fn open_log(opened: &Opened, options: &RemoteOptions) -> Result<OpenedLog, ServeError> {
     let (geometry, superblock) = (opened.geometry, opened.authority());
     let (region_size, regions) = (geometry.region_size(), geometry.regions());
     let mode = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::Default };
     Ok(match &superblock.log {
-        LogPlace::Internal => {
-            (Box::new(InternalLog::new(superblock.volume, region_size, regions, mode)), None)
-        }
+        LogPlace::Internal => OpenedLog::new(InternalLog::new(superblock.volume, region_size, regions, mode)),
         LogPlace::Core => {
             // A core log holds nothing: whether all is dirty or all is clean, the superblocks know.
             let mode = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::NoSync };
-            (Box::new(CoreLog::new(region_size, regions, mode)), None)
+            OpenedLog::new(CoreLog::new(region_size, regions, mode))
         }
         LogPlace::Disk(path) => {
             let open = File::options().read(true).write(true).open(path);
@@ -35,9 +51,13 @@ pub(super) fn open_log(opened: &Opened) -> Result<(Box<dyn DirtyLog>, Option<Fil
             }
             // As the kernel rounds its log: to the device's logical block; a file has sectors.
             let block = rustix::fs::ioctl_blksszget(&file).unwrap_or(512);
-            (Box::new(DiskLog::new(region_size, regions, block, mode)), Some(file))
+            let log = DiskLog::new(region_size, regions, block, mode);
+            OpenedLog { file: Some(file), ..OpenedLog::new(log) }
         }
-        LogPlace::Remote(address) => return Err(ServeError::RemoteLog { address: address.clone() }),
+        LogPlace::Remote(address) => {
+            let (log, remote) = remote::open(opened, address, mode, options)?;
+            OpenedLog { log, file: None, remote: Some(remote) }
+        }
     })
 }
 

@@ -25,6 +25,7 @@ mod options;
 mod queue;
 mod read_only;
 mod relocate;
+mod remote;
 mod resize;
 mod roster;
 mod scrub;
@@ -64,10 +65,12 @@ pub use latency::Histogram;
 use latency::Latencies;
 pub(crate) use latency::{BUCKETS, KINDS};
 pub use legs::ChangeError;
-use log::{note_text, open_log, resume_log};
+use log::{OpenedLog, note_text, open_log, resume_log};
 use meter::Meter;
 use opened::{block_size, legs_metadata, physical_block_size};
-pub use options::{FrontChoice, ServeError, ServeOptions, SparePolicy, StopError};
+pub use options::{
+    FrontChoice, LogFallback, RemoteOptions, ServeError, ServeOptions, SparePolicy, StopError,
+};
 pub use resize::ResizeError;
 pub use roster::Purpose;
 use scrub::ScrubBook;
@@ -151,8 +154,11 @@ impl Volume {
         let (leg_timeout, notice) = prepared.leg_timeout(options.leg_timeout);
         // From here on `None` is for ever.
         let options = ServeOptions { leg_timeout, ..options };
-        let (mut log, log_file) = open_log(&opened)?;
+        let OpenedLog { mut log, file: log_file, remote } = open_log(&opened, &options.remote)?;
         let resumed = resume_log(&opened, log.as_mut(), log_file.as_ref())?;
+        if let Some(remote) = &remote {
+            remote.commit_and_wait(log.take_changes())?;
+        }
         let any_dirty = log.dirty_count() > 0;
         let states = opened.assembly.states(any_dirty).filled(|| LegState::Vacant);
         let log_on_legs = log.kind() == LogKind::Internal;
@@ -178,6 +184,8 @@ impl Volume {
             fill_failed: AtomicU8::new(0),
             replaces: Mutex::new(opened.assembly.replaces),
             split_pause: AtomicU64::new(0),
+            remote,
+            fenced: AtomicBool::new(false),
             scrub: ScrubBook::new(Arc::clone(&journal)),
             latencies: options.latencies.then(|| (0..queues).map(|_| Arc::<Latencies>::default()).collect()),
         });
@@ -219,6 +227,14 @@ impl Volume {
         let machine =
             LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs)
                 .with_replaces(replaces);
+        let machine = match &shared.remote {
+            Some(remote) => {
+                remote::attach(remote, &shared, &journal);
+                let machine = machine.with_mark_ahead(remote::MARK_AHEAD);
+                machine.with_log_failed(remote.is_without)
+            }
+            None => machine,
+        };
         let worker_thread = {
             let (shared, watch) = (Arc::clone(&shared), Arc::clone(&watch));
             let (tell, ready) = sync_channel(1);
@@ -355,8 +371,15 @@ impl Volume {
     /// [`StopError::Front`] while the volume is in use and is not to be taken away, or if it cannot be handed
     /// over: it is still served.
     pub fn stop(&self, how: Shutdown) -> Result<(), StopError> {
+        // What waits for a log server would hold the end of the front end up.
+        if let Some(remote) = &self.shared.remote {
+            remote.hurry();
+        }
         if let Some(front) = lock(&self.front).as_mut() {
-            front.shutdown(how)?;
+            if let Err(error) = front.shutdown(how) {
+                self.shared.remote.iter().for_each(|remote| remote.take_time());
+                return Err(error.into());
+            }
             self.handed_over.store(how == Shutdown::HandOver, Ordering::SeqCst);
         }
         self.close();
@@ -399,6 +422,9 @@ impl Volume {
         let mut threads = lock(&self.threads);
         let Some(worker) = threads.worker.take() else { return };
         lock(&self.watch).stopping(self.is_handed_over());
+        if let Some(remote) = &self.shared.remote {
+            remote.hurry();
+        }
         drop(lock(&self.front).take());
         while self.shared.in_flight.load(Ordering::SeqCst) > 0 {
             std::thread::sleep(Duration::from_millis(1));
@@ -410,6 +436,9 @@ impl Volume {
         self.set_resync_rate(None);
         self.shared.mailbox.send(WorkerEvent::Stop);
         self.await_end(worker);
+        if let Some(remote) = &self.shared.remote {
+            remote.stop();
+        }
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.wake_all();
         for thread in threads.queues.drain(..) {

@@ -8,6 +8,8 @@ use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{FrontError, FuseError};
 
 use crate::leg::Holder;
+use crate::remote::RemoteError;
+use crate::tls::TlsFiles;
 
 /// Which front end to serve through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -49,6 +51,34 @@ pub struct ServeOptions {
     pub latencies: bool,
     /// What spares are for.
     pub spares: SparePolicy,
+    /// How a log that a server keeps is used.
+    pub remote: RemoteOptions,
+}
+
+/// How a log that a server keeps is used.
+#[derive(Clone, Debug, Default)]
+pub struct RemoteOptions {
+    /// Certificates, if the server wants some.
+    pub tls: Option<TlsFiles>,
+    /// What happens while the server is away.
+    pub fallback: LogFallback,
+    /// Take the log from whoever has it.
+    pub take_over: bool,
+    /// Told if the log has to be waited for.
+    pub tell: Option<fn(&str)>,
+}
+
+/// What happens while a log server is away.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFallback {
+    /// A write to a region that is not dirty waits for it.
+    #[default]
+    Wait,
+    /// The volume goes on as with a log in memory: a crash meanwhile costs a whole resync.
+    Core,
 }
 
 /// What happens when a leg fails and there is a spare.
@@ -107,12 +137,9 @@ pub enum ServeError {
         /// Who has it.
         holder: Holder,
     },
-    /// The log is of a kind that this version cannot use.
-    #[error("the volume's log is on a log server ({address}): this version cannot use that")]
-    RemoteLog {
-        /// The server.
-        address: String,
-    },
+    /// The log server does not give the log.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// A thread, ring or buffer could not be had.
     #[error("cannot start the engine")]
     Engine(#[source] io::Error),

@@ -10,6 +10,7 @@ use mirrord_raid::{Action, Event, LegMap, MirrorQueue, QueueId};
 use mirrord_ublk::{LegDone, LegFile, Op, Pulled, Request, Ring, RingConfig, Source, Wakeup};
 
 use super::latency::Stopwatch;
+use super::remote::FENCED;
 use super::shared::Shared;
 
 /// [`Source::batch`] while there is no source.
@@ -166,6 +167,9 @@ impl Queue {
             patch: request.patch.is_some(),
         };
         self.pending[tag as usize] = Some(request);
+        if self.shared.fenced.load(Ordering::Relaxed) {
+            return self.complete(tag, Err(FENCED));
+        }
         self.machine.handle(Event::Request(event), &mut self.actions);
         self.act();
     }

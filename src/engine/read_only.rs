@@ -71,6 +71,8 @@ impl Volume {
             fill_failed: AtomicU8::new(0),
             replaces: Mutex::default(),
             split_pause: AtomicU64::new(0),
+            remote: None,
+            fenced: AtomicBool::new(false),
             latencies: None,
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })

@@ -58,6 +58,9 @@ pub enum ResizeError {
         "a running volume can only grow: stop it; `mirrord resize NAME --size SIZE --force` then cuts off what is behind"
     )]
     Smaller,
+    /// The log is elsewhere.
+    #[error("its log is kept by a log server, which cannot make it larger: make a new volume and copy it")]
+    RemoteLog,
     /// No multiple of what legs need.
     #[error("{size} bytes is no multiple of {block_size}, the unit of IO on its legs")]
     BlockSize {
@@ -233,6 +236,9 @@ impl Volume {
         }
         if size < now.size() {
             return Err(ResizeError::Smaller);
+        }
+        if self.shared.remote.is_some() {
+            return Err(ResizeError::RemoteLog);
         }
         let region_size = now.region_size();
         let block_size = self.facts.block_size;

@@ -17,6 +17,7 @@ use super::latency::Latencies;
 use super::scrub::ScrubBook;
 use super::throttle::Throttle;
 use super::worker::{Durable, LegMeta};
+use crate::remote::Remote;
 
 /// Locks, also after a panic elsewhere: every value behind these locks is whole at all times.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -168,6 +169,10 @@ pub(super) struct Shared {
     pub(super) replaces: Mutex<Replaces>,
     /// How long writes waited for the last split, in microseconds; 0: there was none.
     pub(super) split_pause: AtomicU64,
+    /// The server that keeps the log.
+    pub(super) remote: Option<Arc<Remote>>,
+    /// Another daemon has the log now: nothing is written any more.
+    pub(super) fenced: AtomicBool,
     /// One per queue, if requests are timed.
     pub(super) latencies: Option<Box<[Arc<Latencies>]>>,
 }

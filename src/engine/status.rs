@@ -12,7 +12,10 @@ use uuid::Uuid;
 
 use super::meter::Meter;
 use super::shared::{Shared, lock};
-use crate::status::{IoStatus, LegStatus, LogStatus, ResyncStatus, VolumeState, VolumeStatus};
+use crate::remote::RemoteStatus;
+use crate::status::{
+    IoStatus, LegStatus, LogServerStatus, LogStatus, ResyncStatus, VolumeState, VolumeStatus,
+};
 
 /// What does not change while a volume is served.
 pub(super) struct Facts {
@@ -124,6 +127,7 @@ pub(super) fn status(
             dirty_regions_at_start: facts.dirty_at_start,
             commits: read(&counters.commits),
             failed: shared.log_failed.load(Relaxed),
+            server: shared.remote.as_ref().map(|remote| log_server(&remote.status(), shared)),
             note: if shared.log_failed.load(Relaxed) {
                 Some("the log cannot be written: after a crash the whole volume is resynced".to_owned())
             } else {
@@ -153,11 +157,22 @@ pub(super) fn status(
     }
 }
 
+fn log_server(remote: &RemoteStatus, shared: &Shared) -> LogServerStatus {
+    LogServerStatus {
+        connected: remote.connected,
+        behind: remote.behind,
+        taken_over: shared.fenced.load(Relaxed),
+        reconnects: remote.reconnects,
+        last_error: remote.last_error.clone(),
+        round_trip_microseconds: remote.round_trip.map(|time| time.as_micros() as u64),
+    }
+}
+
 /// The state of the volume.
 pub(super) fn state(shared: &Shared) -> VolumeState {
     let legs = &shared.mirror.legs;
     let states = legs.states();
-    if legs.flush_broken() {
+    if legs.flush_broken() || shared.fenced.load(Relaxed) {
         VolumeState::Failed
     } else if states.in_use() != states.all() {
         VolumeState::Degraded

@@ -17,6 +17,7 @@ use mirrord_raid::{
 use mirrord_ublk::LegFile;
 use uuid::Uuid;
 
+use super::remote::FENCED;
 use super::shared::{MetaChange, Shared, lock};
 use super::watch::{Seen, Watch};
 
@@ -273,6 +274,13 @@ impl Worker {
             Some(WorkerAction::LogClear(region)) => self.durable.log.clear(region),
             Some(WorkerAction::SizeLog(regions)) => self.durable.log.resize(regions),
             Some(WorkerAction::Commit { legs }) => {
+                if let Some(remote) = &self.shared.remote {
+                    let changes = self.durable.log.take_changes();
+                    if !changes.is_empty() {
+                        remote.commit(changes);
+                        return false;
+                    }
+                }
                 let (errors, log_error) = self.durable.commit(legs);
                 if let Some(error) = log_error {
                     tracing::error!(%error, "the log cannot be written: after a crash the whole volume is resynced");
@@ -280,7 +288,12 @@ impl Worker {
                 self.events.push(WorkerEvent::Committed { errors, log_error });
             }
             Some(WorkerAction::Record(record)) => {
-                let errors = self.durable.record(&record);
+                let is_fenced = self.shared.fenced.load(Ordering::SeqCst);
+                let errors = match is_fenced {
+                    // The legs may be another daemon's by now.
+                    true => [Some(FENCED); MAX_LEGS],
+                    false => self.durable.record(&record),
+                };
                 self.events.push(WorkerEvent::Recorded { errors });
             }
             Some(WorkerAction::FillLog { leg }) => {

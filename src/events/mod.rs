@@ -114,6 +114,15 @@ pub enum What {
     },
     /// The log cannot be written: after a crash the whole volume is resynced.
     LogFailed,
+    /// The server that keeps the log is away.
+    LogLost {
+        /// Why.
+        error: String,
+    },
+    /// It is there again, and the log is whole.
+    LogBack,
+    /// It gave the log to another daemon: every request to this one fails from now on.
+    LogTakenOver,
     /// IO on a leg failed. Said at most once a second for each leg, of all that failed since.
     IoErrors {
         /// Its place in the volume.
@@ -152,6 +161,9 @@ impl Event {
             What::ScrubMismatch { .. } => "scrub_mismatch",
             What::ScrubFinished { .. } => "scrub_finished",
             What::LogFailed => "log_failed",
+            What::LogLost { .. } => "log_lost",
+            What::LogBack => "log_back",
+            What::LogTakenOver => "log_taken_over",
             What::IoErrors { .. } => "io_errors",
             What::Repaired { .. } => "repaired",
         }
@@ -204,6 +216,9 @@ impl fmt::Display for Event {
                 write!(f, "scrub {how}, {mismatched_ranges} ranges differed ({mismatched_bytes} bytes), ")?;
                 write!(f, "{repaired_ranges} repaired")
             }
+            What::LogLost { error } => write!(f, "the log server is away: {error}"),
+            What::LogBack => write!(f, "the log server is back"),
+            What::LogTakenOver => write!(f, "the log was taken over by another daemon: this volume is over"),
             What::LogFailed => {
                 write!(f, "the log cannot be written: after a crash the whole volume is resynced")
             }
@@ -272,6 +287,9 @@ mod tests {
                 read_errors: 0,
             },
             What::LogFailed,
+            What::LogLost { error: "cannot connect".to_owned() },
+            What::LogBack,
+            What::LogTakenOver,
             What::IoErrors { leg, path: path.clone(), reads: 1, writes: 2, flushes: 3 },
             What::Repaired { leg, path: path.clone(), ranges: 1 },
         ] {

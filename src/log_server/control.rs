@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 
-use mirrord_log::server::LogSummary;
+use mirrord_log::server::{Life, LogSummary};
 
 use super::report::{LogReport, LogServerReport, ranges};
 use super::shared::Shared;
@@ -79,20 +79,25 @@ fn dirty(shared: &Shared, uuid: &str, luid: Option<&str>, from: u32) -> Response
             && luid.is_none_or(|luid| format!("{:x}", log.name.luid) == luid)
     };
     shared.look(|server, _| {
-        let mut found = server.logs().filter(is_it);
-        let (log, other) = (found.next(), found.next());
-        let refused = |message: String| Response::Failed { reason: Failure::BadRequest, message };
-        match (log, other) {
-            (None, _) => refused(format!("there is no log {uuid}; see `mirrord log list`")),
-            (Some(log), Some(other)) => refused(format!(
-                "{uuid} has several logs: say which with --luid, {:x} or {:x}",
-                log.name.luid, other.name.luid
-            )),
-            (Some(log), None) => {
-                let regions = server.dirty(log.id).map(|region| region.0).skip_while(|&region| region < from);
-                let (dirty, next) = ranges(regions, MOST_RANGES);
-                Response::DirtyRegions { log: Box::new(LogReport::of(&log)), dirty, next }
-            }
+        let Some(log) = server.logs().filter(is_it).max_by_key(|log| usefulness(log.life)) else {
+            let message = format!("there is no log {uuid}; see `mirrord log list`");
+            return Response::Failed { reason: Failure::BadRequest, message };
+        };
+        let (mut dirty, mut next) = (Vec::new(), None);
+        if from < log.status.regions {
+            let regions = server.dirty(log.id).map(|region| region.0);
+            (dirty, next) = ranges(regions.skip_while(|&region| region < from), MOST_RANGES);
         }
+        Response::DirtyRegions { log: Box::new(LogReport::of(&log)), dirty, next }
     })
+}
+
+/// Of several lives of one mirror's tables, the one that is meant if it is not said.
+fn usefulness(life: Life) -> u8 {
+    match life {
+        Life::Live | Life::Suspending => 3,
+        Life::Resuming | Life::Closing => 2,
+        Life::Suspended => 1,
+        Life::Opening | Life::Pending => 0,
+    }
 }

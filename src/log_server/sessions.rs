@@ -60,7 +60,7 @@ impl Sessions {
         let len = id.len().min(HEAD);
         head[..len].copy_from_slice(&id[..len]);
         let kind = statfs(folder).map_err(|errno| failed(errno.into()))?.f_type;
-        let in_memory = IN_MEMORY.contains(&i64::from(kind));
+        let in_memory = IN_MEMORY.contains(&kind);
         Ok(Sessions { folder: folder.to_owned(), head, open: HashMap::new(), in_memory })
     }
 

@@ -71,7 +71,7 @@ pub(super) struct Shared {
 
 /// Why the server goes on: logs are in use.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{live} logs are in use: their mirrors would wait for a server to come")]
+#[error("{live} of its logs are in use: their mirrors would wait for a server to come")]
 pub(super) struct StillUsed {
     /// How many.
     pub(super) live: usize,

@@ -117,6 +117,14 @@ pub(super) fn render(status: &VolumeStatus, latencies: Option<&[Histogram; KINDS
         "1 if the log cannot be written: after a crash the whole volume is resynced.",
     )
     .add(&[], u8::from(log.failed));
+    if let Some(server) = &log.server {
+        text.metric(Gauge, "mirrord_log_server_connected", "1 if the server of the log is there.")
+            .add(&[], u8::from(server.connected));
+        text.metric(Gauge, "mirrord_log_server_behind", "1 if the server lacks something that was marked.")
+            .add(&[], u8::from(server.behind));
+        text.metric(Counter, "mirrord_log_server_reconnects_total", "How often the log was had again.")
+            .add(&[], server.reconnects);
+    }
     let resync = &status.resync;
     text.metric(Gauge, "mirrord_resync_active", "1 while stale regions are copied, or wait for it.")
         .add(&[], u8::from(resync.active));

@@ -20,7 +20,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 const PROTOCOL: &[u8] = b"mirrord-log";
 
 /// Where a side's certificate is, its key, and the CA of the other side: PEM files.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct TlsFiles {
     /// This side's certificate, then those between it and the CA.
     pub cert: PathBuf,

@@ -20,7 +20,7 @@ pub(super) struct Args {
     /// A disk log, or the uuid of a log of the server.
     #[arg(value_name = "FILE|UUID")]
     what: String,
-    /// Which life of the mirror's table, if the server has several.
+    /// Which life of the mirror's table, if there are several [default: the one in use].
     #[arg(long)]
     luid: Option<String>,
     #[command(flatten)]

@@ -3,7 +3,8 @@
 use super::super::Context;
 use super::super::output::{columns, print, print_json};
 use super::Server;
-use super::list::{logs, user};
+use super::list::user;
+use crate::control::{Request, Response};
 use crate::log_server::{LogReport, LogServerReport};
 use crate::units::format_size;
 
@@ -13,6 +14,9 @@ pub(super) struct Args {
     /// The log's uuid, as `mirrord log list` shows it [default: the server].
     #[arg(value_name = "UUID")]
     uuid: Option<String>,
+    /// Which life of the mirror's table, if there are several [default: the one in use].
+    #[arg(long, requires = "uuid")]
+    luid: Option<String>,
     /// Show the server.
     #[arg(long = "server", id = "the_server", conflicts_with = "uuid")]
     the_server: bool,
@@ -30,15 +34,9 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         let report = server.server()?;
         return if context.json { print_json(&report) } else { print(&server_view(&report)) };
     };
-    let mut found = logs(&mut server)?;
-    found.retain(|log| log.uuid == *uuid);
-    if found.is_empty() {
-        anyhow::bail!("{doing}: there is none of that name; see `mirrord log list`");
-    }
-    if context.json {
-        return print_json(&found);
-    }
-    print(&found.iter().map(view).collect::<Vec<_>>().join("\n"))
+    let request = Request::DirtyRegions { uuid: uuid.clone(), luid: args.luid.clone(), from: u32::MAX };
+    let Response::DirtyRegions { log, .. } = server.ask(&request)? else { return Err(server.unexpected()) };
+    if context.json { print_json(&log) } else { print(&view(&log)) }
 }
 
 fn pair(key: &str, value: String) -> Vec<String> {

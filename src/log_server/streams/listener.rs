@@ -219,7 +219,9 @@ mod tests {
         // A dead server's is replaced.
         drop(UnixListener::bind(&path).unwrap());
         let gid = rustix::process::getegid().as_raw().to_string();
-        drop(Listener::unix(&path, Some(&gid)).map(|_| assert_eq!(mode(), 0o660)).unwrap());
+        let listener = Listener::unix(&path, Some(&gid)).unwrap();
+        assert_eq!(mode(), 0o660);
+        drop(listener);
         assert!(matches!(Listener::unix(&path, Some("no such")), Err(ListenError::Group { .. })));
         fs::write(&path, "a file").unwrap();
         assert!(matches!(Listener::unix(&path, None), Err(ListenError::NotASocket { .. })));

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::rig::{Rig, until};
 /// A server that ends with the test.
 pub(crate) struct Server {
     child: Child,
+    messages: PathBuf,
     /// What it said that it listens to.
     pub(crate) listens: Vec<String>,
 }
@@ -28,7 +30,7 @@ impl Server {
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let listens = line.split_whitespace().skip(1).map(str::to_owned).collect();
         assert!(line.starts_with("default "), "it did not start: {line:?}");
-        Server { child, listens }
+        Server { child, messages: rig.path("messages"), listens }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -68,6 +70,9 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            println!("{}", fs::read_to_string(&self.messages).unwrap_or_default());
+        }
     }
 }
 
@@ -143,6 +148,8 @@ impl Client {
             match self.stream.read(&mut chunk) {
                 Ok(0) => return None,
                 Ok(len) => self.input.extend_from_slice(&chunk[..len]),
+                // With a time-out it is, when a machine is short of time.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => panic!("no answer: {error}"),
                 Err(_) => return None,
             }

@@ -12,7 +12,7 @@ fn it_does_not_end_while_logs_are_in_use() {
     let mut client = Client::unix(&rig);
     client.construct("u", 1, "core", false);
     client.done("u", 1, &Request::Resume);
-    rig.refused(&["log", "stop"], &["1 logs are in use", "--force"]);
+    rig.refused(&["log", "stop"], &["1 of its logs are in use", "--force"]);
     server.signal("TERM");
     messages(&rig, "going on");
     assert_eq!(client.ask("u", 1, &Request::GetSyncCount).number(), 0);

@@ -48,7 +48,7 @@ fn what_is_no_message_ends_its_connection() {
     good.stream.write_all(&unknown).unwrap();
     assert_eq!(good.receive().unwrap().error, -38);
     good.fails("u", 2, &Request::InSync(0), Errno(3));
-    good.fails("u", 1, &Request::Ctr { text: b"nonsense", again: false }, Errno(22));
+    good.fails("v", 1, &Request::Ctr { text: b"nonsense", again: false }, Errno(22));
     // A log that another connection has.
     let mut other = Client::unix(&rig);
     other.fails("u", 1, &Request::GetSyncCount, Errno(ESTALE));
@@ -86,6 +86,7 @@ fn who_does_not_read_is_not_read_from() {
                 match stream.write(&request) {
                     Ok(len) => sent += len,
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) => panic!("{error}"),
                 }
                 assert!(sent < 64 << 20, "it is read from for ever");
@@ -94,7 +95,7 @@ fn who_does_not_read_is_not_read_from() {
         })
         .collect();
     let grown = server.memory().saturating_sub(before);
-    assert!(grown < 8 * 4 << 10, "{grown} KiB");
+    assert!(grown < 8 * 4096, "{grown} KiB");
     // Others do not notice.
     for _ in 0..100 {
         assert_eq!(good.ask("u", 1, &Request::GetSyncCount).number(), 0);

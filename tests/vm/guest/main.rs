@@ -75,7 +75,7 @@ const CASES: &[Case] = &[
     case("log-pvmove", log_serve::swaps::legs_move_under_load),
     case("log-grows", log_serve::swaps::a_mirror_grows_and_shrinks),
     case("log-large", log_serve::faults::a_large_log_is_written_in_parts),
-    case("log-many", log_serve::scale::many_mirrors).memory("3G"),
+    case("log-many", log_serve::scale::many_mirrors).memory("3G").timeout(600),
     case("integration-cli", || integration::run("cli")).disks(1, "8G").timeout(600),
     case("integration-crash", || integration::run("crash")).disks(1, "8G").timeout(900),
     case("integration-full-disk", || integration::run("full_disk")).disks(1, "8G"),

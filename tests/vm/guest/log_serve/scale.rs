@@ -4,7 +4,7 @@ use super::{Bed, MIB, dm_create, remove, status, write};
 use crate::devices::loop_leg;
 use crate::rig::{sh, until};
 
-const MIRRORS: u64 = 200;
+const MIRRORS: u64 = 100;
 
 pub(crate) fn many_mirrors() {
     let bed = Bed::new();
