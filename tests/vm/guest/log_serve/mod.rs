@@ -1,16 +1,21 @@
 //! `mirrord log serve --netlink` and the kernel's own dm-mirror, which keeps its log there.
 
 pub(crate) mod faults;
+pub(crate) mod forgotten;
 pub(crate) mod killed;
 pub(crate) mod lives;
 pub(crate) mod machine;
+pub(crate) mod marks;
 pub(crate) mod refused;
+pub(crate) mod resync;
 pub(crate) mod scale;
+pub(crate) mod strangers;
+pub(crate) mod swaps;
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
@@ -57,6 +62,12 @@ impl Bed {
         sh("kill", &[signal, &pid]);
     }
 
+    /// Waits for a server that was told to end.
+    pub(crate) fn reap(&self) {
+        let status = self.server.borrow_mut().take().unwrap().wait().unwrap();
+        assert!(status.success(), "the server ended with {status}");
+    }
+
     /// Kills the server without warning.
     pub(crate) fn kill(&self) {
         let mut server = self.server.borrow_mut().take().unwrap();
@@ -75,14 +86,35 @@ impl Bed {
         dm_create(name, &self.table(log))
     }
 
+    /// One more mirror, of legs of its own, which are given.
+    pub(crate) fn create_other(&self, name: &str, log: &str) -> [String; 2] {
+        let legs = ["c", "d"].map(|leg| loop_leg(&self.rig, &format!("{name}-{leg}"), SIZE));
+        dm_create(name, &self.table(log).replace(&self.a, &legs[0]).replace(&self.b, &legs[1]));
+        legs
+    }
+
     pub(crate) fn refused(&self, log: &str) {
         let output = try_sh("dmsetup", &["create", "refused", "--table", &self.table(log)]);
         assert!(!output.status.success(), "{log}: a mirror was made");
     }
 
-    /// A log as the server shows it.
+    /// The only log of that name, as the server shows it.
     pub(crate) fn show(&self, uuid: &str) -> Value {
-        serde_json::from_str(&self.rig.ok(&["log", "status", uuid, "--json"])).unwrap()
+        let logs: Value = serde_json::from_str(&self.rig.ok(&["log", "status", uuid, "--json"])).unwrap();
+        assert_eq!(logs.as_array().map(Vec::len), Some(1), "{logs}");
+        logs[0].clone()
+    }
+
+    /// Removes what the server notes for the next one.
+    pub(crate) fn forget_notes(&self) {
+        std::fs::remove_dir_all(self.rig.path("run/log-serve/default/sessions")).unwrap();
+    }
+
+    /// Has the device go on as another: `table` without the start and the length.
+    pub(crate) fn become_of(&self, name: &str, table: &str) {
+        sh("dmsetup", &["load", name, "--table", &format!("0 {} {table}", SIZE / 512)]);
+        sh("dmsetup", &["suspend", "--noflush", "--nolockfs", name]);
+        sh("dmsetup", &["resume", name]);
     }
 
     /// Legs hold the same.
@@ -140,6 +172,28 @@ pub(crate) fn write(device: &str, block: u64, count: u64, byte: u8) {
     sh("dd", &[&from, &to, "bs=4k", &format!("seek={block}"), "oflag=direct", "conv=notrunc,nocreat"]);
 }
 
+/// A write of one block that is not waited for.
+pub(crate) fn writer(device: &str, block: u64) -> Child {
+    let (to, seek) = (format!("of={device}"), format!("seek={block}"));
+    let dd = ["if=/dev/urandom", &to, &seek, "bs=4k", "count=1", "oflag=direct", "conv=notrunc,nocreat"];
+    Command::new("dd").args(dd).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits for it; it must have succeeded.
+pub(crate) fn finish(mut writer: Child) {
+    assert!(writer.wait().unwrap().success(), "a write failed");
+}
+
+/// Whether it waits still.
+pub(crate) fn is_waiting(writer: &mut Child) -> bool {
+    writer.try_wait().unwrap().is_none()
+}
+
+/// Regions in sync, as the status line has them.
+pub(crate) fn in_sync(name: &str) -> u64 {
+    status(name).split('/').next().unwrap().parse().unwrap()
+}
+
 /// Sectors written to a block device since it was made.
 pub(crate) fn sectors_written(device: &str) -> u64 {
     let name = Path::new(device).canonicalize().unwrap();
@@ -155,9 +209,9 @@ pub(crate) fn number(device: &str) -> String {
     std::fs::read_to_string(format!("/sys/block/{name}/dev")).unwrap().trim().to_owned()
 }
 
-/// The dirty regions of a log on a device.
-pub(crate) fn dirty(rig: &Rig, device: &str) -> Vec<u64> {
-    let log: Value = serde_json::from_str(&rig.ok(&["log", "dump", device, "--json"])).unwrap();
+/// The dirty regions of a log: of that on a device, or of the server's with this uuid.
+pub(crate) fn dirty(rig: &Rig, log: &str) -> Vec<u64> {
+    let log: Value = serde_json::from_str(&rig.ok(&["log", "dump", log, "--json"])).unwrap();
     let runs = log["dirty"].as_array().unwrap();
     runs.iter().flat_map(|run| run[0].as_u64().unwrap()..=run[1].as_u64().unwrap()).collect()
 }
