@@ -341,5 +341,41 @@ fn a_core_log_is_trusted_after_a_clean_stop_only() {
     }
     assert!(!assemble(&found, core).unwrap().all_dirty);
     found[1].log_failed = true;
+    assert!(!assemble(&found, core).unwrap().all_dirty);
+    found[1].clean = false;
     assert!(assemble(&found, core).unwrap().all_dirty);
+}
+
+#[test]
+fn a_log_that_lost_a_mark_counts_as_long_as_something_was_dirty() {
+    let spare = LegState::Spare;
+    let beside = AssembleOptions { leave_out: true, ..AssembleOptions::default() };
+    /// Clean and lost, by leg; the third is a spare, a fourth was removed. All dirty, and begun anew.
+    type Row = (&'static str, [(bool, bool); 4], (bool, bool));
+    let (whole, lost, clean, both) = ((false, false), (false, true), (true, false), (true, true));
+    #[rustfmt::skip]
+    let rows: [Row; 8] = [
+        ("whole",                       [whole, whole, whole, whole], (false, false)),
+        ("lost",                        [lost,  lost,  whole, whole], (true,  true)),
+        ("lost says one",               [whole, lost,  whole, whole], (true,  true)),
+        ("lost and stopped clean",      [both,  both,  whole, whole], (false, true)),
+        ("stopped clean",               [clean, clean, whole, whole], (false, false)),
+        ("that record is on one only",  [both,  lost,  whole, whole], (true,  true)),
+        ("lost says a spare",           [whole, whole, lost,  whole], (false, false)),
+        ("lost says one that was removed", [whole, whole, whole, lost], (false, false)),
+    ];
+    for (name, flags, expected) in rows {
+        let mut found: Vec<LegRecord> = (0..3).map(|leg| record(leg, 9, &[InSync, InSync, spare])).collect();
+        found.push(record(3, 4, &[InSync, InSync, spare, InSync]));
+        for (record, (clean, lost)) in found.iter_mut().zip(flags) {
+            (record.clean, record.log_failed) = (clean, lost);
+        }
+        let a = assemble(&found, beside).unwrap();
+        assert_eq!((a.all_dirty, a.log_lost), expected, "{name}");
+    }
+    // It began anew when one of the legs was away.
+    let mut found = [later(2, &[(1, 9)], 0, 12, &[InSync, OUT]), record(1, 9, &[InSync, InSync])];
+    (found[1].clean, found[1].log_failed) = both;
+    let a = assemble(&found, beside).unwrap();
+    assert_eq!((a.source, a.all_dirty, a.log_lost), (leg(0), false, false));
 }

@@ -195,3 +195,6 @@ impl LogWorker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -99,10 +99,9 @@ pub enum WorkerEvent {
         /// How it went.
         result: Result<(), Errno>,
     },
-    /// The log that lost a mark is whole again, for a log that has a place of its own. The driver promises: its place
-    /// has the size of the log in memory, and in it are durable, together with all that is dirty from before, the
-    /// marks of every commit that was answered so far, well or not; and what an unanswered commit was to make durable
-    /// is not made less. Nothing happens if no mark was lost.
+    /// The log that lost a mark is in its place again, for one that has a place of its own. The driver promises: the whole
+    /// log, as it was in memory at some moment after the last commit that was answered, well or not, is durable
+    /// there. A commit that is not answered yet may be, and counts by its answer. Nothing happens if no mark was lost.
     LogBack,
     /// The volume is about to be served: record that.
     Start,

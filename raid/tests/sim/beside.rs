@@ -346,6 +346,9 @@ impl Sim {
         if let Some(place) = &mut self.place {
             place.pass(now, well);
         }
+        if !self.live().mirror.is_frozen() {
+            self.d().beside.frozen_ticks = 0;
+        }
     }
 
     /// A leg was failed.
