@@ -3,10 +3,12 @@
 
 CARGO ?= cargo
 SEEDS ?= 1000000
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= wire_decode netlink_unwrap session_restore disk_log_resume server_requests
 PREFIX ?= /usr/local
 BINARY ?= $(or $(CARGO_TARGET_DIR),target)/release/mirrord
 
-.PHONY: all install demo test bench soak mutants clean
+.PHONY: all install demo test bench soak mutants fuzz clean
 
 all:
 	$(CARGO) build --release
@@ -44,6 +46,11 @@ soak:
 mutants:
 	scripts/need build
 	raid/tests/mutants/run
+
+# FUZZ_SECONDS of bytes that nobody would send, for each of FUZZ_TARGETS.
+fuzz:
+	scripts/need build fuzz
+	scripts/fuzz $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 clean:
 	$(CARGO) clean

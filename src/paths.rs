@@ -107,6 +107,11 @@ impl Dirs {
         private(&self.state, STATE_VARIABLE)
     }
 
+    /// Those of log servers, whose sockets and locks are apart from those of volumes: a folder in the runtime directory.
+    pub fn log_servers(&self) -> Dirs {
+        Dirs { runtime: self.runtime.join("log-serve"), state: self.state.clone() }
+    }
+
     /// Looks at both without making anything: each with whether it is there, or why [`Dirs::prepare`] would
     /// fail.
     pub fn look(&self) -> [(&Path, Result<bool, PathsError>); 2] {

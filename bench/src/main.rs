@@ -88,6 +88,10 @@ enum Group {
     Micro,
     /// ublk beside the kernel's mirrors, in a virtual machine.
     Vm,
+    /// Requests to the log server over its sockets.
+    LogRequests,
+    /// Logs served to the kernel's dm-mirror beside its own, in a virtual machine.
+    LogServer,
 }
 
 impl Group {
@@ -101,6 +105,8 @@ impl Group {
             Group::Idle => rows::idle::run(setting),
             Group::Micro => rows::micro::run(setting),
             Group::Vm => rows::vm::run(setting),
+            Group::LogRequests => rows::log_requests::run(setting),
+            Group::LogServer => rows::log_server::run(setting),
         }
     }
 }
@@ -147,7 +153,8 @@ fn run(options: Options) -> Result<()> {
     let every = || Group::value_variants().to_vec();
     let groups = if options.only.is_empty() { every() } else { options.only.clone() };
     // Other work does not change what is counted in the virtual machine.
-    let busy = host::load() > BUSY && groups.iter().any(|group| *group != Group::Vm);
+    let busy =
+        host::load() > BUSY && groups.iter().any(|group| !matches!(group, Group::Vm | Group::LogServer));
     if busy {
         eprintln!("mirrord-bench: the machine is busy with other work: the figures will be rough");
     }

@@ -19,6 +19,13 @@
 //! every leg but the source is syncing until it is resynced, so that reads do not depend on the leg.
 //! A spare is a spare, whether it is there or not.
 //!
+//! A log that lost a mark is not trusted, and every region is dirty, unless the volume was stopped with all regions clean:
+//! in memory, where the log was whole. A region is clean there only when every leg was in use, was equal, and
+//! was flushed since the last write to it, and nothing was written after the record that says so, so the legs
+//! are equal whatever the log says ([`Assembly::log_lost`]). Records are looked at one by one: a leg that was not
+//! there at that stop was out, hence nothing written since was cleared; and one that has the record of it and not what
+//! came later was equal then, so the log that began anew has all that it lacks.
+//!
 //! Records differ in size if the volume was being resized. The deciding one's counts; what a leg's log did not cover
 //! ([`Assembly::covered`]) is dirty.
 
@@ -168,6 +175,9 @@ pub struct Assembly {
     pub trusted: LegSet,
     /// The log cannot be trusted: every region is dirty.
     pub all_dirty: bool,
+    /// The log in its place, if it has one of its own, is not the volume's newest: it is to begin anew, before the start
+    /// is recorded, with every region dirty if `all_dirty`, clean otherwise.
+    pub log_lost: bool,
     /// Legs that were failed and are back.
     pub returned: LegSet,
     /// Where legs that were left out stand in the list that was given.
@@ -259,8 +269,12 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let copies: LegSet = present.iter().filter(|&leg| recorded(leg).is_copy()).collect();
     let trusted = if forced { copies } else { present.iter().filter(|&leg| in_use(leg)).collect() };
     let unclean_core = options.log_is_core && trusted.iter().any(|l| !found[at[l].unwrap_or(newest)].clean);
-    let all_dirty =
-        found.iter().any(|record| record.log_failed) || unclean_core || (forced && !options.log_on_legs);
+    // What others say that are no copies is from when they were made or removed, or was never complete.
+    let is_copy = |r: &LegRecord| authority.names(r) && authority.state_of(r.index).is_copy();
+    let lost_mark = found.iter().any(|record| record.log_failed && !record.clean && is_copy(record));
+    let all_dirty = lost_mark || unclean_core || (forced && !options.log_on_legs);
+    // Who was behind when the log began anew does not tell of that one.
+    let log_lost = all_dirty || authority.log_failed;
     let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
     let lineage = Lineage::after(found, newest);
     // One that is back is not to be replaced.
@@ -276,6 +290,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         event_count,
         trusted,
         all_dirty,
+        log_lost,
         returned,
         strangers,
         replaces,

@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | clean | marking | queue | a write begins ([`RegionTable::begin_write`]) |
 //! | clean | marking | log worker | a mark that was asked for is committed, an earlier try failed ([`RegionTable::want_mark`]) |
+//! | clean | marking | log worker | somebody is about to write there, by the look of it ([`RegionTable::mark_ahead`]) |
 //! | marking | dirty | log worker | the mark is durable ([`RegionTable::marked`]) |
 //! | marking | clean | log worker | the mark could not be made durable ([`RegionTable::mark_failed`]) |
 //! | dirty | cleaning | log worker | no write in flight, untouched for a whole interval ([`RegionTable::start_cleaning`]) |
@@ -177,6 +178,20 @@ impl RegionTable {
         matches!(RegionState::of(old), RegionState::Clean | RegionState::Marking)
     }
 
+    /// A clean region is to be marked before anybody asks: `true` if it is marking now. It counts as touched, so it is
+    /// cleared no sooner than one that was written to.
+    pub fn mark_ahead(&self, region: Region) -> bool {
+        let old = self.update(region, |word| match RegionState::of(word) {
+            RegionState::Clean => Some((word & !STATE) | RegionState::Marking.code() | TOUCHED),
+            _ => None,
+        });
+        let was_clean = RegionState::of(old) == RegionState::Clean;
+        if was_clean {
+            self.unclean.fetch_add(1, SeqCst);
+        }
+        was_clean
+    }
+
     /// The mark is durable.
     pub fn marked(&self, region: Region) {
         self.update(region, |word| match RegionState::of(word) {
@@ -279,6 +294,9 @@ mod tests {
         let want: Step = |t| {
             let _ = t.want_mark(Region(0));
         };
+        let ahead: Step = |t| {
+            let _ = t.mark_ahead(Region(0));
+        };
         let marked: Step = |t| t.marked(Region(0));
         let failed: Step = |t| t.mark_failed(Region(0));
         let start: Step = |t| {
@@ -289,10 +307,11 @@ mod tests {
             let _ = t.finish_cleaning(Region(0));
         };
         #[rustfmt::skip]
-        let rows: [(&str, Step, [RegionState; 4]); 7] = [
+        let rows: [(&str, Step, [RegionState; 4]); 8] = [
             //            from: Clean    Marking  Dirty     Cleaning
             ("begin_write",     begin,  [Marking, Marking, Dirty,    Dirty]),
             ("want_mark",       want,   [Marking, Marking, Dirty,    Cleaning]),
+            ("mark_ahead",      ahead,  [Marking, Marking, Dirty,    Cleaning]),
             ("marked",          marked, [Clean,   Dirty,   Dirty,    Cleaning]),
             ("mark_failed",     failed, [Clean,   Clean,   Dirty,    Cleaning]),
             ("start_cleaning",  start,  [Clean,   Marking, Cleaning, Cleaning]),

@@ -35,7 +35,7 @@ pub enum ClientError {
         name: String,
     },
     /// Talking to it failed.
-    #[error("cannot talk to the daemon of volume {name} at {}", socket.display())]
+    #[error("cannot talk to the daemon of {name} at {}", socket.display())]
     Io {
         /// The volume.
         name: String,
@@ -46,7 +46,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// It answers, but not in this protocol.
-    #[error("the daemon of volume {name} gave an answer that makes no sense: is it of another version?")]
+    #[error("the daemon of {name} gave an answer that makes no sense: is it of another version?")]
     Protocol {
         /// The volume.
         name: String,
@@ -55,7 +55,7 @@ pub enum ClientError {
         source: serde_json::Error,
     },
     /// It answered something else than was asked.
-    #[error("the daemon of volume {name} answered another question")]
+    #[error("the daemon of {name} answered another question")]
     Unexpected {
         /// The volume.
         name: String,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::events::Event;
-use crate::log_server::{LogInfo, ServerInfo};
+use crate::log_server::{LogReport, LogServerReport, RegionRange};
 use crate::map::VolumeMap;
 use crate::scrub::ScrubOrder;
 use crate::status::VolumeStatus;
@@ -119,28 +119,20 @@ pub enum Request {
     LogServer,
     /// Of a log server: its logs, some at a time.
     Logs {
-        /// So many are skipped.
+        /// How many to leave out.
         #[serde(default)]
         from: usize,
     },
-    /// Of a log server: a log, and its dirty regions, some at a time.
-    LogRegions {
-        /// Which.
+    /// Of a log server: a log and its dirty regions, some at a time.
+    DirtyRegions {
+        /// The log, as [`LogReport`] has it.
         uuid: String,
-        /// Which of several with the same name: absent, the one in use.
+        /// Which life of its table, if there are several; absent: the one in use.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         luid: Option<String>,
         /// The first region.
         #[serde(default)]
         from: u32,
-    },
-    /// Of a log server: drop a log, whoever uses it.
-    ForgetLog {
-        /// Which.
-        uuid: String,
-        /// As for [`Request::LogRegions`].
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        luid: Option<String>,
     },
 }
 
@@ -191,24 +183,22 @@ pub enum Response {
     /// To [`Request::LogServer`].
     LogServer {
         /// How it is.
-        server: ServerInfo,
+        server: Box<LogServerReport>,
     },
     /// To [`Request::Logs`].
     Logs {
-        /// Some of its logs.
-        logs: Vec<LogInfo>,
-        /// How many to skip for the rest, if there are more.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        /// Some of them.
+        logs: Vec<LogReport>,
+        /// Where to go on.
         next: Option<usize>,
     },
-    /// To [`Request::LogRegions`].
-    LogRegions {
+    /// To [`Request::DirtyRegions`].
+    DirtyRegions {
         /// The log.
-        log: Box<LogInfo>,
-        /// Some of its dirty regions, ascending.
-        dirty: Vec<u32>,
-        /// The next one, if there are more.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Box<LogReport>,
+        /// Some of its dirty regions.
+        dirty: Vec<RegionRange>,
+        /// Where to go on.
         next: Option<u32>,
     },
     /// It was done. To [`Request::Events`]: the volume is stopped, and there is no more.
@@ -283,6 +273,12 @@ mod tests {
             (r#"{"verb":"events","since":7}"#, Request::Events { since: Some(7) }),
             (r#"{"verb":"resync","rate":0}"#, Request::Resync { rate: Some(0), pause: None }),
             (r#"{"verb":"resync","pause":true}"#, Request::Resync { rate: None, pause: Some(true) }),
+            (r#"{"verb":"log_server"}"#, Request::LogServer),
+            (r#"{"verb":"logs"}"#, Request::Logs { from: 0 }),
+            (
+                r#"{"verb":"dirty_regions","uuid":"u","from":7}"#,
+                Request::DirtyRegions { uuid: "u".to_owned(), luid: None, from: 7 },
+            ),
             (r#"{"verb":"scrub","order":"cancel"}"#, Request::Scrub { order: ScrubOrder::Cancel }),
             (
                 r#"{"verb":"scrub","order":"start"}"#,

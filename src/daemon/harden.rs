@@ -21,7 +21,7 @@ const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 const NEVER: &str = "-1000";
 
 /// Protects this process as far as it may; logs what it may not.
-pub(super) fn harden() -> Hardening {
+pub(crate) fn harden() -> Hardening {
     let flusher = configure_io_flusher_behavior(true).map_err(io::Error::from);
     let locked = lock_memory();
     let protected = protect();

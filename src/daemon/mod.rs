@@ -6,12 +6,12 @@
 //! [`spawn`], as a process of its own.
 
 mod background;
-mod harden;
+pub(crate) mod harden;
 mod legs;
-mod notify;
+pub(crate) mod notify;
 mod resize;
 mod scrub;
-mod signals;
+pub(crate) mod signals;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,8 +24,6 @@ use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
 pub use background::{Ready, SpawnError, serve_behind, spawn};
-pub(crate) use notify::Manager;
-pub(crate) use signals::take as stop_signals;
 
 use crate::control::{Answer, BindError, ControlServer, Failure, Request, Response};
 use crate::engine::{FrontChoice, Purpose, RemoteOptions, ServeError, ServeOptions, StopError, Volume};
@@ -40,6 +38,7 @@ use crate::split_leg::{SplitLeg, SplitLegError};
 use crate::start::{self, Opened, StartError, StartOptions};
 use crate::status::{Hardening, VolumeStatus};
 use legs::NewLeg;
+use notify::Manager;
 use scrub::Keeper;
 
 /// What to serve and how.
@@ -398,6 +397,10 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
             let message = "it is a leg that was split off: it can be read, and stopped".to_owned();
             Response::Failed { reason: Failure::BadRequest, message }
         }
+        Request::LogServer | Request::Logs { .. } | Request::DirtyRegions { .. } => {
+            let message = "it is a volume and no log server".to_owned();
+            Response::Failed { reason: Failure::BadRequest, message }
+        }
         Request::Map { cells, from } => Response::Map { map: Box::new(volume.map(cells, from)) },
         Request::Resync { rate, pause } => {
             if let Some(rate) = rate {
@@ -428,13 +431,6 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
         Request::SplitLeg { leg, name: None } => legs::split(volume, dirs, &leg),
         Request::SplitLeg { leg, name: Some(name) } => legs::split_as(volume, dirs, &leg, &name),
         Request::MergeLeg { leg, full } => legs::merge(volume, dirs, &leg, full),
-        Request::LogServer
-        | Request::Logs { .. }
-        | Request::LogRegions { .. }
-        | Request::ForgetLog { .. } => {
-            let message = "it is a volume, not a log server".to_owned();
-            Response::Failed { reason: Failure::BadRequest, message }
-        }
     };
     response.into()
 }

@@ -30,7 +30,7 @@ impl Manager {
         }
     }
 
-    /// The volume can be used.
+    /// What is served can be used.
     pub(crate) fn ready(&self, status: &str) {
         self.tell(&format!("READY=1\nSTATUS={status}"));
     }

@@ -1,176 +1,103 @@
-//! What `mirrord log list`, `status`, `dump` and `stop` ask of a server.
+//! What a log server answers on its control socket.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
 
-use mirrord_log::server::{LogServer, LogSummary, Output};
-use serde::{Deserialize, Serialize};
+use mirrord_log::server::{Life, LogSummary};
 
-use super::{Scratch, Shared, lock};
-use crate::control::{Failure, Handler, Request, Response};
+use super::report::{LogReport, LogServerReport, ranges};
+use super::shared::Shared;
+use crate::control::{Answer, Failure, Request, Response};
 
-/// A log of a server, as in JSON.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct LogInfo {
-    /// The name that its mirror gave it.
-    pub uuid: String,
-    /// Which table, or which life of a volume, in hexadecimal.
-    pub luid: String,
-    /// `kernel`, or who is connected; empty if nobody is.
-    pub client: String,
-    /// `opening`, `pending`, `resuming`, `live`, `suspending`, `closing` or `suspended`.
-    pub state: String,
-    /// `core` or `disk`.
-    pub kind: String,
-    /// Length in sectors, kind, device, region size in sectors, as the mirror said.
-    pub arguments: String,
-    /// `MAJOR:MINOR` of a log on a block device.
-    pub device: Option<String>,
-    /// Regions of the mirror.
-    pub regions: u32,
-    /// Their size in bytes.
-    pub region_size_bytes: u64,
-    /// Those that may differ between the legs.
-    pub dirty_regions: u64,
-    /// Those that are in sync.
-    pub sync_regions: u64,
-    /// How the last write to it failed.
-    pub error: Option<String>,
-}
+/// Logs in an answer: with the longest names they fit a line.
+const MOST_LOGS: usize = 128;
 
-impl LogInfo {
-    fn of(log: &LogSummary<'_>) -> LogInfo {
-        LogInfo {
-            uuid: String::from_utf8_lossy(log.name.uuid).into_owned(),
-            luid: format!("{:x}", log.name.luid),
-            client: if log.client.is_kernel() { "kernel".to_owned() } else { log.peer.to_owned() },
-            state: log.life.name().to_owned(),
-            kind: log.status.kind.name().to_owned(),
-            arguments: log.text.to_owned(),
-            device: log.number.map(str::to_owned),
-            regions: log.status.regions,
-            region_size_bytes: log.status.region_size,
-            dirty_regions: log.status.dirty_regions,
-            sync_regions: log.status.sync_count,
-            error: log.failed.map(|errno| errno.to_string()),
-        }
-    }
-}
+/// Ranges in an answer.
+const MOST_RANGES: usize = 16_384;
 
-/// A server, as in JSON.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct ServerInfo {
-    /// Its name.
-    pub name: String,
-    /// Its process id.
-    pub pid: u32,
-    /// What it listens to: `netlink`, `unix:PATH`, `tls:ADDRESS`, `tcp:ADDRESS`.
-    pub listens: Vec<String>,
-    /// Its logs.
-    pub logs: usize,
-    /// Those in use.
-    pub live: usize,
-    /// Connections.
-    pub clients: usize,
-}
-
-/// What a server knows of itself.
-pub(super) struct About {
+/// What does not change.
+#[derive(Clone, Debug)]
+pub(super) struct Fixed {
     pub(super) name: String,
-    pub(super) places: Vec<String>,
+    pub(super) listens: Vec<String>,
+    pub(super) folder: Option<String>,
+    pub(super) lease_seconds: u64,
 }
 
-/// Answers clients of the control socket.
-pub(super) fn handler(shared: &Arc<Shared>, about: About) -> Handler {
-    let shared = Arc::downgrade(shared);
-    Arc::new(move |request| {
-        let Some(shared) = shared.upgrade() else { return failed(Failure::Error, "it is ending").into() };
-        answer(&shared, &about, request).into()
+/// Answers a request; `stopped` hears of the end.
+pub(super) fn answer(shared: &Arc<Shared>, fixed: &Fixed, stopped: &Sender<()>, request: &Request) -> Answer {
+    let response = match request {
+        Request::Ping => Response::Pong { name: fixed.name.clone(), pid: std::process::id() },
+        Request::LogServer => Response::LogServer { server: Box::new(report(shared, fixed)) },
+        Request::Logs { from } => shared.look(|server, _| {
+            let mut left = server.logs().skip(*from);
+            let logs: Vec<LogReport> = left.by_ref().take(MOST_LOGS).map(|log| LogReport::of(&log)).collect();
+            let next = left.next().map(|_| from + logs.len());
+            Response::Logs { logs, next }
+        }),
+        Request::DirtyRegions { uuid, luid, from } => dirty(shared, uuid, luid.as_deref(), *from),
+        Request::Stop { force } => match shared.close(*force) {
+            Ok(()) => {
+                // Nobody listens only when it is ending already.
+                let _ = stopped.send(());
+                Response::done()
+            }
+            Err(used) => Response::Failed { reason: Failure::Busy, message: used.to_string() },
+        },
+        _ => {
+            let message = "it is a log server and no volume".to_owned();
+            Response::Failed { reason: Failure::BadRequest, message }
+        }
+    };
+    response.into()
+}
+
+fn report(shared: &Shared, fixed: &Fixed) -> LogServerReport {
+    let counters = &shared.counters;
+    shared.look(|server, sessions| LogServerReport {
+        name: fixed.name.clone(),
+        pid: std::process::id(),
+        netlink: shared.netlink().is_some(),
+        listens: fixed.listens.clone(),
+        folder: fixed.folder.clone(),
+        lease_seconds: fixed.lease_seconds,
+        logs: server.logs().count(),
+        live: server.live(),
+        noted: sessions.count(),
+        notes_in_memory: sessions.in_memory(),
+        clients: counters.connections.load(Ordering::Relaxed),
+        dropped_connections: counters.dropped.load(Ordering::Relaxed),
+        kernel_requests: counters.kernel_requests.load(Ordering::Relaxed),
+        stream_requests: counters.stream_requests.load(Ordering::Relaxed),
     })
 }
 
-fn failed(reason: Failure, message: &str) -> Response {
-    Response::Failed { reason, message: message.to_owned() }
+fn dirty(shared: &Shared, uuid: &str, luid: Option<&str>, from: u32) -> Response {
+    let is_it = |log: &LogSummary<'_>| {
+        log.name.uuid.escape_ascii().to_string() == uuid
+            && luid.is_none_or(|luid| format!("{:x}", log.name.luid) == luid)
+    };
+    shared.look(|server, _| {
+        let Some(log) = server.logs().filter(is_it).max_by_key(|log| usefulness(log.life)) else {
+            let message = format!("there is no log {uuid}; see `mirrord log list`");
+            return Response::Failed { reason: Failure::BadRequest, message };
+        };
+        let (mut dirty, mut next) = (Vec::new(), None);
+        if from < log.status.regions {
+            let regions = server.dirty(log.id).map(|region| region.0);
+            (dirty, next) = ranges(regions.skip_while(|&region| region < from), MOST_RANGES);
+        }
+        Response::DirtyRegions { log: Box::new(LogReport::of(&log)), dirty, next }
+    })
 }
 
-fn answer(shared: &Shared, about: &About, request: Request) -> Response {
-    match request {
-        Request::Ping => Response::Pong { name: about.name.clone(), pid: std::process::id() },
-        Request::LogServer => {
-            let clients = lock(&shared.outboxes).len();
-            let server = &lock(&shared.core).server;
-            Response::LogServer {
-                server: ServerInfo {
-                    name: about.name.clone(),
-                    pid: std::process::id(),
-                    listens: about.places.clone(),
-                    logs: server.logs().count(),
-                    live: server.live(),
-                    clients,
-                },
-            }
-        }
-        Request::Logs { from } => {
-            let core = lock(&shared.core);
-            let mut logs = core.server.logs().skip(from).map(|log| LogInfo::of(&log));
-            let page: Vec<_> = logs.by_ref().take(MOST_LOGS).collect();
-            let next = logs.next().is_some().then_some(from + page.len());
-            Response::Logs { logs: page, next }
-        }
-        Request::LogRegions { uuid, luid, from } => {
-            let core = lock(&shared.core);
-            match find(&core.server, &uuid, luid.as_deref()) {
-                Ok(log) => {
-                    let mut dirty = core.server.dirty(log.id).map(|region| region.0).filter(|&r| r >= from);
-                    let regions: Vec<u32> = dirty.by_ref().take(MOST_REGIONS).collect();
-                    Response::LogRegions {
-                        log: Box::new(LogInfo::of(&log)),
-                        next: dirty.next(),
-                        dirty: regions,
-                    }
-                }
-                Err(message) => failed(Failure::BadRequest, &message),
-            }
-        }
-        Request::ForgetLog { uuid, luid } => {
-            let mut result = Ok(());
-            shared.decide(&mut Scratch::default(), |server, out: &mut Output| {
-                let found = find(server, &uuid, luid.as_deref()).map(|log| log.id);
-                result = found.map(|id| {
-                    server.forget(id, out);
-                });
-            });
-            match result {
-                Ok(()) => Response::done(),
-                Err(message) => failed(Failure::BadRequest, &message),
-            }
-        }
-        Request::Stop { force } => {
-            let live = shared.live();
-            if live > 0 && !force {
-                let message = format!("{live} of its logs are in use");
-                return failed(Failure::Busy, &message);
-            }
-            shared.end.ask();
-            Response::done()
-        }
-        _ => failed(Failure::BadRequest, "it is a log server, not a volume"),
+/// Of several lives of one mirror's tables, the one that is meant if it is not said.
+fn usefulness(life: Life) -> u8 {
+    match life {
+        Life::Live | Life::Suspending => 3,
+        Life::Resuming | Life::Closing => 2,
+        Life::Suspended => 1,
+        Life::Opening | Life::Pending => 0,
     }
-}
-
-/// Most logs in an answer.
-const MOST_LOGS: usize = 256;
-
-/// Most regions in an answer.
-const MOST_REGIONS: usize = 16384;
-
-/// The log of this name; the one in use, if there are several and none is named.
-fn find<'a>(server: &'a LogServer, uuid: &str, luid: Option<&str>) -> Result<LogSummary<'a>, String> {
-    let named: Vec<LogSummary<'a>> = server
-        .logs()
-        .filter(|log| log.name.uuid == uuid.as_bytes())
-        .filter(|log| luid.is_none_or(|luid| format!("{:x}", log.name.luid) == luid))
-        .collect();
-    let is_live = |log: &&LogSummary<'_>| matches!(log.life.name(), "live" | "suspending");
-    let found = named.iter().find(is_live).or(named.first()).cloned();
-    found.ok_or_else(|| format!("there is no log {uuid}"))
 }

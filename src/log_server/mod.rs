@@ -1,90 +1,120 @@
-//! `mirrord log serve`: the log server's threads, sockets and files around [`LogServer`], which decides.
+//! A daemon that keeps dirty-region logs for others: for the kernel's dm-mirror, which asks over netlink, and for
+//! volumes of mirrord elsewhere, which ask over sockets.
 //!
-//! ```text
-//! kernel --netlink--> one thread  \                        / answers, by whoever has them
-//! volumes --streams-> one thread   > LogServer (a mutex) <
-//! files  <---jobs---- a pool      /                        \ notes in the runtime directory
-//! ```
+//! [`mirrord_log::server`] decides everything; here is what carries that out:
 //!
-//! The mutex is held while the server decides and while notes are kept, which are in memory; never over the IO of a
-//! log. Nobody waits for another's log: a disk that hangs has a thread of its own ([`disks`]), a client that does not
-//! read has its own buffer, and is not read from while that is full ([`streams`]).
+//! | thread | waits for | in |
+//! |---|---|---|
+//! | netlink | the kernel's requests | `netlink` |
+//! | streams | connections, and the clock | `streams` |
+//! | disk, as many as needed | files and devices with logs in them | `pool`, `store`, `folder` |
+//! | control | `mirrord log status` and the like | `control` |
+//! | main | signals | here |
+//!
+//! What is known of the kernel's logs outlives the process (`sessions`), so that the next server goes on as if nothing had
+//! been. Volumes keep their own books and say everything again.
+//!
+//! It ends when it is told to: not while logs are in use, unless forced (`mirrord log stop --force`, or a second
+//! signal). A mirror whose server is gone waits for the next one; nothing of it is lost.
 
-mod connection;
 mod control;
-mod disks;
-mod listeners;
+mod dump;
+mod folder;
 mod netlink;
+mod outlets;
+mod pool;
+mod report;
 mod sessions;
+mod shared;
 mod store;
 mod streams;
 
-use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Duration;
 
-use mirrord_log::server::{ClientId, LogServer, Output, ServerConfig};
-use mirrord_log::wire::Frame;
+use mirrord_log::server::{LogServer, ServerConfig};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls::ServerConfig as TlsConfig;
+use signal_hook::iterator::Signals;
 
+use self::control::Fixed;
+use self::folder::{Folder, FolderError};
+use self::netlink::Netlink;
+use self::outlets::Outlets;
+use self::sessions::Sessions;
+use self::shared::{Hands, Shared};
+use self::store::Stores;
+use self::streams::{Listener, Streams};
 use crate::control::{BindError, ControlServer};
+use crate::daemon::harden::harden;
+use crate::daemon::notify::Manager;
+use crate::daemon::signals;
+use crate::failure::describe;
+use crate::logging::{self, Level, LogTo};
 use crate::paths::{Dirs, NameLock, PathsError};
-use connection::Outbox;
-pub use control::{LogInfo, ServerInfo};
-use disks::Disks;
-pub use listeners::{Listen, ListenError, TcpListen, UnixListen};
-use netlink::Netlink;
-pub use netlink::NetlinkError;
-use sessions::Sessions;
-use store::Stores;
-use streams::Streams;
+use crate::tls::{TlsError, TlsFiles, server_config};
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub use self::dump::{DumpError, dump};
+pub use self::netlink::NetlinkError;
+pub use self::report::{DiskLogDump, LogReport, LogServerReport, RegionRange, ranges};
+pub use self::sessions::SessionsError;
+pub use self::streams::ListenError;
 
-/// The folders in which log servers keep what volumes keep in `dirs`.
-pub fn server_dirs(dirs: &Dirs) -> Dirs {
-    Dirs::new(dirs.runtime().join("log"), dirs.state().join("log"))
-}
+/// How a log server is called that was given no name.
+pub const DEFAULT_NAME: &str = "default";
 
-/// What is to be served.
-#[derive(Debug)]
-pub struct Options {
-    /// The server's name, of which there is one at a time.
+/// Whom to serve and how.
+#[derive(Clone, Debug)]
+pub struct LogServeSpec {
+    /// Its name.
     pub name: String,
-    /// The kernel's mirrors.
+    /// The kernel of this machine.
     pub netlink: bool,
-    /// Sockets for volumes.
-    pub listen: Vec<Listen>,
-    /// Where logs of volumes are; without it they can only be in memory.
+    /// Whoever may use these sockets.
+    pub unix: Vec<PathBuf>,
+    /// The group that may use them.
+    pub unix_group: Option<String>,
+    /// Whoever can reach these addresses.
+    pub tcp: Vec<String>,
+    /// And has a certificate.
+    pub tls: Option<TlsFiles>,
+    /// Or has none.
+    pub insecure: bool,
+    /// Where volumes' logs are; `None`: in the state directory.
     pub folder: Option<PathBuf>,
-    /// Seconds for which the log of a volume that is gone is kept for it.
-    pub lease: Duration,
+    /// Limits.
+    pub config: ServerConfig,
+    /// Where messages go.
+    pub log_to: LogTo,
+    /// How much is said.
+    pub log_level: Level,
 }
 
-/// Why the server cannot serve.
+/// Why logs cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// There is one of this name.
+pub enum LogServeError {
+    /// A server of that name runs.
     #[error(
-        "a log server named {name} runs already: stop it with `mirrord log stop`, or choose another --name"
+        "a log server called {name} runs already: stop it with `mirrord log stop`, or give this one another --name"
     )]
     Running {
-        /// Its name.
+        /// The name.
         name: String,
     },
-    /// Its directories cannot be used.
+    /// A directory of mirrord cannot be used.
     #[error(transparent)]
     Paths(#[from] PathsError),
-    /// Its control socket cannot be made.
+    /// Messages cannot be written.
+    #[error("cannot begin the log of messages")]
+    Logging(#[source] io::Error),
+    /// No control socket.
     #[error(transparent)]
-    Control(#[from] BindError),
-    /// The folder of logs cannot be used.
-    #[error("cannot keep logs in {}", path.display())]
+    Bind(#[from] BindError),
+    /// The folder for logs cannot be used.
+    #[error("cannot use the folder {} for logs", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -92,225 +122,192 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
-    /// What an earlier server left cannot be read.
-    #[error("cannot read what an earlier server left in {}", path.display())]
-    Sessions {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel cannot be served.
+    /// No notes can be kept.
+    #[error(transparent)]
+    Sessions(#[from] SessionsError),
+    /// The kernel cannot be answered.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// Volumes cannot connect.
+    /// No TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Nobody can connect.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The system has no thread or descriptor left.
-    #[error("cannot start the server's threads")]
+    /// No thread or signal handler.
+    #[error("cannot start a thread or handle signals")]
     Threads(#[source] io::Error),
 }
 
-/// The decisions, and what of them outlives the process.
-struct Core {
-    server: LogServer,
-    sessions: Sessions,
+/// A log server in this process.
+#[derive(Debug)]
+pub struct LogServing {
+    control: ControlServer,
+    stopped: Receiver<()>,
+    listens: Vec<String>,
+    sockets: Vec<PathBuf>,
+    manager: Option<Manager>,
+    _lock: NameLock,
 }
 
-/// What every thread has.
-struct Shared {
-    core: Mutex<Core>,
-    netlink: Option<Netlink>,
-    outboxes: Mutex<HashMap<ClientId, Arc<Outbox>>>,
-    disks: OnceLock<Disks>,
-    /// Clients with new answers, for the streams' thread, which is woken.
-    answered: Mutex<Vec<ClientId>>,
-    wake: rustix::fd::OwnedFd,
-    end: End,
-}
-
-/// Buffers of one thread, used again.
-#[derive(Default)]
-struct Scratch {
-    out: Output,
-    datagram: Vec<u8>,
-}
-
-impl Shared {
-    /// Has the server decide, and carries out what it says.
-    fn decide(&self, scratch: &mut Scratch, call: impl FnOnce(&mut LogServer, &mut Output)) {
-        let Scratch { out, datagram } = scratch;
-        out.clear();
-        {
-            let Core { server, sessions } = &mut *lock(&self.core);
-            call(server, out);
-            // Under the lock: notes of one log come from several threads.
-            out.saves.iter().for_each(|save| sessions.keep(save));
-        }
-        let mut to_streams = false;
-        for (client, seq, message) in out.answers() {
-            if client.is_kernel() {
-                if let Some(netlink) = &self.netlink {
-                    netlink.send(seq, message, datagram);
-                }
-            } else if let Some(outbox) = lock(&self.outboxes).get(&client) {
-                outbox.add(message);
-                lock(&self.answered).push(client);
-                to_streams = true;
-            }
-        }
-        if to_streams {
-            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-        }
-        if let Some(disks) = self.disks.get() {
-            out.jobs.drain(..).for_each(|job| disks.begin(job));
-        }
-    }
-
-    fn live(&self) -> usize {
-        lock(&self.core).server.live()
-    }
-}
-
-/// Whether the server is to end, and who waits for that.
-#[derive(Default)]
-struct End {
-    asked: AtomicBool,
-    state: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl End {
-    fn ask(&self) {
-        self.asked.store(true, Ordering::SeqCst);
-        *lock(&self.state) = true;
-        self.changed.notify_all();
-    }
-
-    fn wait(&self) {
-        let mut ended = lock(&self.state);
-        while !*ended {
-            ended = self.changed.wait(ended).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-/// A log server at work.
-pub struct Serving {
-    shared: Arc<Shared>,
-    control: Option<ControlServer>,
-    /// What it listens to, for people.
-    pub places: Vec<String>,
-    _name: NameLock,
-}
-
-impl Serving {
-    /// Takes over what an earlier server left, and serves.
+impl LogServing {
+    /// Begins to serve; the service manager, if there is one, is told.
     ///
     /// # Errors
-    /// See [`ServeError`].
-    pub fn begin(dirs: &Dirs, options: Options) -> Result<Serving, ServeError> {
-        let dirs = server_dirs(dirs);
-        let name = options.name;
-        let Some(name_lock) = dirs.lock(&name)? else { return Err(ServeError::Running { name }) };
-        if let Some(folder) = &options.folder {
-            let failed = |source| ServeError::Folder { path: folder.clone(), source };
-            let made = std::fs::DirBuilder::new().recursive(true).create(folder);
-            made.and_then(|()| std::fs::read_dir(folder).map(drop)).map_err(failed)?;
+    /// See [`LogServeError`].
+    pub fn begin(dirs: &Dirs, spec: &LogServeSpec) -> Result<LogServing, LogServeError> {
+        // Of volumes' directories, too: this one is in theirs.
+        dirs.prepare(&spec.name)?;
+        let dirs = dirs.log_servers();
+        let lock = dirs.lock(&spec.name)?;
+        let lock = lock.ok_or_else(|| LogServeError::Running { name: spec.name.clone() })?;
+        logging::begin(&spec.log_to, spec.log_level).map_err(LogServeError::Logging)?;
+        let signals = signals::take(true).map_err(LogServeError::Threads)?;
+        let manager = Manager::from_env();
+        harden();
+        raise_descriptors();
+
+        let tls = spec.tls.as_ref().map(server_config).transpose()?;
+        let default = || dirs.state().join("log-serve").join(&spec.name);
+        let has_streams = !spec.unix.is_empty() || !spec.tcp.is_empty();
+        let place = spec.folder.clone().or_else(|| has_streams.then(default));
+        let folder = place.as_deref().map(Folder::open_at).transpose().map_err(folder_error)?;
+        let fixed_folder = folder.as_ref().map(|folder| folder.path().display().to_string());
+        let sessions = Sessions::open(&dirs.runtime().join(&spec.name).join("sessions"))?;
+        if spec.netlink && !sessions.in_memory() {
+            tracing::warn!(
+                "{} is not in memory: what is noted there of each request may go to a disk; set MIRRORD_RUNTIME_DIR",
+                dirs.runtime().display()
+            );
         }
-        let path = dirs.runtime().join(format!("{name}.sessions"));
-        let failed = |source| ServeError::Sessions { path: path.clone(), source };
-        let mut sessions = Sessions::open(&path).map_err(failed)?;
-        let left = sessions.read().map_err(failed)?;
-        let netlink = options.netlink.then(Netlink::open).transpose()?;
-        let listeners = listeners::bind(&options.listen)?;
-        let mut control = ControlServer::bind(&dirs, &name)?;
-        let wake = rustix::event::eventfd(
-            0,
-            rustix::event::EventfdFlags::NONBLOCK | rustix::event::EventfdFlags::CLOEXEC,
-        );
-        let config = ServerConfig { lease: options.lease.as_secs(), ..ServerConfig::default() };
-        let shared = Arc::new(Shared {
-            core: Mutex::new(Core { server: LogServer::new(config), sessions }),
-            netlink,
-            outboxes: Mutex::default(),
-            disks: OnceLock::new(),
-            answered: Mutex::default(),
-            wake: wake.map_err(|errno| ServeError::Threads(errno.into()))?,
-            end: End::default(),
-        });
-        let told = Arc::downgrade(&shared);
-        let when_done = move |store, done| {
-            if let Some(shared) = told.upgrade() {
-                shared.decide(&mut Scratch::default(), |server, out| server.job_done(store, done, out));
-            }
+        let listeners = listen(spec, tls.as_ref())?;
+        let mut control = ControlServer::bind(&dirs, &spec.name)?;
+        // Last of what may fail: from here on the kernel's requests wait for this server. It has the right to answer before
+        // it has the logs.
+        let netlink = spec.netlink.then(Netlink::open).transpose()?;
+        let outlets = Outlets::new().map_err(LogServeError::Threads)?;
+        let (server, stores) = (LogServer::new(spec.config), Stores::new(folder));
+        let shared = Shared::new(server, sessions, stores, outlets, netlink);
+        shared.start_disks().map_err(LogServeError::Threads)?;
+        restore(&shared)?;
+        if !spec.netlink && shared.look(|server, _| server.logs().next().is_some()) {
+            tracing::warn!(
+                "logs of the kernel are known from before, and without --netlink nobody answers it"
+            );
+        }
+
+        let kernel = spec.netlink.then(|| "netlink".to_owned());
+        let places: Vec<String> = kernel.into_iter().chain(listeners.iter().map(Listener::place)).collect();
+        let (stop, stopped) = channel();
+        let fixed = Fixed {
+            name: spec.name.clone(),
+            listens: places.clone(),
+            folder: fixed_folder,
+            lease_seconds: spec.config.lease,
         };
-        let _ = shared.disks.set(Disks::new(Stores::new(options.folder), Box::new(when_done)));
-        let mut scratch = Scratch::default();
-        for (session, notes) in left {
-            shared.decide(&mut scratch, |server, out| {
-                if let Err(error) = server.restore(session, &notes, out) {
-                    tracing::warn!(session = session.0, %error, "what an earlier server left is not used");
-                    out.saves.push(mirrord_log::server::Save::Remove { session });
-                }
-            });
+        start_threads(&shared, listeners, &mut control, fixed, signals, stop)
+            .map_err(LogServeError::Threads)?;
+        let status = format!("keeping logs at {}", places.join(" "));
+        tracing::info!(name = spec.name, "{status}");
+        if let Some(manager) = &manager {
+            manager.ready(&status);
         }
-        let restored = lock(&shared.core).server.logs().count();
-        if restored > 0 {
-            tracing::info!(logs = restored, "an earlier server's logs go on");
-        }
-        let mut places: Vec<String> = listeners.iter().map(listeners::Listener::place).collect();
-        if shared.netlink.is_some() {
-            places.insert(0, "netlink".to_owned());
-        }
-        let info = control::About { name, places: places.clone() };
-        control.serve(control::handler(&shared, info)).map_err(ServeError::Threads)?;
-        let streams = Streams::new(Arc::clone(&shared), listeners).map_err(ServeError::Threads)?;
-        spawn("mirrord-log-streams", move || streams.run())?;
-        if shared.netlink.is_some() {
-            let shared = Arc::clone(&shared);
-            spawn("mirrord-log-kernel", move || serve_kernel(&shared))?;
-        }
-        Ok(Serving { shared, control: Some(control), places, _name: name_lock })
+        Ok(LogServing { control, stopped, listens: places, sockets: spec.unix.clone(), manager, _lock: lock })
     }
 
-    /// Tells how many logs are in use: their mirrors would be left without one.
-    pub fn counter(&self) -> impl Fn() -> usize + Send + Sync + 'static {
-        let shared = Arc::clone(&self.shared);
-        move || shared.live()
+    /// What it listens to: `netlink`, `unix:PATH`, `tls:ADDRESS`, `tcp:ADDRESS`.
+    pub fn listens(&self) -> &[String] {
+        &self.listens
     }
 
-    /// A way to end it from elsewhere.
-    pub fn ender(&self) -> impl Fn() + Send + Sync + 'static {
-        let shared = Arc::clone(&self.shared);
-        move || shared.end.ask()
-    }
-
-    /// Returns once somebody ended it. Logs of the kernel are left as they are, for a server to come.
-    pub fn wait(mut self) {
-        self.shared.end.wait();
-        if let Some(control) = self.control.take() {
-            control.close();
+    /// Serves until it is stopped.
+    pub fn wait(self) {
+        // The senders live as long as the threads do, which is as long as the process.
+        let _ = self.stopped.recv();
+        if let Some(manager) = &self.manager {
+            manager.stopping();
         }
-        if let Some(disks) = self.shared.disks.get() {
-            disks.close();
+        tracing::info!("stopped");
+        for socket in &self.sockets {
+            let _ = std::fs::remove_file(socket);
         }
+        self.control.close();
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
-    thread::Builder::new().name(name.to_owned()).spawn(body).map(drop).map_err(ServeError::Threads)
+/// Brings back what a server that was here before knew of the kernel's logs.
+fn restore(shared: &Arc<Shared>) -> Result<(), LogServeError> {
+    let mut hands = Hands::default();
+    for (session, notes) in shared.left()? {
+        let mut result = Ok(());
+        shared.act(&mut hands, |server, out| result = server.restore(session, &notes, out));
+        if let Err(error) = result {
+            tracing::warn!(%error, "what was noted of a log cannot be used: its mirror resyncs more than it needs to");
+            shared.forget(session);
+        }
+    }
+    Ok(())
 }
 
-fn serve_kernel(shared: &Shared) {
-    let Some(netlink) = &shared.netlink else { return };
-    let mut scratch = Scratch::default();
-    let received = netlink.receive(|frame: &Frame<'_>| {
-        shared.decide(&mut scratch, |server, out| server.request(ClientId::KERNEL, frame, out));
-    });
-    if let Err(error) = received {
-        tracing::error!(%error, "the kernel cannot be heard any more: the server ends");
-        shared.end.ask();
+fn listen(spec: &LogServeSpec, tls: Option<&Arc<TlsConfig>>) -> Result<Vec<Listener>, ListenError> {
+    let mut listeners = Vec::new();
+    for path in &spec.unix {
+        listeners.push(Listener::unix(path, spec.unix_group.as_deref())?);
+    }
+    for address in &spec.tcp {
+        listeners.extend(Listener::tcp(address, tls, spec.insecure)?);
+    }
+    Ok(listeners)
+}
+
+fn start_threads(
+    shared: &Arc<Shared>,
+    listeners: Vec<Listener>,
+    control: &mut ControlServer,
+    fixed: Fixed,
+    signals: Signals,
+    stop: Sender<()>,
+) -> io::Result<()> {
+    let (answering, stopping) = (Arc::clone(shared), stop.clone());
+    control.serve(Arc::new(move |request| control::answer(&answering, &fixed, &stopping, &request)))?;
+    let signalled = Arc::clone(shared);
+    let body = move || await_signals(&signalled, signals, &stop);
+    thread::Builder::new().name("mirrord-signals".to_owned()).spawn(body)?;
+    Streams::new(shared, listeners)?.start()?;
+    if shared.netlink().is_some() {
+        netlink::serve(shared)?;
+    }
+    Ok(())
+}
+
+/// The first signal asks, the second one means it.
+fn await_signals(shared: &Shared, mut signals: Signals, stop: &Sender<()>) {
+    let mut is_second = false;
+    for signal in signals.forever() {
+        match shared.close(is_second) {
+            Ok(()) => {
+                tracing::info!(signal, "stopping");
+                let _ = stop.send(());
+                return;
+            }
+            Err(used) => tracing::warn!(signal, "going on: {used}; a second signal stops all the same"),
+        }
+        is_second = true;
+    }
+}
+
+fn folder_error(error: FolderError) -> LogServeError {
+    match error {
+        FolderError::Io { path, source } => LogServeError::Folder { path, source },
+        error => LogServeError::Folder { path: PathBuf::new(), source: io::Error::other(describe(&error)) },
+    }
+}
+
+/// As many files as this process may have: each log has one or two.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::debug!(%errno, "the limit of open files stays as it is");
     }
 }

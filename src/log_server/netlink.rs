@@ -1,147 +1,190 @@
-//! The kernel's mirrors, through its connector.
+//! The kernel's side: its connector, on which every dm-mirror with a userspace log asks.
 //!
-//! One thread receives and answers; answers that had to wait for a disk are sent by whoever was waiting. Only what the
-//! kernel itself sends counts. Joining the group takes `CAP_NET_ADMIN`; without `CAP_SYS_ADMIN` the kernel
-//! drops every answer without a word, so both are asked for before anything else.
+//! One thread receives, asks the server and sends what there is to answer at once: one call of the system each way and
+//! no allocation. Answers that had to wait for a disk are sent by the disk's thread.
+//!
+//! Who may: joining the connector's group takes CAP_NET_ADMIN, and the kernel drops answers of a process without
+//! CAP_SYS_ADMIN silently, so both are asked for at the start. Two daemons would both answer, each with what it
+//! knows: a lock keeps a second one of ours out, a look at who listens any other.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
+use mirrord_log::server::ClientId;
 use mirrord_log::wire::netlink::{INDEX, MAX_DATAGRAM, unwrap, wrap};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::net::netlink::{CONNECTOR, SocketAddrNetlink};
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, sendto, socket_with,
-    sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, send, socket_with,
 };
 use rustix::thread::CapabilitySet;
 
+use super::shared::{Hands, Shared, count};
 use crate::rights::Rights;
 
-/// The connector's group of logs, as bit of a mask: groups count from 1.
+/// Requests that wait while this process does not get to run: some ten thousand.
+const RECEIVE_BUFFER: usize = 16 << 20;
+
+/// One for the machine, whatever runtime directories its servers have.
+const LOCK: &str = "/run/mirrord/log-netlink.lock";
+
+const LISTENERS: &str = "/proc/net/netlink";
+
+/// The connector's protocol number.
+const CONNECTOR: u32 = 11;
+
+/// Groups are bits.
 const GROUP: u32 = 1 << (INDEX - 1);
 
-/// What the kernel may have sent and we not received, in bytes. Each of its threads waits for its answer, so there
-/// are never more requests than mirrors at work.
-const RECEIVE_BUFFER: usize = 8 << 20;
-
-/// Why the kernel cannot be served.
+/// Why the kernel cannot be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// A right is missing.
-    #[error("--netlink needs {capability} on the whole machine: run it as root, outside of any container")]
-    Right {
-        /// Which.
-        capability: &'static str,
+    /// Not everybody may.
+    #[error("--netlink needs {missing} on the machine, not in a container of its own: run it as root")]
+    Rights {
+        /// The capability.
+        missing: &'static str,
     },
-    /// Somebody else answers the kernel.
-    #[error(
-        "process {pid} answers the kernel's mirrors already (it listens to group {INDEX} of the connector): stop it \
-         first"
-    )]
-    InUse {
-        /// Who: the number of its socket, which is most often that of the process.
+    /// Another server of ours.
+    #[error("another `mirrord log serve` answers the kernel of this machine already: stop that first")]
+    Running,
+    /// Another daemon.
+    #[error("process {pid} listens for the logs of mirrors already (cmirrord?): stop that first")]
+    Taken {
+        /// Its netlink address, which is its process id as a rule.
         pid: u32,
     },
-    /// The kernel has no connector.
-    #[error("the kernel's connector cannot be used")]
-    Io {
-        /// Why.
-        #[from]
-        source: io::Error,
-    },
+    /// The lock cannot be taken.
+    #[error("cannot lock {LOCK}")]
+    Lock(#[source] io::Error),
+    /// There is no socket to be had.
+    #[error("cannot listen to the kernel's connector: is this the machine's own network namespace?")]
+    Socket(#[source] io::Error),
 }
 
-/// A socket of the connector.
+/// The socket, and the right to be the one that answers.
 #[derive(Debug)]
-pub(crate) struct Netlink {
-    socket: OwnedFd,
+pub(super) struct Netlink {
+    fd: OwnedFd,
+    _lock: File,
+    /// An answer could not be sent, and that was said.
+    is_failing: AtomicBool,
 }
 
 impl Netlink {
-    /// Joins the group of logs.
-    pub(crate) fn open() -> Result<Netlink, NetlinkError> {
+    /// Begins to listen: what is asked from now on waits.
+    pub(super) fn open() -> Result<Netlink, NetlinkError> {
         let rights = Rights::here();
-        for (right, capability) in
+        for (capability, missing) in
             [(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"), (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN")]
         {
-            if !rights.has(right) {
-                return Err(NetlinkError::Right { capability });
+            if !rights.has(capability) {
+                return Err(NetlinkError::Rights { missing });
             }
         }
-        let table = fs::read_to_string("/proc/net/netlink").unwrap_or_default();
-        if let Some(pid) = listener(&table) {
-            return Err(NetlinkError::InUse { pid });
+        let lock = lock().map_err(NetlinkError::Lock)?.ok_or(NetlinkError::Running)?;
+        if let Some(pid) = listener(&fs::read_to_string(LISTENERS).unwrap_or_default()) {
+            return Err(NetlinkError::Taken { pid });
         }
-        let io_error = |errno: Errno| NetlinkError::from(io::Error::from(errno));
-        let flags = SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(CONNECTOR));
-        let socket = socket.map_err(io_error)?;
-        sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).map_err(io_error)?;
-        bind(&socket, &SocketAddrNetlink::new(0, GROUP)).map_err(io_error)?;
-        Ok(Netlink { socket })
+        let failed = |errno: Errno| NetlinkError::Socket(errno.into());
+        let (family, flags) = (AddressFamily::NETLINK, SocketFlags::CLOEXEC);
+        let fd = socket_with(family, SocketType::DGRAM, flags, Some(netlink::CONNECTOR)).map_err(failed)?;
+        if let Err(errno) = set_socket_recv_buffer_size_force(&fd, RECEIVE_BUFFER) {
+            tracing::warn!(%errno, "the buffer for the kernel's requests stays small");
+        }
+        bind(&fd, &SocketAddrNetlink::new(0, GROUP)).map_err(failed)?;
+        Ok(Netlink { fd, _lock: lock, is_failing: AtomicBool::new(false) })
     }
 
-    /// Receives requests for ever; `each` is given every message for a log.
-    ///
-    /// # Errors
-    /// When nothing can be received any more.
-    pub(crate) fn receive(&self, mut each: impl FnMut(&mirrord_log::wire::Frame<'_>)) -> io::Result<()> {
-        let mut buffer = vec![0; MAX_DATAGRAM + 64];
-        let mut overflowed = false;
-        loop {
-            let (len, from) = match recvfrom(&self.socket, &mut buffer[..], RecvFlags::empty()) {
-                Ok((_, len, from)) => (len, from),
-                Err(Errno::INTR) => continue,
-                Err(Errno::NOBUFS) => {
-                    // The kernel asks again what was lost, after a while.
-                    if !std::mem::replace(&mut overflowed, true) {
-                        tracing::warn!(
-                            "the kernel sent more requests than there is room for: it will ask again"
-                        );
-                    }
-                    continue;
-                }
-                Err(errno) => return Err(errno.into()),
-            };
-            let kernel = from.and_then(|from| SocketAddrNetlink::try_from(from).ok());
-            if kernel.is_none_or(|kernel| kernel.pid() != 0) {
-                continue;
-            }
-            match buffer.get(..len).map(unwrap) {
-                Some(Ok(Some(frame))) => each(&frame),
-                Some(Ok(None)) => {}
-                Some(Err(error)) => tracing::debug!(%error, "not a request"),
-                None => tracing::debug!(len, "too long for a request"),
-            }
-        }
-    }
-
-    /// Answers; `seq` is the request's. `datagram` is a buffer.
-    pub(crate) fn send(&self, seq: u32, message: &[u8], datagram: &mut Vec<u8>) {
+    /// Sends an answer; the kernel asks again if it does not get one.
+    pub(super) fn answer(&self, seq: u32, message: &[u8], datagram: &mut Vec<u8>) {
         datagram.clear();
         wrap(seq, datagram, |to| to.extend_from_slice(message));
-        let to = SocketAddrNetlink::new(0, 0);
-        loop {
-            match sendto(&self.socket, datagram, SendFlags::empty(), &to) {
-                Err(Errno::INTR) => {}
-                Ok(_) => return,
-                // It is not lost on the way; should it be, the kernel asks again.
-                Err(errno) => return tracing::error!(%errno, seq, "the kernel does not take an answer"),
+        match send(&self.fd, datagram, SendFlags::empty()) {
+            Ok(_) => self.is_failing.store(false, Ordering::Relaxed),
+            Err(errno) if !self.is_failing.swap(true, Ordering::Relaxed) => {
+                tracing::error!(%errno, "cannot answer the kernel");
             }
+            Err(_) => {}
         }
     }
 }
 
-/// Who listens to the group of logs, by `/proc/net/netlink`.
-fn listener(table: &str) -> Option<u32> {
-    table.lines().skip(1).find_map(|line| {
+/// Starts the thread that receives.
+pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<()> {
+    let shared = Arc::clone(shared);
+    thread::Builder::new().name("mirrord-netlink".to_owned()).spawn(move || receive(&shared)).map(drop)
+}
+
+fn receive(shared: &Arc<Shared>) {
+    let Some(netlink) = shared.netlink() else { return };
+    let mut hands = Hands::default();
+    let mut buffer = vec![0; MAX_DATAGRAM + 64];
+    let (mut lost, mut failing) = (false, false);
+    loop {
+        let (len, from) = match recvfrom(netlink.fd.as_fd(), &mut buffer[..], RecvFlags::empty()) {
+            Ok((_, len, from)) => (len, from),
+            Err(Errno::INTR) => continue,
+            Err(Errno::NOBUFS) => {
+                if !std::mem::replace(&mut lost, true) {
+                    tracing::warn!("requests of the kernel were lost: it asks again");
+                }
+                continue;
+            }
+            Err(errno) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!(%errno, "cannot receive from the kernel");
+                }
+                // Short of memory, most likely.
+                thread::sleep(std::time::Duration::from_millis(100));
+                continue;
+            }
+        };
+        failing = false;
+        // Other processes can send here, too.
+        let is_kernel = from.and_then(|from| SocketAddrNetlink::try_from(from).ok()).map(|from| from.pid());
+        if is_kernel != Some(0) {
+            continue;
+        }
+        match unwrap(&buffer[..len.min(buffer.len())]) {
+            Ok(Some(frame)) => {
+                count(&shared.counters.kernel_requests);
+                shared.act(&mut hands, |server, out| server.request(ClientId::KERNEL, &frame, out));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "the kernel sent what makes no sense"),
+        }
+    }
+}
+
+fn lock() -> io::Result<Option<File>> {
+    let path = Path::new(LOCK);
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Who is in the group already, in a text like `/proc/net/netlink`.
+fn listener(text: &str) -> Option<u32> {
+    text.lines().skip(1).find_map(|line| {
         let mut words = line.split_ascii_whitespace().skip(1);
-        let (protocol, pid, groups) = (words.next()?, words.next()?, words.next()?);
-        let groups = u32::from_str_radix(groups, 16).ok()?;
-        let pid = pid.parse().ok()?;
-        (protocol == "11" && groups & GROUP != 0 && pid != 0).then_some(pid)
+        let protocol: u32 = words.next()?.parse().ok()?;
+        let pid: u32 = words.next()?.parse().ok()?;
+        let groups = u32::from_str_radix(words.next()?, 16).ok()?;
+        (protocol == CONNECTOR && pid != 0 && groups & GROUP != 0).then_some(pid)
     })
 }
 
@@ -153,15 +196,15 @@ mod tests {
     fn another_daemon_is_seen() {
         let head =
             "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n";
-        let row = |protocol, pid, groups| {
+        let line = |protocol: u32, pid: u32, groups: &str| {
             format!(
-                "{head}0000000000000000 {protocol:<3} {pid:<10} {groups} 0        0        0     2        0        18\n"
+                "00000000a2a1d8e3 {protocol:<3} {pid:<10} {groups} 0        0        0     2        0        9\n"
             )
         };
-        assert_eq!(listener(&row(11, 186, "00000047")), Some(186));
-        assert_eq!(listener(&row(11, 186, "00000001")), None);
-        assert_eq!(listener(&row(0, 186, "00000040")), None);
-        assert_eq!(listener(&row(11, 0, "00000040")), None, "the kernel's own");
-        assert_eq!(listener(head), None);
+        let kernel = [head, &line(11, 0, "00000000"), &line(15, 7, "00000040")].concat();
+        assert_eq!(listener(&kernel), None);
+        assert_eq!(listener(&(kernel.clone() + &line(11, 12, "00000001"))), None);
+        assert_eq!(listener(&(kernel + &line(11, 12, "00000047"))), Some(12));
+        assert_eq!(listener(""), None);
     }
 }

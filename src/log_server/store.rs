@@ -1,332 +1,389 @@
-//! The files and devices that logs are kept in.
+//! The files and devices that logs are in: opening, reading, writing. Everything here may block, and is called by disk
+//! threads only.
 //!
-//! Each is locked (flock) for as long as a log uses it, and opened once however many logs name it: those of one
-//! mirror's tables do. Devices are read and written around the page cache, and a write is durable when it
-//! returns. Calls block, for as long as the device does.
+//! A file is locked (flock, exclusive) for as long as a log of this server is in it. Two logs of one mirror, the table
+//! that goes and the one that comes, share one descriptor, so that the one does not lock the other out.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use mirrord_log::server::OpenedStore;
+use mirrord_log::server::{OpenedStore, StoreId};
 use mirrord_log::{DiskLog, PageWrite};
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, ioctl_blksszget, major, minor};
+use mirrord_raid::SECTOR;
+use rustix::fs::{FlockOperation, OFlags, flock, ioctl_blksszget, major, minor};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
-use super::lock;
+use super::folder::{Folder, FolderError};
 
-/// Buffers for IO around the page cache start at a multiple of this, in bytes: what every device is content with.
-const ALIGN: usize = 4096;
+/// How long another's lock on a device is waited for: udev takes one while it looks at a device that was just made.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Longest name of a volume's log, in bytes.
-const MAX_NAME: usize = 200;
+/// Between two looks at it.
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 
-/// Why a log cannot be kept where it is to be.
+/// Stands for the device number of what is a block device itself.
+const DEVICES: u64 = u64::MAX;
+
+/// Why a log's file cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StoreError {
-    /// It is neither a path nor a device number.
-    #[error("log device {device:?}: name it by its path or MAJOR:MINOR")]
-    Name { device: String },
-    /// A volume's log has a name that is none.
-    #[error("log {name:?}: a name is 1 to {MAX_NAME} of A-Z a-z 0-9 . _ - and begins with none of . -")]
-    LogName { name: String },
-    /// Volumes' logs are not kept here.
-    #[error("log {name:?}: this server has no folder for the logs of volumes: give it one with --dir")]
-    NoFolder { name: String },
-    /// It is something else.
-    #[error("log device {}: it is neither a file nor a block device", path.display())]
-    Kind { path: PathBuf },
-    /// Another process has it.
-    #[error("log device {}: it is in use by another process", path.display())]
-    InUse { path: PathBuf },
-    /// The system said no.
-    #[error("log device {}: cannot {verb} it", path.display())]
-    Io {
-        path: PathBuf,
-        verb: &'static str,
+pub(super) enum StoreError {
+    /// No number, no absolute path.
+    #[error("log device {device}: give MAJOR:MINOR of a block device, or an absolute path")]
+    Name {
+        /// As it was given.
+        device: String,
+    },
+    /// There is no such device or file.
+    #[error("log device {device}: it cannot be opened")]
+    Open {
+        /// As it was given.
+        device: String,
+        /// What the system said.
         #[source]
         source: io::Error,
     },
+    /// It is something else.
+    #[error("log device {device}: it is neither a block device nor a file")]
+    Kind {
+        /// As it was given.
+        device: String,
+    },
+    /// Somebody else has it.
+    #[error("log device {device}: another process has locked it")]
+    Locked {
+        /// As it was given.
+        device: String,
+    },
+    /// The log does not fit.
+    #[error("log device {device} has {len} bytes and needs {need}: give it a longer one, or larger regions")]
+    TooSmall {
+        /// As it was given.
+        device: String,
+        /// Its length.
+        len: u64,
+        /// Bytes of the log.
+        need: u64,
+    },
+    /// A volume's log cannot be had.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
 }
 
 impl StoreError {
-    /// As an error number: what a mirror is told.
-    pub(crate) fn errno(&self) -> i32 {
-        let errno = match self {
-            StoreError::Name { .. } | StoreError::LogName { .. } | StoreError::Kind { .. } => Errno::INVAL,
-            StoreError::NoFolder { .. } => Errno::NOENT,
-            StoreError::InUse { .. } => Errno::BUSY,
-            StoreError::Io { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
+    /// What the asker is told.
+    pub(super) fn errno(&self) -> mirrord_raid::Errno {
+        let number = match self {
+            StoreError::Name { .. } | StoreError::Kind { .. } => Errno::INVAL.raw_os_error(),
+            StoreError::Locked { .. } => Errno::BUSY.raw_os_error(),
+            StoreError::TooSmall { .. } => Errno::NOSPC.raw_os_error(),
+            StoreError::Open { source, .. } => return errno(source),
+            StoreError::Folder(error) => return error.errno(),
         };
-        errno.raw_os_error()
+        mirrord_raid::Errno(number)
     }
 }
 
-/// A file or device in use.
-#[derive(Debug)]
-pub(crate) struct Store {
-    file: File,
-    is_device: bool,
-    path: PathBuf,
+/// The error number of what the system said.
+pub(super) fn errno(error: &io::Error) -> mirrord_raid::Errno {
+    mirrord_raid::Errno(error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()))
 }
 
-/// What is open, so that nothing is opened twice.
+/// A file with a log in it.
+#[derive(Debug)]
+struct LogFile {
+    file: File,
+    block_size: u32,
+    /// IO bypasses the page cache, in whole blocks.
+    direct: bool,
+}
+
+/// The files of all logs.
+#[derive(Debug)]
+pub(super) struct Stores {
+    folder: Option<Folder>,
+    table: Mutex<Table>,
+}
+
 #[derive(Debug, Default)]
-pub(crate) struct Stores {
-    /// Where logs of volumes are.
-    folder: Option<PathBuf>,
-    open: Mutex<HashMap<(u64, u64), Weak<Store>>>,
+struct Table {
+    open: HashMap<StoreId, Arc<LogFile>>,
+    by_file: HashMap<(u64, u64), Weak<LogFile>>,
 }
 
 impl Stores {
-    /// Stores, of which those of volumes are in `folder`.
-    pub(crate) fn new(folder: Option<PathBuf>) -> Stores {
-        Stores { folder, open: Mutex::default() }
+    /// None open; volumes' logs are in `folder`, or cannot be on disk.
+    pub(super) fn new(folder: Option<Folder>) -> Stores {
+        Stores { folder, table: Mutex::default() }
     }
 
-    /// Opens what a mirror of the kernel names.
-    pub(crate) fn open_device(&self, device: &str) -> Result<(Arc<Store>, OpenedStore), StoreError> {
-        let path = device_path(device)?;
-        let io_error = |verb| move |source, path| StoreError::Io { path, verb, source };
-        let metadata = fs::metadata(&path).map_err(|source| io_error("look at")(source, path.clone()))?;
-        let is_device = metadata.file_type().is_block_device();
-        if !is_device && !metadata.is_file() {
-            return Err(StoreError::Kind { path });
-        }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        if is_device {
-            options.custom_flags(OFlags::DIRECT.bits() as i32);
-        }
-        let file = options.open(&path).map_err(|source| io_error("open")(source, path.clone()))?;
-        self.admit(file, path)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the log of a volume, of so many regions, and makes it if it is not there.
-    pub(crate) fn open_volume(
+    /// Opens the file of a log of so many regions and locks it.
+    pub(super) fn open(
         &self,
-        name: &str,
+        store: StoreId,
+        device: &str,
+        by_kernel: bool,
         regions: u32,
-    ) -> Result<(Arc<Store>, OpenedStore), StoreError> {
-        let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let good = (1..=MAX_NAME).contains(&name.len())
-            && name.bytes().all(is_good)
-            && !name.starts_with(['.', '-']);
-        if !good {
-            return Err(StoreError::LogName { name: name.to_owned() });
-        }
-        let Some(folder) = &self.folder else { return Err(StoreError::NoFolder { name: name.to_owned() }) };
-        let path = folder.join(name);
-        let failed = |verb, source| StoreError::Io { path: path.clone(), verb, source };
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
-        let (file, is_new) = match options.open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (options.create_new(true).open(&path).map_err(|source| failed("create", source))?, true)
-            }
-            file => (file.map_err(|source| failed("open", source))?, false),
-        };
-        let metadata = file.metadata().map_err(|source| failed("look at", source))?;
-        if !metadata.is_file() {
-            return Err(StoreError::Kind { path });
-        }
-        let need = DiskLog::len_of(regions, 512);
-        if metadata.len() < need {
-            match fallocate(&file, FallocateFlags::empty(), 0, need) {
-                Ok(()) => {}
-                Err(Errno::OPNOTSUPP) => {
-                    file.set_len(need).map_err(|source| failed("make room in", source))?
-                }
-                Err(errno) => return Err(failed("make room in", errno.into())),
-            }
-            file.sync_all().map_err(|source| failed("write", source))?;
-        }
-        if is_new {
-            // Its name is to be there after a power cut, too.
-            File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(|source| failed("create", source))?;
-        }
-        self.admit(file, path)
-    }
-
-    fn admit(&self, file: File, path: PathBuf) -> Result<(Arc<Store>, OpenedStore), StoreError> {
-        let failed = |verb, source| StoreError::Io { path: path.clone(), verb, source };
-        let metadata = file.metadata().map_err(|source| failed("look at", source))?;
+    ) -> Result<OpenedStore, StoreError> {
+        let opened = if by_kernel { open_device(device)? } else { self.make(device, regions)? };
+        let failed = |source| StoreError::Open { device: device.to_owned(), source };
+        let metadata = opened.metadata().map_err(failed)?;
         let is_device = metadata.file_type().is_block_device();
-        let id = if is_device { (u64::MAX, metadata.rdev()) } else { (metadata.dev(), metadata.ino()) };
-        let (block_size, len, number) = if is_device {
-            let block = ioctl_blksszget(&file).map_err(|errno| failed("look at", errno.into()))?;
-            let len = device_len(&file).map_err(|source| failed("look at", source))?;
+        let (block_size, len, number, file) = if is_device {
+            let block_size = ioctl_blksszget(&opened).map_err(|errno| failed(errno.into()))?;
+            let len = rustix::fs::seek(&opened, rustix::fs::SeekFrom::End(0));
             let number = format!("{}:{}", major(metadata.rdev()), minor(metadata.rdev()));
-            (block, len, Some(number))
+            let len = len.map_err(|errno| failed(errno.into()))?;
+            (block_size, len, Some(number), (DEVICES, metadata.rdev()))
         } else {
-            (512, metadata.len(), None)
+            (SECTOR as u32, metadata.len(), None, (metadata.dev(), metadata.ino()))
         };
-        let opened = OpenedStore { block_size, len, file: id, number };
-        let mut open = lock(&self.open);
-        open.retain(|_, store| store.strong_count() > 0);
-        if let Some(store) = open.get(&id).and_then(Weak::upgrade) {
-            return Ok((store, opened));
+        let need = DiskLog::len_of(regions, block_size.max(1));
+        if len < need {
+            return Err(StoreError::TooSmall { device: device.to_owned(), len, need });
         }
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(StoreError::InUse { path }),
-            Err(errno) => return Err(failed("lock", errno.into())),
+        let log_file = LogFile { file: opened, block_size, direct: is_device };
+        self.keep(store, file, log_file, device)?;
+        Ok(OpenedStore { block_size, len, file, number })
+    }
+
+    fn make(&self, device: &str, regions: u32) -> Result<File, StoreError> {
+        let folder = self.folder.as_ref().ok_or(FolderError::None)?;
+        Ok(folder.open(device, DiskLog::len_of(regions, SECTOR as u32))?)
+    }
+
+    /// Enters a file that was opened: locked, or by the descriptor that has the lock.
+    fn keep(
+        &self,
+        store: StoreId,
+        file: (u64, u64),
+        opened: LogFile,
+        device: &str,
+    ) -> Result<(), StoreError> {
+        let opened = Arc::new(opened);
+        let begun = Instant::now();
+        loop {
+            let mut table = self.table();
+            if let Some(shared) = table.by_file.get(&file).and_then(Weak::upgrade) {
+                table.open.insert(store, shared);
+                return Ok(());
+            }
+            match flock(&opened.file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    table.by_file.insert(file, Arc::downgrade(&opened));
+                    table.open.insert(store, opened);
+                    return Ok(());
+                }
+                Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_PATIENCE => {}
+                Err(Errno::WOULDBLOCK) => return Err(StoreError::Locked { device: device.to_owned() }),
+                Err(errno) => {
+                    return Err(StoreError::Open { device: device.to_owned(), source: errno.into() });
+                }
+            }
+            drop(table);
+            thread::sleep(LOCK_LOOK);
         }
-        let store = Arc::new(Store { file, is_device, path });
-        open.insert(id, Arc::downgrade(&store));
-        Ok((store, opened))
+    }
+
+    /// Lets go of a log's file.
+    pub(super) fn close(&self, store: StoreId) {
+        let mut table = self.table();
+        let closed = table.open.remove(&store);
+        drop(closed);
+        table.by_file.retain(|_, file| file.strong_count() > 0);
+    }
+
+    fn file(&self, store: StoreId) -> io::Result<Arc<LogFile>> {
+        self.table().open.get(&store).cloned().ok_or_else(|| Errno::BADF.into())
+    }
+
+    /// Reads from the start, fewer bytes if it is shorter.
+    pub(super) fn read(&self, store: StoreId, len: u64) -> io::Result<Vec<u8>> {
+        self.file(store)?.read(len as usize)
+    }
+
+    /// Writes, and makes it durable.
+    pub(super) fn write(&self, store: StoreId, writes: &[PageWrite]) -> io::Result<()> {
+        self.file(store)?.write(writes)
     }
 }
 
-/// How long a device is, in bytes.
-fn device_len(mut file: &File) -> io::Result<u64> {
-    io::Seek::seek(&mut file, io::SeekFrom::End(0))
-}
-
-/// Where the kernel's device is: a path, or a number.
-fn device_path(device: &str) -> Result<PathBuf, StoreError> {
-    if device.starts_with('/') {
-        return Ok(PathBuf::from(device));
-    }
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    let is_device = device.split_once(':').is_some_and(|(major, minor)| is_number(major) && is_number(minor));
-    if !is_device {
-        return Err(StoreError::Name { device: device.to_owned() });
-    }
-    // The kernel's own name, whatever udev calls it.
-    let path = PathBuf::from(format!("/sys/dev/block/{device}/uevent"));
-    let text = fs::read_to_string(&path).map_err(|source| StoreError::Io {
-        path: PathBuf::from(device),
-        verb: "find",
-        source,
-    })?;
-    let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
-    name.map(|name| Path::new("/dev").join(name))
-        .ok_or_else(|| StoreError::Name { device: device.to_owned() })
-}
-
-impl Store {
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Its first bytes, fewer if it is shorter. `len` is whole blocks.
-    pub(crate) fn read(&self, len: usize) -> io::Result<Vec<u8>> {
-        let mut buffer = Aligned::new(len);
-        let bytes = buffer.bytes(len);
-        let mut done = 0;
-        while done < len {
-            match self.file.read_at(&mut bytes[done..], done as u64) {
+impl LogFile {
+    fn read(&self, len: usize) -> io::Result<Vec<u8>> {
+        let block = self.block_size as usize;
+        let whole = if self.direct { len.next_multiple_of(block) } else { len };
+        let mut buffer = Aligned::zeroed(whole);
+        let mut have = 0;
+        while have < whole {
+            match self.file.read_at(&mut buffer.bytes()[have..], have as u64) {
                 Ok(0) => break,
-                Ok(count) => done += count,
+                Ok(read) => have += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(bytes[..done].to_vec())
+        Ok(buffer.bytes()[..have.min(len)].to_vec())
     }
 
-    /// Writes, and returns when it is durable. A single write is one call.
-    pub(crate) fn write(&self, writes: &[PageWrite], buffer: &mut Aligned) -> io::Result<()> {
+    fn write(&self, writes: &[PageWrite]) -> io::Result<()> {
+        let block = u64::from(self.block_size);
+        let whole = |number: u64| number.is_multiple_of(block);
+        if self.direct && !writes.iter().all(|write| whole(write.offset) && whole(write.bytes.len() as u64)) {
+            return Err(Errno::INVAL.into());
+        }
+        // One write is made durable with it, several by one flush behind them.
         let flags = if writes.len() == 1 { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
         for write in writes {
-            let bytes = if self.is_device {
-                let bytes = buffer.bytes(write.bytes.len());
-                bytes.copy_from_slice(&write.bytes);
-                &*bytes
-            } else {
-                &write.bytes[..]
-            };
-            self.write_all(bytes, write.offset, flags)?;
-        }
-        if writes.len() == 1 { Ok(()) } else { self.file.sync_data() }
-    }
-
-    fn write_all(&self, mut bytes: &[u8], mut offset: u64, flags: ReadWriteFlags) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match pwritev2(self.file.as_fd(), &[IoSlice::new(bytes)], offset, flags) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => {
-                    bytes = &bytes[count..];
-                    offset += count as u64;
+            let mut buffer = Aligned::default();
+            let mut rest = if self.direct { buffer.copy(&write.bytes) } else { &write.bytes[..] };
+            let mut offset = write.offset;
+            while !rest.is_empty() {
+                match pwritev2(&self.file, &[IoSlice::new(rest)], offset, flags) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => {
+                        rest = &rest[written..];
+                        offset += written as u64;
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(errno) => return Err(errno.into()),
                 }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(())
+        if writes.len() > 1 { self.file.sync_data() } else { Ok(()) }
     }
 }
 
-/// Room that starts where a device wants it to.
+/// Bytes that begin where direct IO wants them to.
 #[derive(Debug, Default)]
-pub(crate) struct Aligned(Vec<u8>);
+struct Aligned {
+    room: Vec<u8>,
+    len: usize,
+}
 
 impl Aligned {
-    /// Room for so many bytes.
-    pub(crate) fn new(len: usize) -> Aligned {
-        Aligned(vec![0; len + ALIGN])
+    /// Enough for every device.
+    const ALIGN: usize = 4096;
+
+    fn zeroed(len: usize) -> Aligned {
+        Aligned { room: vec![0; len + Aligned::ALIGN], len }
     }
 
-    /// So many of its bytes; it grows if it has fewer.
-    pub(crate) fn bytes(&mut self, len: usize) -> &mut [u8] {
-        if self.0.len() < len + ALIGN {
-            self.0.resize(len + ALIGN, 0);
-        }
-        let from = self.0.as_ptr().align_offset(ALIGN);
-        &mut self.0[from..from + len]
+    fn bytes(&mut self) -> &mut [u8] {
+        let from = self.room.as_ptr().align_offset(Aligned::ALIGN).min(Aligned::ALIGN);
+        &mut self.room[from..from + self.len]
     }
+
+    fn copy(&mut self, bytes: &[u8]) -> &[u8] {
+        *self = Aligned::zeroed(bytes.len());
+        let into = self.bytes();
+        into.copy_from_slice(bytes);
+        into
+    }
+}
+
+/// Opens what the table of a kernel's mirror names.
+fn open_device(device: &str) -> Result<File, StoreError> {
+    let failed = |source| StoreError::Open { device: device.to_owned(), source };
+    let path = match number(device) {
+        Some(number) => node(number).map_err(failed)?,
+        None if device.starts_with('/') => PathBuf::from(device),
+        None => return Err(StoreError::Name { device: device.to_owned() }),
+    };
+    // Looked at before it is opened: opening a FIFO waits, opening other things does something.
+    let kind = fs::metadata(&path).map_err(failed)?.file_type();
+    if !kind.is_block_device() && !kind.is_file() {
+        return Err(StoreError::Kind { device: device.to_owned() });
+    }
+    let direct = if kind.is_block_device() { OFlags::DIRECT } else { OFlags::empty() };
+    let flags = (OFlags::CLOEXEC | OFlags::NONBLOCK | direct).bits();
+    let file = File::options().read(true).write(true).custom_flags(flags as i32).open(&path);
+    let file = file.map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let is_other = number(device).is_some_and(|wanted| {
+        !metadata.file_type().is_block_device() || (major(metadata.rdev()), minor(metadata.rdev())) != wanted
+    });
+    if is_other || metadata.file_type().is_block_device() != kind.is_block_device() {
+        return Err(failed(io::ErrorKind::NotFound.into()));
+    }
+    Ok(file)
+}
+
+fn number(device: &str) -> Option<(u32, u32)> {
+    let (major, minor) = device.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The node of a block device, whatever kind of device it is.
+fn node((major, minor): (u32, u32)) -> io::Result<PathBuf> {
+    let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"))?;
+    let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    name.map(|name| Path::new("/dev").join(name)).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn names_of_logs_lead_nowhere_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let stores = Stores::new(Some(dir.path().to_owned()));
-        for bad in ["", ".", "..", "../x", "a/b", "/etc/passwd", "-a", ".hidden", "a b", &"x".repeat(201)] {
-            assert!(matches!(stores.open_volume(bad, 8), Err(StoreError::LogName { .. })), "{bad}");
-        }
-        std::os::unix::fs::symlink("/etc/hostname", dir.path().join("link")).unwrap();
-        assert!(matches!(stores.open_volume("link", 8), Err(StoreError::Io { .. })));
-        let (store, opened) = stores.open_volume("good", 8).unwrap();
-        assert_eq!((opened.len, opened.block_size, opened.number), (DiskLog::len_of(8, 512), 512, None));
-        let (again, _) = stores.open_volume("good", 8).unwrap();
-        assert!(Arc::ptr_eq(&store, &again), "opened once");
-        let other = Stores::new(Some(dir.path().to_owned()));
-        assert!(matches!(other.open_volume("good", 8), Err(StoreError::InUse { .. })));
-        drop((store, again));
-        assert!(other.open_volume("good", 8).is_ok());
+    fn write(offset: u64, byte: u8, len: usize) -> PageWrite {
+        PageWrite { offset, bytes: vec![byte; len] }
     }
 
     #[test]
-    fn devices_are_paths_or_numbers() {
-        for bad in ["1024", "a:b", "loop0", ":", "7:", ""] {
-            assert!(matches!(device_path(bad), Err(StoreError::Name { .. })), "{bad}");
-        }
-        assert!(matches!(device_path("4095:1"), Err(StoreError::Io { verb: "find", .. })));
-        assert_eq!(device_path("/dev/x").unwrap(), Path::new("/dev/x"));
+    fn two_logs_share_a_file_and_nobody_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, vec![0; 4096]).unwrap();
+        let device = path.to_str().unwrap();
+        let stores = Stores::new(None);
+        let one = stores.open(StoreId(1), device, true, 100).unwrap();
+        let other = stores.open(StoreId(2), device, true, 100).unwrap();
+        assert_eq!(one, other);
+        assert_eq!((one.block_size, one.len, &one.number), (512, 4096, &None));
+        stores.write(StoreId(1), &[write(0, 1, 512), write(1024, 2, 512)]).unwrap();
+        stores.write(StoreId(2), &[write(512, 3, 512)]).unwrap();
+        assert_eq!(stores.read(StoreId(1), 1536).unwrap(), [[1; 512], [3; 512], [2; 512]].concat());
+        assert_eq!(stores.read(StoreId(1), 1 << 20).unwrap().len(), 4096);
+        stores.close(StoreId(1));
+        let stranger = File::open(&path).unwrap();
+        let taken = flock(&stranger, FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(taken, Err(Errno::WOULDBLOCK));
+        stores.close(StoreId(2));
+        flock(&stranger, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(stores.read(StoreId(2), 1).is_err());
+        let error = stores.open(StoreId(3), device, true, 100).unwrap_err();
+        assert!(matches!(error, StoreError::Locked { .. }), "{error}");
     }
 
     #[test]
-    fn what_was_written_is_read() {
+    fn what_is_no_place_for_a_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Stores::new(Some(dir.path().to_owned())).open_volume("a", 40_000).unwrap();
-        let write = |offset, fill| PageWrite { offset, bytes: vec![fill; 512] };
-        let mut buffer = Aligned::default();
-        store.write(&[write(512, 1)], &mut buffer).unwrap();
-        store.write(&[write(0, 2), write(1024, 3)], &mut buffer).unwrap();
-        let read = store.read(2048).unwrap();
-        assert_eq!([read[0], read[600], read[1100], read[1600]], [2, 1, 3, 0]);
-        assert_eq!(buffer.bytes(5000).as_ptr().align_offset(ALIGN), 0);
+        let stores = Stores::new(None);
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let small = dir.path().join("small");
+        fs::write(&small, [0; 512]).unwrap();
+        for (device, number, words) in [
+            (fifo.to_str().unwrap(), 22, "neither"),
+            (dir.path().to_str().unwrap(), 22, "neither"),
+            (small.to_str().unwrap(), 28, "has 512 bytes and needs 1536"),
+            ("/nowhere/at/all", 2, "cannot be opened"),
+            ("relative", 22, "absolute"),
+            ("4095:1048575", 2, "cannot be opened"),
+        ] {
+            let error = stores.open(StoreId(1), device, true, 100).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert_eq!(error.errno().0, number, "{error}");
+        }
+        let error = stores.open(StoreId(1), "a", false, 100).unwrap_err();
+        assert!(error.to_string().contains("--dir"), "{error}");
     }
 }

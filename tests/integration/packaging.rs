@@ -61,10 +61,13 @@ fn everything_is_installed_where_it_is_looked_for() {
         "bin/mirrord",
         "lib/systemd/system/mirrord@.service",
         "lib/systemd/user/mirrord@.service",
+        "lib/systemd/system/mirrord-log.service",
+        "lib/systemd/user/mirrord-log.service",
         "lib/udev/rules.d/60-mirrord-ublk.rules",
         "lib/tmpfiles.d/mirrord.conf",
         "share/man/man1/mirrord.1",
         "share/man/man1/mirrord-doctor.1",
+        "share/man/man1/mirrord-log-serve.1",
         "share/bash-completion/completions/mirrord",
         "share/zsh/site-functions/_mirrord",
         "share/fish/vendor_completions.d/mirrord.fish",
@@ -87,6 +90,8 @@ fn units_and_rules_name_the_program_where_it_is() {
     for (file, count) in [
         ("lib/systemd/system/mirrord@.service", 2),
         ("lib/systemd/user/mirrord@.service", 2),
+        ("lib/systemd/system/mirrord-log.service", 2),
+        ("lib/systemd/user/mirrord-log.service", 2),
         ("lib/udev/rules.d/60-mirrord-ublk.rules", 1),
     ] {
         let text = fs::read_to_string(root.join(file)).unwrap();
@@ -107,8 +112,10 @@ fn systemd_understands_the_units() {
         command.args(["verify", "--man=no"]).env("XDG_RUNTIME_DIR", rig.path("run"));
         command
     };
-    silent(analyze().arg(prefix.join("lib/systemd/system/mirrord@.service")));
-    silent(analyze().arg("--user").arg(prefix.join("lib/systemd/user/mirrord@.service")));
+    for unit in ["mirrord@.service", "mirrord-log.service"] {
+        silent(analyze().arg(prefix.join("lib/systemd/system").join(unit)));
+        silent(analyze().arg("--user").arg(prefix.join("lib/systemd/user").join(unit)));
+    }
 
     // The line for fstab makes no circle of services and mounts.
     let generator = "/usr/lib/systemd/system-generators/systemd-fstab-generator";
@@ -148,48 +155,85 @@ fn udev_understands_the_rule() {
     assert!(output.status.success(), "{}", said(&output));
 }
 
-/// A daemon with the rights that the unit leaves it, and no system call that the unit's filter refuses.
+/// A unit whose sandbox is tried.
+struct Sandbox<'a> {
+    rig: &'a Rig,
+    unit: String,
+}
+
+impl Sandbox<'_> {
+    /// `None` with a printed reason where that cannot be tried.
+    fn of<'a>(rig: &'a Rig, unit: &str) -> Option<Sandbox<'a>> {
+        if !rig::is_root() || fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
+            println!("SKIP: the unit's sandbox: needs root and /dev/fuse");
+            return None;
+        }
+        if !have("strace", "the unit's sandbox") || !have("systemd-analyze", "the unit's sandbox") {
+            return None;
+        }
+        let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd").join(unit);
+        Some(Sandbox { rig, unit: fs::read_to_string(unit).unwrap() })
+    }
+
+    fn value(&self, key: &str) -> &str {
+        self.unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap()
+    }
+
+    /// Starts a daemon with the rights that the unit leaves it.
+    fn start(&self, args: &[&str]) -> std::process::Child {
+        let bounding: Vec<String> = self
+            .value("CapabilityBoundingSet")
+            .split(' ')
+            .map(|name| format!("+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
+            .collect();
+        let command = self.rig.command(&[]);
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-qq", "-e", "signal=none", "-o"]).arg(self.rig.path("trace"));
+        traced.args(["setpriv", "--no-new-privs", "--inh-caps=-all"]);
+        traced.arg(format!("--bounding-set=-all,{}", bounding.join(",")));
+        traced.arg(command.get_program()).args(args);
+        for (name, value) in command.get_envs() {
+            traced.env(name, value.unwrap());
+        }
+        traced.current_dir(self.rig.path("")).stdin(Stdio::null()).stdout(Stdio::null());
+        traced.spawn().unwrap()
+    }
+
+    /// That it made no system call that the unit's filter refuses.
+    fn was_large_enough(&self) {
+        let mut allowed = BTreeSet::new();
+        let mut groups: Vec<String> = self.value("SystemCallFilter").split(' ').map(str::to_owned).collect();
+        while let Some(group) = groups.pop() {
+            for line in rig::sh("systemd-analyze", &["syscall-filter", &group]).lines().map(str::trim) {
+                match line.chars().next() {
+                    None | Some('#') => {}
+                    Some('@') if line != group => groups.push(line.to_owned()),
+                    _ => drop(allowed.insert(line.to_owned())),
+                }
+            }
+        }
+        let trace = fs::read_to_string(self.rig.path("trace")).unwrap();
+        let call = |line: &str| {
+            let (_, call) = line.split_once(' ')?;
+            let (name, _) = call.trim_start().split_once('(')?;
+            name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_').then(|| name.to_owned())
+        };
+        let used: BTreeSet<String> = trace.lines().filter_map(call).collect();
+        assert!(used.len() > 40, "traced only {used:?}");
+        let refused: Vec<&String> = used.difference(&allowed).collect();
+        assert!(refused.is_empty(), "the unit's filter refuses {refused:?}");
+        let both = trace.lines().find(|line| line.contains("PROT_EXEC") && line.contains("PROT_WRITE"));
+        assert_eq!(both, None, "memory that can be written and executed");
+    }
+}
+
 #[test]
 fn the_units_sandbox_has_room_for_a_daemon() {
     let rig = Rig::new();
-    if !rig::is_root() || fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
-        println!("SKIP: the unit's sandbox: needs root and /dev/fuse");
-        return;
-    }
-    if !have("strace", "the unit's sandbox") || !have("systemd-analyze", "the unit's sandbox") {
-        return;
-    }
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd/mirrord@.service");
-    let unit = fs::read_to_string(unit).unwrap();
-    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap();
-    let bounding: Vec<String> = value("CapabilityBoundingSet")
-        .split(' ')
-        .map(|name| format!("+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
-        .collect();
-    let command = rig.command(&[]);
-    let mut traced = Command::new("strace");
-    traced.args(["-f", "-qq", "-e", "signal=none", "-o"]).arg(rig.path("trace"));
-    traced.args(["setpriv", "--no-new-privs", "--inh-caps=-all"]);
-    traced.arg(format!("--bounding-set=-all,{}", bounding.join(",")));
-    traced.arg(command.get_program());
-    traced.args([
-        "create",
-        "--legs",
-        "a",
-        "b",
-        "--size",
-        "8M",
-        "--name",
-        "v",
-        "--mount",
-        "vol",
-        "--foreground",
-    ]);
-    for (name, value) in command.get_envs() {
-        traced.env(name, value.unwrap());
-    }
-    traced.current_dir(rig.path("")).stdin(Stdio::null()).stdout(Stdio::null());
-    let mut daemon = traced.spawn().unwrap();
+    let Some(sandbox) = Sandbox::of(&rig, "mirrord@.service") else { return };
+    let legs =
+        ["create", "--legs", "a", "b", "--size", "8M", "--name", "v", "--mount", "vol", "--foreground"];
+    let mut daemon = sandbox.start(&legs);
     until("the volume is served", || rig.run(&["status", "v"]).status.success());
     let volume = rig.path("vol");
     rig::sh(
@@ -199,28 +243,29 @@ fn the_units_sandbox_has_room_for_a_daemon() {
     rig::sh("fallocate", &["-p", "-l", "1M", volume.to_str().unwrap()]);
     rig.ok(&["stop", "v"]);
     assert!(daemon.wait().unwrap().success());
+    sandbox.was_large_enough();
+}
 
-    let mut allowed = BTreeSet::new();
-    let mut groups: Vec<String> = value("SystemCallFilter").split(' ').map(str::to_owned).collect();
-    while let Some(group) = groups.pop() {
-        for line in rig::sh("systemd-analyze", &["syscall-filter", &group]).lines().map(str::trim) {
-            match line.chars().next() {
-                None | Some('#') => {}
-                Some('@') if line != group => groups.push(line.to_owned()),
-                _ => drop(allowed.insert(line.to_owned())),
-            }
-        }
+#[test]
+fn the_log_servers_sandbox_has_room_for_it() {
+    use mirrord_log::wire::{LogName, Request, encode_request};
+    use std::io::{Read, Write};
+    let rig = Rig::new();
+    let Some(sandbox) = Sandbox::of(&rig, "mirrord-log.service") else { return };
+    let mut daemon = sandbox.start(&["log", "serve", "--unix", "s", "--tcp", "127.0.0.1:0", "--dir", "logs"]);
+    until("logs are served", || rig.run(&["log", "status", "--server"]).status.success());
+    let mut stream = std::os::unix::net::UnixStream::connect(rig.path("s")).unwrap();
+    let text = b"1024 disk v.log 64";
+    for request in [Request::Ctr { text, again: false }, Request::Resume, Request::Postsuspend, Request::Dtr]
+    {
+        let mut bytes = Vec::new();
+        encode_request(LogName { uuid: b"u", luid: 1 }, 1, &request, &mut bytes);
+        stream.write_all(&bytes).unwrap();
+        let mut answer = [0; 160];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[144..148], [0; 4], "{request:?}");
     }
-    let trace = fs::read_to_string(rig.path("trace")).unwrap();
-    let call = |line: &str| {
-        let (_, call) = line.split_once(' ')?;
-        let (name, _) = call.trim_start().split_once('(')?;
-        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_').then(|| name.to_owned())
-    };
-    let used: BTreeSet<String> = trace.lines().filter_map(call).collect();
-    assert!(used.len() > 40, "traced only {used:?}");
-    let refused: Vec<&String> = used.difference(&allowed).collect();
-    assert!(refused.is_empty(), "the unit's filter refuses {refused:?}");
-    let both = trace.lines().find(|line| line.contains("PROT_EXEC") && line.contains("PROT_WRITE"));
-    assert_eq!(both, None, "memory that can be written and executed");
+    rig.ok(&["log", "stop"]);
+    assert!(daemon.wait().unwrap().success());
+    sandbox.was_large_enough();
 }

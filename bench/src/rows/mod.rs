@@ -5,6 +5,8 @@ pub(crate) mod engine;
 pub(crate) mod fuse;
 pub(crate) mod idle;
 pub(crate) mod log;
+pub(crate) mod log_requests;
+pub(crate) mod log_server;
 pub(crate) mod micro;
 pub(crate) mod resync;
 pub(crate) mod vm;

@@ -150,14 +150,20 @@ fn measure(setting: &VmSetting, root: &Path) -> Result<Outcome> {
 }
 
 /// The program as it is released, but linked statically: the guest has no libraries for it.
-fn build(root: &Path) -> Result<PathBuf> {
+pub(super) fn build(root: &Path) -> Result<PathBuf> {
+    build_static(root, "mirrord", "mirrord")
+}
+
+/// A program of a package of the workspace, linked statically.
+pub(super) fn build_static(root: &Path, package: &str, name: &str) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let folder = root.join("target/vm-build");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     command.current_dir(root).env("RUSTFLAGS", "-C target-feature=+crt-static");
     command.env("CARGO_TARGET_DIR", &folder);
-    program::run(command.args(["build", "--quiet", "--release", "--bin", "mirrord", "--target", TARGET]))?;
-    Ok(folder.join(TARGET).join("release/mirrord"))
+    let what = ["build", "--quiet", "--release", "--package", package, "--bin", name, "--target", TARGET];
+    program::run(command.args(what))?;
+    Ok(folder.join(TARGET).join("release").join(name))
 }
 
 /// A workload as guest.sh calls it, without the number of requests.

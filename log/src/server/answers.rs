@@ -3,12 +3,13 @@
 use mirrord_raid::Region;
 
 use super::errno::{EINVAL, ENOBUFS, ENOSYS, EPROTONOSUPPORT, ESRCH, ESTALE};
-use super::{Asker, Book, ClientId, Errno, Life, Log, LogId, LogServer, Output};
+use super::{Asker, Book, ClientId, Errno, Life, Log, LogId, LogServer, MAX_HELD, MAX_HELD_BYTES, Output};
 use crate::log::SyncMode;
 use crate::wire::{Frame, LogName, Regions, Reply, Request, RequestError, VERSION};
 
 impl LogServer {
-    /// A request of a client. Its answer may come with a later call.
+    /// A request of a client. Its answer may come with a later call; none comes to a client that is gone, nor to what the
+    /// kernel asked so long ago that it has asked again thousands of times.
     pub fn request(&mut self, client: ClientId, frame: &Frame<'_>, out: &mut Output) {
         self.ask(client, frame, out);
         self.let_go_on(out);
@@ -25,7 +26,7 @@ impl LogServer {
             Err(RequestError::Unknown { .. }) => return fail(out, ENOSYS),
             Err(RequestError::Length { .. }) => return fail(out, EINVAL),
         };
-        let Some(id) = self.find(name) else {
+        let Some(id) = self.find(client, name) else {
             return match request {
                 Request::Ctr { text, again } if !name.uuid.is_empty() => {
                     self.construct(asker, name, text, again, out);
@@ -39,17 +40,24 @@ impl LogServer {
         let log = self.log(id);
         log.heard = true;
         if log.client != client {
-            let is_back = matches!(request, Request::Ctr { .. }) && !client.is_kernel() && !log.by_kernel();
-            if !is_back {
+            if !matches!(request, Request::Ctr { .. }) {
                 return fail(out, ESTALE);
             }
             log.attach(client);
         }
         if log.life.is_busy() {
-            if log.held.len() >= super::MAX_HELD {
-                return fail(out, ENOBUFS);
+            let bytes = frame_bytes(frame);
+            if log.held.len() >= MAX_HELD || log.held_bytes + bytes.len() > MAX_HELD_BYTES {
+                if !client.is_kernel() {
+                    return fail(out, ENOBUFS);
+                }
+                // It asked again long ago, and waits for that answer. An error it would take for one: that a region is
+                // not in sync.
+                let (_, oldest) = log.held.remove(0);
+                log.held_bytes -= oldest.len();
             }
-            log.held.push((client, frame_bytes(frame)));
+            log.held_bytes += bytes.len();
+            log.held.push((client, bytes));
             return self.reopen(id, out);
         }
         match request {
@@ -70,20 +78,28 @@ impl LogServer {
 
     /// Requests that logs held while they were busy.
     pub(super) fn let_go_on(&mut self, out: &mut Output) {
-        while let Some(id) = self.unheld.pop() {
-            let Some(log) = self.logs[id.0 as usize].as_deref_mut() else { continue };
-            for (client, bytes) in std::mem::take(&mut log.held) {
+        loop {
+            let mut held = std::mem::take(&mut self.orphans);
+            while let Some(id) = self.unheld.pop() {
+                if let Some(log) = self.logs[id.0 as usize].as_deref_mut() {
+                    held.append(&mut log.take_held());
+                }
+            }
+            if held.is_empty() {
+                return;
+            }
+            for (client, bytes) in held {
                 let (frame, _) = Frame::parse(&bytes).expect("it was parsed when it came");
                 self.ask(client, &frame, out);
             }
         }
     }
 
-    pub(super) fn find(&self, name: LogName<'_>) -> Option<LogId> {
-        let ids = self.by_luid.get(&name.luid)?;
-        ids.iter()
-            .copied()
-            .find(|&id| self.logs[id.0 as usize].as_deref().is_some_and(|log| *log.uuid == *name.uuid))
+    /// The log that a client calls so: the kernel's are never a volume's.
+    pub(super) fn find(&self, client: ClientId, name: LogName<'_>) -> Option<LogId> {
+        let is_it = |log: &Log| *log.uuid == *name.uuid && log.by_kernel() == client.is_kernel();
+        let mut ids = self.by_luid.get(&name.luid)?.iter().copied();
+        ids.find(|&id| self.logs[id.0 as usize].as_deref().is_some_and(is_it))
     }
 
     pub(super) fn log(&mut self, id: LogId) -> &mut Log {
@@ -107,12 +123,17 @@ impl Log {
 
     /// Nobody is there any more who could be answered.
     pub(super) fn forget_askers(&mut self) {
-        self.held.clear();
+        self.take_held();
         self.flushes.clear();
         self.asked.clear();
         if let Some(askers) = &mut self.writing {
             askers.clear();
         }
+    }
+
+    pub(super) fn take_held(&mut self) -> Vec<(ClientId, Vec<u8>)> {
+        self.held_bytes = 0;
+        std::mem::take(&mut self.held)
     }
 
     /// What is asked about regions while the log is not in use: the kernel then constructs and resumes it anew.

@@ -2,8 +2,8 @@
 
 use std::mem;
 
-use super::errno::{EINVAL, ESRCH};
-use super::{Asker, Book, Errno, Job, JobDone, JobKind, Life, LogId, LogServer, Output, StoreId};
+use super::errno::{EINVAL, ENOBUFS, ESRCH};
+use super::{Asker, Book, Errno, Job, JobDone, JobKind, Life, LogId, LogServer, MAX_HELD, Output, StoreId};
 use crate::wire::{Regions, Reply};
 
 impl LogServer {
@@ -11,11 +11,21 @@ impl LogServer {
     pub(super) fn flush(&mut self, id: LogId, asker: Asker, marks: Regions<'_>, out: &mut Output) {
         let log = self.log(id);
         if !log.life.is_live() {
-            // The kernel may send one without marks some seconds late: nothing changed since it was suspended.
-            let nothing = marks.is_empty() && log.life == Life::Suspended;
-            let errno = if log.by_kernel() { ESRCH } else { EINVAL };
-            let reply = if nothing { Reply::Done } else { Reply::Failed(errno) };
+            let not_live = if log.by_kernel() { ESRCH } else { EINVAL };
+            let reply = match log.failed {
+                _ if !marks.is_empty() || log.life != Life::Suspended => Reply::Failed(not_live),
+                // The kernel may send one without marks some seconds late: nothing changed since it was suspended.
+                None => Reply::Done,
+                Some(errno) => Reply::Failed(errno),
+            };
             return out.answer(asker, log.name(), &reply);
+        }
+        if log.flushes.len() >= MAX_HELD {
+            if !log.by_kernel() {
+                return out.answer(asker, log.name(), &Reply::Failed(ENOBUFS));
+            }
+            // It asked again long ago, and waits for that answer.
+            log.flushes.remove(0);
         }
         if let Err(errno) = log.mark(marks, out) {
             return out.answer(asker, log.name(), &Reply::Failed(errno));

@@ -13,14 +13,16 @@
 //! | opening | pending | its file is open and long enough |
 //! | opening | – | it is not, or is used by another uuid |
 //! | pending, suspended | resuming | RESUME of a log on disk: it is read, then written; a core log is live at once |
-//! | resuming | live | what was read is written, or could not be: the log is then 'D' and everything dirty |
+//! | resuming | live | what was read is written. Of the kernel's logs also if that failed ('D'); what could not be read is dirty |
+//! | resuming | pending | of a volume's, if that failed |
 //! | live | suspending | PRESUSPEND |
 //! | live, suspending | suspended | POSTSUSPEND, and everything is durable |
 //! | any | – | DTR; a volume that is gone for longer than the lease; a pending log of the kernel that is too old |
 //!
 //! While a log is opening, resuming or closing down, requests for it are held in their order. While it is written by a
 //! FLUSH they are not: what comes meanwhile is durable with the next write, and one write serves every FLUSH that
-//! waits (group commit). No log waits for another.
+//! waits (group commit). No log waits for another. Of the logs of one uuid one is in use: the next is resumed once that is
+//! suspended and nothing of it is on its way to a file. The kernel's logs and those of volumes do not know each other.
 //!
 //! **The kernel** is one client that never goes away. Requests for a log that is not known, or not live, are answered
 //! `ESRCH`, which makes it construct and resume the log anew and ask again; any other error it would take for an answer. What it
@@ -33,8 +35,11 @@
 //! lease, is given to nobody else (`EBUSY`) unless he insists (`take_over`).
 
 mod answers;
+mod construct;
+mod errno;
 mod flush;
 mod life;
+mod resume;
 mod session;
 
 use std::collections::HashMap;
@@ -49,30 +54,11 @@ use crate::wire::{self, Frame, LogName, Reply};
 
 pub use session::{RestoreError, SessionId};
 
-/// Most requests that a busy log holds: no asker of good will has so many under way.
+/// Most requests that a busy log holds, and that wait for one write: no asker of good will has so many under way.
 const MAX_HELD: usize = 4096;
 
-/// Error numbers that requests are answered with.
-mod errno {
-    use mirrord_raid::Errno;
-
-    /// There is no such log here: construct it.
-    pub(super) const ESRCH: Errno = Errno(3);
-    /// Too many logs or regions.
-    pub(super) const ENOMEM: Errno = Errno(12);
-    /// Somebody else has it.
-    pub(super) const EBUSY: Errno = Errno(16);
-    /// The request makes no sense.
-    pub(super) const EINVAL: Errno = Errno(22);
-    /// There is no such request.
-    pub(super) const ENOSYS: Errno = Errno(38);
-    /// A version that is not known.
-    pub(super) const EPROTONOSUPPORT: Errno = Errno(93);
-    /// Too many requests wait.
-    pub(super) const ENOBUFS: Errno = Errno(105);
-    /// Somebody else has it for good.
-    pub(super) const ESTALE: Errno = Errno(116);
-}
+/// Most bytes of them: as many of the longest that the kernel sends.
+const MAX_HELD_BYTES: usize = MAX_HELD * 512;
 
 /// Logs of the kernel that were never resumed are forgotten after so many ticks: should one be resumed all the same, the
 /// kernel constructs it anew.
@@ -360,6 +346,7 @@ struct Log {
     asked: Vec<Asker>,
     /// Requests that came while it was busy.
     held: Vec<(ClientId, Vec<u8>)>,
+    held_bytes: usize,
     /// A job is under way on its file.
     job: bool,
     /// What it is to be once its file is open again, after a restart of the server.
@@ -445,6 +432,8 @@ pub struct LogServer {
     next_session: u64,
     /// Logs whose held requests can go on.
     unheld: Vec<LogId>,
+    /// Requests that were held by logs that are gone.
+    orphans: Vec<(ClientId, Vec<u8>)>,
 }
 
 impl LogServer {

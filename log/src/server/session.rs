@@ -11,8 +11,9 @@ use mirrord_raid::{Region, SECTOR};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::life::first_mode;
+use super::construct::is_block_size;
 use super::{Book, ClientId, CoreLog, DiskLog, Life, Log, LogId, LogServer, Output, Save};
+use crate::log::SyncMode;
 use crate::wire::{MAX_UUID, TableArgs, TableKind};
 
 /// Which notes. Each log of the kernel has its own, whose number is used once.
@@ -112,8 +113,10 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
         return None;
     }
     let (text, bits) = rest.split_at_checked(raw.text_len.get() as usize)?;
-    let args = TableArgs::parse(text).ok()?;
-    let mode = first_mode(&args, raw.again != 0);
+    let mut args = TableArgs::parse(text).ok()?;
+    if raw.again != 0 {
+        args.mode = SyncMode::Default;
+    }
     let life = *LIVES.get(usize::from(raw.life))?;
     let (regions, region_size) = (args.regions(), args.region_sectors * SECTOR);
     let map = regions.div_ceil(8) as usize;
@@ -126,9 +129,9 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
     let book = match args.kind {
         TableKind::Core => Book::Core(CoreLog::restore(region_size, regions, clean, sync)),
         TableKind::Disk { .. } if life == Life::Pending => {
-            Book::Disk(DiskLog::new(region_size, regions, SECTOR as u32, mode))
+            Book::Disk(DiskLog::new(region_size, regions, SECTOR as u32, args.mode))
         }
-        TableKind::Disk { .. } if block_size.is_power_of_two() && u64::from(block_size) >= SECTOR => {
+        TableKind::Disk { .. } if is_block_size(block_size) => {
             Book::Disk(DiskLog::restore(region_size, regions, block_size, clean, sync))
         }
         TableKind::Disk { .. } => return None,
@@ -140,7 +143,7 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
         client: ClientId::KERNEL,
         gone_since: None,
         text: String::from_utf8_lossy(text).into(),
-        mode,
+        mode: args.mode,
         take_over: false,
         life: if is_disk { Life::Opening } else { life },
         since: now,
@@ -153,6 +156,7 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
         flushes: Vec::new(),
         asked: Vec::new(),
         held: Vec::new(),
+        held_bytes: 0,
         job: false,
         // A pending log has nothing that its device does not tell anew.
         reopened: (is_disk && life != Life::Pending).then_some(life),

@@ -59,7 +59,10 @@ impl<'a> Reply<'a> {
             let second = U64::read_from_bytes(rest).map_err(|_| wrong)?;
             Ok((first.get(), second.get()))
         };
-        let text = || std::str::from_utf8(data.strip_suffix(&[0]).unwrap_or(data)).map_err(|_| wrong);
+        let text = || {
+            let data = data.strip_suffix(&[0]).unwrap_or(data);
+            if data.contains(&0) { Err(wrong) } else { std::str::from_utf8(data).map_err(|_| wrong) }
+        };
         Ok(match to {
             Type::Ctr if data.is_empty() => Reply::Done,
             Type::Ctr => Reply::Device(text()?),

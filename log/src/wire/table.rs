@@ -13,6 +13,9 @@ use crate::log::SyncMode;
 /// Most regions that a log served to others can have: 8 MiB for each of its bitmaps. The kernel's own limit is higher.
 pub const MAX_LOG_REGIONS: u64 = 1 << 26;
 
+/// Longest text, in bytes: longer than any path makes it, and what is answered from it fits in a message.
+const MAX_TEXT: usize = 8192;
+
 /// Smallest region, in sectors: the kernel's.
 const MIN_REGION_SECTORS: u64 = 2;
 
@@ -31,6 +34,12 @@ pub enum TableKind<'a> {
 /// Why a log cannot be constructed from a text. `at` is the word.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TableError {
+    /// It is longer than what it says can be.
+    #[error("the arguments have {len} bytes, and {MAX_TEXT} is the most")]
+    TooLong {
+        /// In bytes.
+        len: usize,
+    },
     /// It is not text.
     #[error("the arguments are not text")]
     NotText,
@@ -102,7 +111,13 @@ impl<'a> TableArgs<'a> {
     /// # Errors
     /// See [`TableError`].
     pub fn parse(text: &'a [u8]) -> Result<TableArgs<'a>, TableError> {
+        if text.len() > MAX_TEXT {
+            return Err(TableError::TooLong { len: text.len() });
+        }
         let text = std::str::from_utf8(text).map_err(|_| TableError::NotText)?;
+        if text.contains('\0') {
+            return Err(TableError::NotText);
+        }
         let mut words = text.split_ascii_whitespace();
         let length = number(words.next(), "length")?;
         let kind = words.next().ok_or(TableError::Missing { what: "kind of log" })?;

@@ -1,9 +1,13 @@
-//! The log server: what a real kernel said to a log daemon, said to ours, and the lives of logs.
+//! The log server, told by requests and answers: whole conversations that the kernel had with another daemon, the lives
+//! of logs one by one, and anything at all.
 
-mod conversation;
-mod kernel_logs;
-mod killed;
-mod messages;
-mod served;
-mod vectors;
-mod volumes;
+mod busy;
+mod capture;
+mod lives;
+mod model;
+mod props;
+mod replay;
+mod restart;
+mod rig;
+mod streams;
+mod wire;

@@ -5,9 +5,15 @@
 //! the new size, then the tables say it and writes come. So a size that a record has is one that the log of every
 //! leg in use under it covers; and in what is new nothing was written before all of them had the record.
 //!
-//! A record with the new size that was sent is not taken back: it may be on a leg.
+//! A record with the new size that was sent is not taken back: it may be on a leg. Before, it comes to nothing if the
+//! volume is stopped, or if a log that is not on the legs does not answer: a log in its place that is longer than the
+//! volume's says the same of all regions that there are.
 
-use super::{LogWorker, Stopping, WorkerAction};
+use super::{Doing, LogWorker, Stopping, WorkerAction};
+
+/// Ticks for which a log that is not on the legs may take to become longer. No write waits for it, but legs that come
+/// do, and whoever asked.
+const MOST_TICKS: u32 = 30;
 
 /// A volume on its way to a new size.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +21,7 @@ pub(super) struct Growing {
     /// In bytes.
     size: u64,
     step: Step,
+    ticks: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,7 +47,7 @@ impl LogWorker {
             && self.stopping == Stopping::No
             && !self.mirror.legs.flush_broken();
         if may {
-            self.growing = Some(Growing { size, step: Step::Log });
+            self.growing = Some(Growing { size, step: Step::Log, ticks: MOST_TICKS });
             self.mirror.set_growing_to(Some(size));
         }
     }
@@ -51,10 +58,12 @@ impl LogWorker {
 
     /// Takes the next step if the one before is done.
     pub(super) fn go_on_growing(&mut self, actions: &mut Vec<WorkerAction>) {
-        let Some(Growing { size, step }) = self.growing else { return };
-        let is_idle = self.is_idle() && !self.record_wanted;
+        let Some(Growing { size, step, ticks }) = self.growing else { return };
+        let is_idle = matches!(self.doing, Doing::Nothing) && !self.record_wanted;
+        let is_committed = self.committing.is_none();
+        let is_late = ticks == 0 && !self.log_on_legs;
         match step {
-            Step::Log | Step::Commit if self.stopping != Stopping::No => {
+            Step::Log | Step::Commit if self.stopping != Stopping::No || is_late => {
                 if step == Step::Commit {
                     actions.push(WorkerAction::SizeLog(self.mirror.regions.len()));
                     self.clears = true;
@@ -63,23 +72,29 @@ impl LogWorker {
             }
             // Before the log is longer nothing has happened. A leg that fails later has the room and the zeroes.
             Step::Log if !self.every_leg_is_in_sync() => self.end_growth(),
-            Step::Log if is_idle => {
+            Step::Log if is_idle && is_committed => {
                 let regions = self.mirror.geometry().with_size(size).regions();
                 actions.push(WorkerAction::SizeLog(regions));
                 (self.clears, self.clears_due) = (true, true);
-                self.growing = Some(Growing { size, step: Step::Commit });
+                self.growing = Some(Growing { size, step: Step::Commit, ticks });
             }
             // What no leg in sync took is tried again at the next tick.
-            Step::Commit if is_idle && !self.clears => {
+            Step::Commit if is_idle && is_committed && !self.clears => {
                 self.size = size;
                 self.record_wanted = true;
-                self.growing = Some(Growing { size, step: Step::Record });
+                self.growing = Some(Growing { size, step: Step::Record, ticks });
             }
             Step::Record if is_idle && self.everything_is_recorded() => {
                 self.mirror.grow(size);
                 self.end_growth();
             }
             Step::Log | Step::Commit | Step::Record => {}
+        }
+    }
+
+    pub(super) fn tick_growth(&mut self) {
+        if let Some(growing) = &mut self.growing {
+            growing.ticks = growing.ticks.saturating_sub(1);
         }
     }
 

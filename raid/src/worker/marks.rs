@@ -1,7 +1,7 @@
 //! Marks committed in groups, clears in two steps, and the last of both when the volume stops.
 
 use super::states::is_lost;
-use super::{Commit, Doing, Flushing, LogWorker, Stopping, WorkerAction};
+use super::{Committing, Doing, Flushing, LogWorker, NOBODY, Stopping, WorkerAction};
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::ranges::Owner;
@@ -9,9 +9,12 @@ use crate::region::RegionState;
 use crate::types::{Errno, LegSet, LegState};
 
 impl LogWorker {
+    pub(super) fn may_commit(&self) -> bool {
+        self.committing.is_none() && (!self.log_on_legs || matches!(self.doing, Doing::Nothing))
+    }
+
     pub(super) fn start_commit(&mut self, actions: &mut Vec<WorkerAction>) {
-        let mut marks = std::mem::take(&mut self.marks);
-        self.mark_ahead(&mut marks);
+        let marks = std::mem::take(&mut self.marks);
         for &(region, _) in &marks {
             // A commit that failed may have left it clean since the mark was asked for.
             self.mirror.regions.want_mark(region);
@@ -21,7 +24,7 @@ impl LogWorker {
         Counters::add(&self.mirror.counters.commits, 1);
         self.clears = false;
         self.clears_due = false;
-        self.committing = Some(Commit { legs, marks });
+        self.committing = Some(Committing { legs, marks });
         actions.push(WorkerAction::Commit { legs });
     }
 
@@ -31,9 +34,7 @@ impl LogWorker {
         log_error: Option<Errno>,
         actions: &mut Vec<WorkerAction>,
     ) {
-        let Some(Commit { legs, marks }) = self.committing.take() else {
-            unreachable!("no commit is under way")
-        };
+        let Committing { legs, marks } = self.committing.take().expect("a commit is under way");
         if log_error.is_some() && !self.log_failed {
             // The log's own place is broken. Once the superblocks say so, every mark is as good as
             // durable: the next start takes the whole volume for dirty.
@@ -50,11 +51,34 @@ impl LogWorker {
             }
             return;
         }
+        // A record under way may have begun before this failed.
         if self.record_wanted || matches!(self.doing, Doing::Record(_)) {
             self.marks_committed.extend(marks);
         } else {
             for (region, from) in marks {
                 self.marked(region, from);
+            }
+        }
+    }
+
+    /// What was committed in vain is durable after all.
+    pub(super) fn log_is_back(&mut self) {
+        if self.log_failed {
+            self.log_failed = false;
+            self.record_wanted = true;
+        }
+    }
+
+    /// Marks what whoever writes one region after the other writes next, in the same commit.
+    pub(super) fn mark_ahead(&mut self, region: Region) {
+        let is_quiet = self.stopping == Stopping::No && self.splitting.is_none() && self.growing.is_none();
+        // Nobody waits for a log that is lost.
+        if !is_quiet || self.log_failed {
+            return;
+        }
+        for region in self.ahead.of(region, self.mirror.regions.len()) {
+            if self.mirror.regions.mark_ahead(region) {
+                self.marks.push((region, NOBODY));
             }
         }
     }
@@ -71,7 +95,9 @@ impl LogWorker {
         errno: Errno,
         actions: &mut Vec<WorkerAction>,
     ) {
-        let is_committed = self.marks_committed.iter().any(|&(other, _)| other == region);
+        // Also by a commit under way, of which it is not known yet.
+        let under_way = self.committing.iter().flat_map(|commit| &commit.marks);
+        let is_committed = self.marks_committed.iter().chain(under_way).any(|&(other, _)| other == region);
         if !is_committed && self.mirror.regions.state(region) == RegionState::Marking {
             self.mirror.regions.mark_failed(region);
             actions.push(WorkerAction::LogClear(region));
@@ -148,7 +174,7 @@ impl LogWorker {
     }
 
     pub(super) fn go_on_stopping(&mut self, actions: &mut Vec<WorkerAction>) {
-        let busy = !self.is_idle()
+        let busy = !self.nothing_is_under_way()
             || !matches!(self.flushing, Flushing::Nothing)
             || !self.copies.is_empty()
             || !self.repairs.is_empty();

@@ -2,9 +2,27 @@
 //!
 //! It commits marks in groups, clears regions lazily in two steps, records leg states in the
 //! superblocks, hands stale regions to the background worker and promotes legs that have none
-//! left. One durable operation is under way at a time, and records go before commits; whatever
-//! arrives meanwhile is committed together by the next one (group commit). Only the commit of a log that somebody
-//! else keeps, who may take any time, runs beside records ([`LogWorker::with_log_beside`]).
+//! left. Records go before commits, and one durable operation is under way at a time, but for what is said
+//! below; whatever arrives meanwhile is committed together by the next commit (group commit).
+//!
+//! A log that is not on the legs may not answer for long: it can be in another host. So one commit of it may be under
+//! way *beside* a record or a fill, and nothing but marks waits for it:
+//!
+//! - A mark is answered when its commit is done and no record is wanted or under way. A record under way may be older
+//!   than the failure of that commit, so that none is wanted is not enough. Whenever `log_failed` is not what the
+//!   last record that was begun says, a record is wanted; so the one that answers marks says it.
+//! - A mark that waits for a record which fails is undone only if no commit under way has the region, too: who
+//!   asked for that one will write.
+//! - What is cleared meanwhile is clean in memory and goes into the next commit; who writes there asks for a mark, which
+//!   the next commit has as well, behind the clear.
+//! - A leg that comes is stale where a mark is under way. A fill writes nothing for such a log, so no commit can miss it.
+//! - A split waits with all writes held, so it gives up if a commit does not end ([`split`]); a growth, which holds up
+//!   legs that come and splits only, does so later ([`grow`]). What they had the commit do is right without them.
+//! - The last record of a stop is not begun beside a commit: it says whether that one failed.
+//!
+//! The log that lost a mark comes back ([`WorkerEvent::LogBack`]). The marks of all commits that were answered are
+//! durable then, also of those that failed, since they stayed set in its memory; for those of a commit under way
+//! its answer counts, and if that is an error the log is lost anew.
 //!
 //! Leg states move here and nowhere else:
 //!
@@ -24,7 +42,7 @@
 //! A leg is failed only while another leg in sync carried the operation out, so the last leg in
 //! sync is never failed. Runs on the log worker's thread.
 
-mod beside;
+mod ahead;
 mod grow;
 mod marks;
 mod repair;
@@ -43,6 +61,7 @@ use crate::lineage::Lineage;
 use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
+use ahead::Ahead;
 use grow::Growing;
 use split::Splitting;
 
@@ -70,8 +89,6 @@ pub enum WorkerEvent {
         /// Error of a log that has a place of its own.
         log_error: Option<Errno>,
     },
-    /// The log's own place, which failed before, holds all that was committed so far.
-    LogBack,
     /// The record is done.
     Recorded {
         /// Errors of the legs it failed on.
@@ -82,6 +99,11 @@ pub enum WorkerEvent {
         /// How it went.
         result: Result<(), Errno>,
     },
+    /// The log that lost a mark is whole again, for a log that has a place of its own. The driver promises: its place
+    /// has the size of the log in memory, and in it are durable, together with all that is dirty from before, the
+    /// marks of every commit that was answered so far, well or not; and what an unanswered commit was to make durable
+    /// is not made less. Nothing happens if no mark was lost.
+    LogBack,
     /// The volume is about to be served: record that.
     Start,
     /// A leg is to be taken out by hand: nothing happens to the last one in sync.
@@ -145,14 +167,16 @@ pub enum WorkerAction {
     /// The log in memory has so many regions from now on, and all of it is to be written by the next commit; new ones
     /// are clean, those that are gone were.
     SizeLog(u32),
-    /// Make the log durable (on these legs, if it is on the legs), then send [`WorkerEvent::Committed`].
+    /// Make the log durable as its memory is now (on these legs, if it is on the legs), then send
+    /// [`WorkerEvent::Committed`]. If it is not on the legs, all other actions but a second commit may come before that
+    /// is done, [`WorkerAction::LogClear`] and [`WorkerAction::SizeLog`] among them: the next commit's.
     Commit {
         /// Legs in use.
         legs: LegSet,
     },
     /// Make superblocks that say this durable on these legs, then send [`WorkerEvent::Recorded`].
     Record(Record),
-    /// Write the whole log to the leg, then send [`WorkerEvent::LogFilled`].
+    /// Write the whole log to the leg, if it is on the legs, then send [`WorkerEvent::LogFilled`].
     FillLog {
         /// Which.
         leg: Leg,
@@ -191,8 +215,9 @@ enum Doing {
     Fill(Leg),
 }
 
+/// A commit under way.
 #[derive(Debug)]
-struct Commit {
+struct Committing {
     legs: LegSet,
     marks: Vec<(Region, Owner)>,
 }
@@ -246,11 +271,8 @@ pub struct LogWorker {
     lineage: Lineage,
     log_failed: bool,
     doing: Doing,
-    committing: Option<Commit>,
-    /// Commits run beside whatever else is done.
-    log_beside: bool,
-    /// Regions marked with one that follows on a dirty one.
-    mark_ahead: u32,
+    /// Beside what is done otherwise only if the log is not on the legs.
+    committing: Option<Committing>,
     flushing: Flushing,
     /// The leg states changed since the last record began, or that record failed.
     record_wanted: bool,
@@ -282,6 +304,7 @@ pub struct LogWorker {
     /// Spares that can be used when a leg fails.
     ready_spares: LegSet,
     growing: Option<Growing>,
+    ahead: Ahead,
     paused: bool,
     hold_off: [u32; MAX_LEGS],
     ticks: u32,
@@ -312,8 +335,6 @@ impl LogWorker {
             log_failed: false,
             doing: Doing::Nothing,
             committing: None,
-            log_beside: false,
-            mark_ahead: 0,
             flushing: Flushing::Nothing,
             record_wanted: false,
             record_held_off: false,
@@ -333,6 +354,7 @@ impl LogWorker {
             removals: LegSet::EMPTY,
             ready_spares: LegSet::EMPTY,
             growing: None,
+            ahead: Ahead::new(0),
             paused: false,
             hold_off: [0; MAX_LEGS],
             ticks: 0,
@@ -349,18 +371,31 @@ impl LogWorker {
         self
     }
 
+    /// The same, which marks up to so many regions ahead of whoever writes one after the other: for a log whose commits
+    /// take long. 0: none.
+    #[must_use]
+    pub fn with_mark_ahead(mut self, cap: u32) -> LogWorker {
+        self.ahead = Ahead::new(cap);
+        self
+    }
+
+    /// The same, whose log is not in its place as it starts ([`WorkerEvent::LogBack`] says when it is): what is dirty is
+    /// known in memory only, and the first record says so.
+    #[must_use]
+    pub fn with_log_failed(mut self, failed: bool) -> LogWorker {
+        self.log_failed = failed;
+        self
+    }
+
     /// Takes one event and adds what is to be done to `actions`.
     pub fn handle(&mut self, event: WorkerEvent, actions: &mut Vec<WorkerAction>) {
         match event {
             WorkerEvent::Woken => {}
             WorkerEvent::Tick => self.tick(),
             WorkerEvent::Committed { errors, log_error } => self.committed(errors, log_error, actions),
-            WorkerEvent::LogBack => {
-                self.record_wanted |= self.log_failed;
-                self.log_failed = false;
-            }
             WorkerEvent::Recorded { errors } => self.recorded(errors, actions),
             WorkerEvent::LogFilled { result } => self.log_filled(result),
+            WorkerEvent::LogBack => self.log_is_back(),
             WorkerEvent::Start => {
                 // Assembly may have changed states, and the superblocks do not say so yet.
                 for (leg, &state) in self.states.iter() {
@@ -410,11 +445,10 @@ impl LogWorker {
 
     /// Whether nothing durable is under way or waiting.
     pub fn is_settled(&self) -> bool {
-        self.is_idle() && !self.record_wanted && self.marks.is_empty()
+        self.nothing_is_under_way() && !self.record_wanted && self.marks.is_empty()
     }
 
-    /// Whether nothing durable is under way.
-    fn is_idle(&self) -> bool {
+    fn nothing_is_under_way(&self) -> bool {
         matches!(self.doing, Doing::Nothing) && self.committing.is_none()
     }
 
@@ -433,7 +467,7 @@ impl LogWorker {
         self.replaces
     }
 
-    /// Whether the log lost a mark since the volume was started.
+    /// Whether the log lost a mark since the volume was started, and is not back since.
     pub fn log_failed(&self) -> bool {
         self.log_failed
     }
@@ -458,6 +492,7 @@ impl LogWorker {
             WorkerNote::Mark { region, from } => {
                 if self.mirror.regions.want_mark(region) {
                     self.marks.push((region, from));
+                    self.mark_ahead(region);
                 } else {
                     self.answer_mark(from, Ok(()));
                 }
@@ -473,12 +508,12 @@ impl LogWorker {
         }
     }
 
-    /// Starts the next durable operation, if none is under way, and hands out work.
+    /// Starts the next durable operation, if it can be, and hands out work.
     fn next(&mut self, actions: &mut Vec<WorkerAction>) {
         while self.go_on_splitting() {}
         self.change_roster();
         self.go_on_growing(actions);
-        if matches!(self.doing, Doing::Nothing) && (self.committing.is_none() || self.log_beside) {
+        if matches!(self.doing, Doing::Nothing) && (self.committing.is_none() || !self.log_on_legs) {
             if self.record_wanted && !self.record_held_off {
                 self.start_record(false, actions);
             } else if !self.record_wanted
@@ -489,9 +524,8 @@ impl LogWorker {
                 actions.push(WorkerAction::FillLog { leg });
             }
         }
-        let may_commit =
-            self.committing.is_none() && (self.log_beside || matches!(self.doing, Doing::Nothing));
-        if may_commit && (!self.marks.is_empty() || self.clears_due) {
+        let wants_commit = !self.marks.is_empty() || self.clears_due;
+        if wants_commit && self.may_commit() {
             self.start_commit(actions);
         }
         if self.stopping == Stopping::No {
@@ -511,6 +545,7 @@ impl LogWorker {
         self.ticks = self.ticks.wrapping_add(1);
         self.forget_repairs();
         self.tick_split();
+        self.tick_growth();
         self.mark_for_full();
         if self.stopping == Stopping::No && self.ticks.is_multiple_of(CLEAR_TICKS) {
             self.start_clear(false);

@@ -8,7 +8,8 @@ use super::{Flushing, LogWorker, Stopping};
 use crate::mirror::QueueNote;
 use crate::types::{Leg, LegSet, LegState, QueueId};
 
-/// Ticks for which writes may wait for those under way to end: users must not take the volume for dead.
+/// Ticks for which writes may wait for those under way to end, or for a log that is not on the legs: users must not
+/// take the volume for dead.
 const MOST_TICKS: u32 = 5;
 
 /// A leg being split off.
@@ -67,7 +68,7 @@ impl LogWorker {
             self.end_split();
             return false;
         }
-        let is_idle = self.is_idle() && matches!(self.flushing, Flushing::Nothing);
+        let is_idle = self.nothing_is_under_way() && matches!(self.flushing, Flushing::Nothing);
         match step {
             Step::Quiesce if is_idle && self.repairs.is_empty() && !self.mirror.writes_are_under_way() => {
                 self.flushing = Flushing::Clear(self.clearable(true));
@@ -111,7 +112,14 @@ impl LogWorker {
     pub(super) fn tick_split(&mut self) {
         let Some(splitting) = &mut self.splitting else { return };
         splitting.ticks = splitting.ticks.saturating_sub(1);
-        if splitting.ticks == 0 && splitting.step == Step::Quiesce {
+        // What is on the legs is committed, or they fail; a log elsewhere may not answer. What was cleared is clean all
+        // the same.
+        let may_take_long = match splitting.step {
+            Step::Quiesce => true,
+            Step::Commit => !self.log_on_legs,
+            Step::Flush | Step::Record => false,
+        };
+        if splitting.ticks == 0 && may_take_long {
             self.end_split();
         }
     }

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use mirrord_log::{DirtyLog, InternalLog, SyncMode};
+use mirrord_log::{DirtyLog, Flush, InternalLog, SyncMode};
 use mirrord_raid::{
     AssembleError, AssembleOptions, Assembly, Background, Geometry, Leg, LegRecord, LegSet, LegState,
     LogWorker, MAX_LEGS, Mirror, MirrorQueue, QueueId, assemble,
 };
 
+use crate::beside::Life;
 use crate::blocks::{self, PAGE_SECTORS};
 use crate::coverage::Saw;
 use crate::daemon::{BUFFERS, Daemon, MetaKind, Phase, SLOTS};
@@ -17,8 +18,6 @@ use crate::sim::{Recovery, Sim, trace};
 /// The log is on the legs; legs that were in use have to be there.
 pub(crate) const PLAIN: AssembleOptions =
     AssembleOptions { degraded: false, source: None, log_is_core: false, log_on_legs: true, leave_out: true };
-/// Legs that were in use may be missing.
-pub(crate) const DEGRADED: AssembleOptions = AssembleOptions { degraded: true, ..PLAIN };
 
 impl Sim {
     /// The daemon is killed, or the power fails.
@@ -46,6 +45,7 @@ impl Sim {
             self.drop_meta(meta);
         }
         self.drop_late(late);
+        self.crash_place();
         self.daemon = None;
         if self.disks.iter().any(|disk| disk.has_lost()) {
             // A flush failed, and of that leg the cache shows what its disk has not. A start may not
@@ -115,10 +115,12 @@ impl Sim {
             if source.is_some() && self.faults.may_come() && self.rng.chance(self.config.forced, 100) {
                 break self.force(&found, source);
             }
-            match assemble(&found, PLAIN) {
+            match assemble(&found, self.options_now()) {
                 Ok(assembly) => break assembly,
                 Err(AssembleError::Missing { .. }) if !legs.intersect(self.current).is_empty() => {
-                    if let Ok(assembly) = assemble(&found, DEGRADED) {
+                    if let Ok(assembly) =
+                        assemble(&found, AssembleOptions { degraded: true, ..self.options_now() })
+                    {
                         self.saw.saw(Saw::DegradedStart);
                         break assembly;
                     }
@@ -129,7 +131,7 @@ impl Sim {
             if all_tried && self.roster.proof_is_gone && source.is_some() {
                 break self.force(&found, source);
             }
-            assert!(!all_tried, "invariant 9: {legs:?} refused: {:?}", assemble(&found, PLAIN));
+            assert!(!all_tried, "invariant 9: {legs:?} refused: {:?}", assemble(&found, self.options_now()));
             // Whoever starts it looks for more legs.
             (self.attached, all_tried) = (self.members(), true);
         };
@@ -139,7 +141,7 @@ impl Sim {
             self.attached.remove(leg);
         }
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
-        self.check_source(&assembly);
+        self.check_source(&assembly, !self.place_is_away());
         self.size_found(assembly.size);
         self.start(&assembly);
     }
@@ -148,7 +150,7 @@ impl Sim {
     fn force(&mut self, found: &[LegRecord], source: Option<Leg>) -> Assembly {
         self.saw.saw(Saw::ForcedStart);
         self.stopped_clean = false;
-        assemble(found, AssembleOptions { source, ..DEGRADED }).expect("a source was named")
+        assemble(found, AssembleOptions { source, ..self.degraded() }).expect("a source was named")
     }
 
     pub(crate) fn record_of(&self, leg: Leg) -> LegRecord {
@@ -166,9 +168,13 @@ impl Sim {
         }
         let images: Vec<Option<&[u8]>> = images.iter().map(|page| Some(page.as_slice())).collect();
         let geometry = Geometry::new(assembly.size, self.config.region_size()).expect("it was recorded");
-        let mut log =
-            InternalLog::new(volume, self.config.region_size(), geometry.regions(), SyncMode::Default);
-        let _ = log.resume(&images);
+        let on_legs = || {
+            let mut log =
+                InternalLog::new(volume, self.config.region_size(), geometry.regions(), SyncMode::Default);
+            let _ = log.resume(&images);
+            Box::new(log) as Box<dyn DirtyLog>
+        };
+        let mut log = self.read_place(assembly, geometry).unwrap_or_else(on_legs);
         let logged = log.dirty().fold(0, |all: u64, region| all | 1 << region.0);
         assembly.uncovered(geometry).for_each(|region| log.mark(region));
         self.saw.saw_if(Saw::UncoveredLog, assembly.covered < assembly.size);
@@ -197,13 +203,17 @@ impl Sim {
         buffers.push(vec![vec![0; (self.config.window / 512) as usize]; BUFFERS]);
         let in_use = mirror.legs.states().in_use();
         let pages = log.all_pages();
+        let on_legs = self.place.is_none();
         self.daemon = Some(Box::new(Daemon {
             queues: (0..queues).map(|id| MirrorQueue::new(mirror.clone(), QueueId(id))).collect(),
             background: Background::new(mirror.clone(), self.config.window),
-            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, true)
-                .with_replaces(assembly.replaces),
+            worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, on_legs)
+                .with_replaces(assembly.replaces)
+                .with_log_failed(self.place_is_away())
+                .with_mark_ahead(self.mark_ahead),
             mirror,
             log,
+            beside: Life::default(),
             phase: Phase::Filling,
             pending: Vec::new(),
             awake: 0,
@@ -228,6 +238,8 @@ impl Sim {
             worker_actions: Vec::new(),
             background_actions: Vec::new(),
         }));
-        self.start_meta(MetaKind::StartFill, in_use, Some(pages));
+        // Where the log is not written, what was found there is flushed all the same: the slot that is written next is the
+        // other one.
+        self.start_meta(MetaKind::StartFill, in_use, Some(if on_legs { pages } else { Flush::default() }));
     }
 }

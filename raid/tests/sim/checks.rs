@@ -1,7 +1,6 @@
 //! The invariants of ARCHITECTURE.md that can be seen from outside, each at the moment at which it
 //! could be broken. A violation panics and names the invariant.
 
-use mirrord_log::DirtyLog;
 use mirrord_raid::{Errno, FailReason, Leg, LegIo, LegOp, LegSet, LegState, LegStates, Region, SCRUB_IO};
 
 use crate::config::SECTOR;
@@ -82,6 +81,9 @@ impl Sim {
         let region = self.geometry.region_at(job.io.offset);
         let states = self.live().mirror.legs.states();
         assert!(states.of(job.io.leg) != LegState::Tracked, "split: {:?} lands on it", job.io);
+        if self.place.is_some() {
+            return self.check_landing_beside(job, region);
+        }
         let asked = match self.live().phase {
             // Resync may begin before a leg that is missing is recorded so: it writes to a leg whose
             // own log has the region.
@@ -155,6 +157,7 @@ impl Sim {
                     let unreadable = worn_out || self.live().gone.contains(leg);
                     let cause = cause || unreadable && !in_sync.minus(LegSet::one(leg)).is_empty();
                     self.saw.saw_if(Saw::WornOutLeg, worn_out);
+                    self.leg_failed_beside();
                     assert!(cause, "invariant 4: {leg:?} was failed, no other leg was better: {now:?}");
                     self.saw.saw(Saw::FailedLeg);
                 }
@@ -289,5 +292,6 @@ impl Sim {
         assert!(!clean || dirty == 0, "invariant 10: recorded as clean with {dirty} dirty regions");
         self.stopped_clean = clean;
         self.saw.saw(if clean { Saw::CleanStop } else { Saw::UncleanStop });
+        self.saw.saw_if(Saw::CleanStopWithoutLog, clean && self.live().worker.log_failed());
     }
 }

@@ -76,9 +76,17 @@ pub(crate) enum Saw {
     FoundDifference,
     RepairedDifference,
     CrashInScrub,
+    RecordInCommit,
+    CommitHungOverFailure,
+    LostCommit,
+    LogBack,
+    MarkAhead,
+    StartWithoutLog,
+    CleanStopWithoutLog,
+    CrashInCommit,
 }
 
-const KINDS: usize = Saw::CrashInScrub as usize + 1;
+const KINDS: usize = Saw::CrashInCommit as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -95,6 +103,8 @@ const ALL: [Saw; KINDS] = {
         GrowthCutShort, GrowthFoundLater, UncoveredLog,
         Scrub, CompleteScrub, PausedScrub, WaitingScrub, UnreadableInScrub, FoundDifference,
         RepairedDifference, CrashInScrub,
+        RecordInCommit, CommitHungOverFailure, LostCommit, LogBack, MarkAhead, StartWithoutLog,
+        CleanStopWithoutLog, CrashInCommit,
     ]
 };
 
@@ -144,7 +154,7 @@ impl Coverage {
         println!("{} runs, {} crashes and restarts, {} steps", self.total_runs, self.crashes, self.steps);
         for what in ALL {
             let (times, runs) = (self.times[what as usize], self.runs[what as usize]);
-            println!("  {:<18} {times:>12} times in {runs:>10} runs", format!("{what:?}"));
+            println!("  {:<21} {times:>12} times in {runs:>10} runs", format!("{what:?}"));
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use mirrord_log::InternalLog;
+use mirrord_log::DirtyLog;
 use mirrord_raid::{
     Action, Background, BackgroundAction, COPY_SLOTS, Errno, Leg, LegErrors, LegIo, LegSet, LogWorker,
     MAX_LEGS, Mirror, MirrorQueue, Op, Record, SCRUB_IO, SCRUB_TAGS, WorkerAction,
 };
 
+use crate::beside::Life;
 use crate::late::Late;
 
 /// Slots of the background worker: copies, the flush and the scrub.
@@ -64,6 +65,8 @@ pub(crate) enum Pending {
     Proceed(u32),
     /// Metadata moves on to a leg.
     Meta(Leg),
+    /// The log moves on to its place beside the legs.
+    Log,
     /// Something that was given up moves on.
     Late(u32),
 }
@@ -134,7 +137,8 @@ pub(crate) struct Daemon {
     pub(crate) queues: Vec<MirrorQueue>,
     pub(crate) background: Background,
     pub(crate) worker: LogWorker,
-    pub(crate) log: InternalLog,
+    pub(crate) log: Box<dyn DirtyLog>,
+    pub(crate) beside: Life,
     pub(crate) phase: Phase,
     pub(crate) pending: Vec<Pending>,
     /// Wakes that are pending: bit q for queue q, the highest for the worker.

@@ -1,6 +1,5 @@
 //! Carries out what the engine asks for: one function per sender of actions, each a plain match.
 
-use mirrord_log::DirtyLog;
 use mirrord_raid::{
     Action, BackgroundAction, BackgroundEvent, Errno, Event, LegIo, LegOp, LegSet, Region, SCRUB_IO,
     WorkerAction, WorkerEvent,
@@ -91,6 +90,7 @@ impl Sim {
         match action {
             WorkerAction::LogMark(region) => {
                 self.d().ever_dirty |= 1u64 << region.0;
+                self.saw_mark(region);
                 self.d().log.mark(region);
             }
             WorkerAction::LogClear(region) => {
@@ -98,19 +98,24 @@ impl Sim {
                 self.d().log.clear(region);
             }
             WorkerAction::SizeLog(regions) => self.d().log.resize(regions),
+            WorkerAction::Commit { .. } if self.commit_in_place() => {}
             WorkerAction::Commit { legs } => {
                 let flush = self.d().log.flush();
                 self.start_meta(MetaKind::Commit, legs, Some(flush));
             }
             WorkerAction::Record(record) => {
                 let legs = record.legs;
+                let committing = self.is_committing();
+                self.saw.saw_if(Saw::RecordInCommit, committing);
                 if self.live().phase == Phase::Recording {
                     self.current = self.live().mirror.legs.states().in_sync();
                 }
                 self.start_meta(MetaKind::Record(record), legs, None);
             }
             WorkerAction::FillLog { leg } => {
-                let pages = self.live().log.all_pages();
+                // Of a log beside the legs nothing is written; the leg is flushed all the same, as at a start.
+                let on_legs = self.place.is_none();
+                let pages = on_legs.then(|| self.live().log.all_pages()).unwrap_or_default();
                 self.start_meta(MetaKind::Fill, LegSet::one(leg), Some(pages));
             }
             WorkerAction::Wake(queue) => self.d().wake(queue.0),

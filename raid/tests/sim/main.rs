@@ -2,7 +2,7 @@
 //! lag and hang, killed and cut off at any moment, all from one `u64` seed. No time, no threads.
 //!
 //! - [`sim::Sim`]: the world; [`run::run`] its course from seed to end.
-//! - [`disk`], [`blocks`], [`faults`], [`late`]: the hostile part.
+//! - [`disk`], [`blocks`], [`faults`], [`late`], [`beside`]: the hostile part.
 //! - [`history`], [`checks`], [`scrubs`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
 //! - [`coverage`]: what was exercised.
 //!
@@ -14,6 +14,7 @@
 
 #![cfg(not(loom))]
 
+mod beside;
 mod blocks;
 mod boot;
 mod checks;

@@ -27,7 +27,7 @@ impl Sim {
             legs,
             size: self.config.size(),
             region_size: self.config.region_size(),
-            log: LogPlace::Internal,
+            log: if self.place.is_none() { LogPlace::Internal } else { LogPlace::Remote("sim".to_owned()) },
             event_count: 1,
             lineage: Lineage::new(1, self.config.legs),
             clean: true,
@@ -254,7 +254,7 @@ impl Sim {
             MetaKind::StartFill => {
                 let phase = if failed.is_empty() { Phase::Recording } else { Phase::Failed };
                 self.d().phase = phase;
-                if phase == Phase::Recording {
+                if phase == Phase::Recording && !self.begin_in_place() {
                     self.worker_event(WorkerEvent::Start);
                 }
             }
@@ -268,6 +268,7 @@ impl Sim {
             }
             MetaKind::Record(_) => {
                 self.saw.saw_if(Saw::FailedRecord, !failed.is_empty());
+                self.recorded_beside();
                 self.worker_event(WorkerEvent::Recorded { errors });
             }
             MetaKind::Fill => {

@@ -52,6 +52,7 @@ impl Sim {
         let now = self.now;
         self.faults.step(&mut self.rng, &self.config, now);
         self.saw.saw_if(Saw::HungLeg, self.faults.hang(now));
+        self.pass_in_place();
         if let Some((leg, sector)) = self.faults.bad_sector(&mut self.rng, &self.config)
             && self.disks[leg.index()].go_bad(sector)
         {
@@ -84,6 +85,7 @@ impl Sim {
         let pending = self.live().pending.len() as u64;
         if (tick || pending == 0) && self.live().worker.wants_tick() {
             self.worker_event(WorkerEvent::Tick);
+            self.tick_beside();
         } else if pending > 0 {
             let at = self.rng.below(pending) as usize;
             self.deliver(at);
@@ -120,6 +122,10 @@ impl Sim {
                     self.d().pending.swap_remove(at);
                     self.give_up_meta(leg);
                 }
+            }
+            Pending::Log => {
+                self.d().pending.swap_remove(at);
+                self.step_place();
             }
             Pending::Late(id) => {
                 let (now, leg) = (self.now, self.late_leg(id));
@@ -248,7 +254,8 @@ impl Sim {
             {
                 sim.give_back(leg);
             }
-            states.in_sync() == states.all() && sim.live().mirror.regions.unclean() == 0
+            let clean = sim.live().mirror.regions.unclean() == 0 && !sim.live().worker.log_failed();
+            states.in_sync() == states.all() && clean
         });
         self.check_equal();
         self.stop();

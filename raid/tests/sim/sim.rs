@@ -8,6 +8,7 @@ use mirrord_log::Superblock;
 use mirrord_raid::{Geometry, Leg, LegSet, MAX_LEGS};
 use uuid::Uuid;
 
+use crate::beside::{self, Place};
 use crate::blocks::{self, Blocks, META_SECTORS};
 use crate::config::{Config, SECTOR};
 use crate::coverage::{Coverage, Saw};
@@ -83,6 +84,10 @@ pub(crate) struct Sim {
     pub(crate) roster: Roster,
     /// What was changed behind the daemon's back, by sector; empty but at the end of a run.
     pub(crate) planted: Vec<Option<Planted>>,
+    /// Where the log is, if it is not on the legs.
+    pub(crate) place: Option<Place>,
+    /// Regions that are marked ahead, at most.
+    pub(crate) mark_ahead: u32,
     pub(crate) daemon: Option<Box<Daemon>>,
 }
 
@@ -94,6 +99,7 @@ impl Sim {
         let config = Config::draw(&mut rng, &mut growth.rng);
         let sectors = config.sectors;
         let volume = Uuid::from_u64_pair(1, seed);
+        let (place, mark_ahead) = beside::draw(seed);
         let mut sim = Sim {
             geometry: Geometry::new(config.size(), config.region_size()).expect("sizes are drawn well"),
             disks: (0..config.legs).map(|_| Disk::new(sectors + META_SECTORS)).collect(),
@@ -116,6 +122,8 @@ impl Sim {
             splits: (0..config.legs).map(|_| None).collect(),
             roster: Roster::draw(seed, config.legs),
             planted: Vec::new(),
+            place,
+            mark_ahead,
             daemon: None,
             now: 1,
             saw: Coverage::default(),
@@ -125,6 +133,7 @@ impl Sim {
             tracing,
         };
         sim.format(volume);
+        sim.format_place();
         sim.litter();
         sim
     }

@@ -9,7 +9,6 @@ use mirrord_raid::{
 };
 
 use crate::blocks;
-use crate::boot::{DEGRADED, PLAIN};
 use crate::coverage::Saw;
 use crate::sim::{Recovery, Sim};
 
@@ -47,13 +46,15 @@ impl Sim {
     }
 
     /// What assembly takes: the source holds nothing illegal, legs differ in dirty regions only.
-    pub(crate) fn check_source(&self, assembly: &Assembly) {
+    /// `is_there`: the log can be reached.
+    pub(crate) fn check_source(&self, assembly: &Assembly, is_there: bool) {
         if let Some(sector) = self.illegal_sector(assembly.source) {
             let stamp = self.disks[assembly.source.index()].read(sector);
             panic!("invariant 3: after a crash sector {sector} holds {stamp:#x}: {assembly:?}");
         }
         let sectors = self.check_size(assembly);
-        let dirty = assembly.trusted.iter().fold(0, |all, leg| all | self.logged(leg));
+        let on_legs = || assembly.trusted.iter().fold(0, |all, leg| all | self.logged(leg));
+        let dirty = self.dirty_in_place(assembly, is_there).unwrap_or_else(on_legs);
         let geometry = Geometry::new(assembly.size, self.config.region_size()).expect("it was recorded");
         let dirty = assembly.uncovered(geometry).fold(dirty, |all, region| all | 1 << region.0);
         for (leg, at) in assembly.at.iter() {
@@ -86,13 +87,13 @@ impl Sim {
             let found = self.records(legs);
             // Legs that were all left behind are the operator's own risk.
             let may_miss = !legs.intersect(self.current).is_empty();
-            for options in [PLAIN, DEGRADED].into_iter().take(1 + usize::from(may_miss)) {
+            for options in [self.options(), self.degraded()].into_iter().take(1 + usize::from(may_miss)) {
                 match assemble(&found, options) {
                     Ok(assembly) => {
                         if let Some(sector) = illegal[assembly.source.index()] {
                             panic!("invariant 3: {legs:?} would bring back sector {sector}: {assembly:?}");
                         }
-                        self.check_source(&assembly);
+                        self.check_source(&assembly, true);
                     }
                     Err(AssembleError::Missing { .. } | AssembleError::NoSource { .. }) => {
                         assert!(legs != members, "invariant 9: all legs are there and refused");
@@ -117,7 +118,7 @@ impl Sim {
     /// is told so.
     fn check_strangers(&mut self) {
         let found = self.records(self.members());
-        let strangers = assemble(&found, DEGRADED).map_or(Vec::new(), |assembly| assembly.strangers);
+        let strangers = assemble(&found, self.degraded()).map_or(Vec::new(), |assembly| assembly.strangers);
         for at in strangers {
             self.leave_out(&found[at]);
         }
@@ -169,7 +170,7 @@ impl Sim {
             // The others go on as well.
             if let Some(apart) = &starts[usize::from(all.minus(legs).bits())] {
                 let met = self.written(apart, apart.legs, met);
-                let result = assemble(&met, PLAIN);
+                let result = assemble(&met, self.options());
                 assert!(
                     result.is_err(),
                     "invariant 9: {legs:?} and the others went on: {result:?}: {met:#?}"
@@ -180,7 +181,7 @@ impl Sim {
 
     /// All legs are started together: those that were coming or going are left out, unless they `went_on`.
     fn meet(&self, met: &[LegRecord], went_on: LegSet) -> Result<Assembly, AssembleError> {
-        let assembly = assemble(met, PLAIN)?;
+        let assembly = assemble(met, self.options())?;
         let wrong =
             |&&at: &&usize| went_on.contains(met[at].index) || !self.roster.unsure.contains(met[at].index);
         match assembly.strangers.iter().find(wrong) {
@@ -197,6 +198,7 @@ impl Sim {
             found.event_count = record.event_count;
             found.lineage.clone_from(&record.lineage);
             found.clean = record.clean;
+            found.log_failed = record.log_failed;
             found.replaces = record.replaces;
             for (leg, entry) in found.legs.iter_mut() {
                 let named = self.roster.entry(leg, record.states[leg], None);
@@ -209,12 +211,12 @@ impl Sim {
     /// What is recorded if these legs alone are started, if they can be.
     fn first_record(&self, legs: LegSet) -> Option<Record> {
         let found = self.records(legs);
-        let assembly = assemble(&found, DEGRADED).ok()?;
+        let assembly = assemble(&found, self.degraded()).ok()?;
         let states = assembly.states(true);
         let mirror = Arc::new(Mirror::new(self.geometry, &states, [], 0));
         let lineage = assembly.lineage(u64::MAX - u64::from(legs.bits()));
         let mut actions = Vec::new();
-        LogWorker::new(mirror, states, assembly.event_count, lineage, true)
+        LogWorker::new(mirror, states, assembly.event_count, lineage, self.place.is_none())
             .with_replaces(assembly.replaces)
             .handle(WorkerEvent::Start, &mut actions);
         actions.into_iter().find_map(|action| match action {

@@ -2,49 +2,57 @@
 
 use super::super::Context;
 use super::super::output::{columns, print, print_json};
-use super::{Server, Which};
+use super::{Asking, Server};
 use crate::control::{Request, Response};
-use crate::log_server::LogInfo;
-use crate::units::format_size;
+use crate::log_server::LogReport;
 
-/// List the logs of a server
+/// List the logs that a server keeps
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    which: Which,
+    server: Server,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
-    let mut server = Server::connect(context, &args.which, "cannot list logs")?;
-    let mut logs: Vec<LogInfo> = Vec::new();
-    let mut from = Some(0);
-    while let Some(skip) = from {
-        let Response::Logs { logs: page, next } = server.ask(&Request::Logs { from: skip })? else {
-            return server.unexpected();
+    let logs = logs(&mut args.server.connect(context, "cannot list the logs")?)?;
+    if context.json { print_json(&logs) } else { print(&view(&logs)) }
+}
+
+/// All logs of a server.
+pub(super) fn logs(server: &mut Asking) -> anyhow::Result<Vec<LogReport>> {
+    let (mut all, mut from) = (Vec::new(), Some(0));
+    while let Some(at) = from {
+        let Response::Logs { logs, next } = server.ask(&Request::Logs { from: at })? else {
+            return Err(server.unexpected());
         };
-        logs.extend(page);
+        all.extend(logs);
         from = next;
     }
-    if context.json {
-        return print_json(&logs);
-    }
+    Ok(all)
+}
+
+fn view(logs: &[LogReport]) -> String {
     if logs.is_empty() {
-        return print("no logs");
+        return "no logs".to_owned();
     }
-    let head = ["UUID", "LUID", "STATE", "KIND", "REGIONS", "SIZE", "DIRTY", "CLIENT"];
-    let mut table = vec![head.map(str::to_owned).to_vec()];
-    table.extend(logs.into_iter().map(|log| {
-        let state = if log.error.is_some() { format!("{}, failed", log.state) } else { log.state };
+    let head = ["UUID", "LUID", "STATE", "KIND", "REGIONS", "DIRTY", "IN SYNC", "USER"];
+    let row = |log: &LogReport| {
         vec![
-            log.uuid,
-            log.luid,
-            state,
-            log.kind,
+            log.uuid.clone(),
+            log.luid.clone(),
+            log.state.clone(),
+            log.kind.clone(),
             log.regions.to_string(),
-            format_size(log.region_size_bytes),
             log.dirty_regions.to_string(),
-            log.client,
+            log.sync_regions.to_string(),
+            user(log),
         ]
-    }));
-    print(&columns(&table))
+    };
+    let head = head.map(str::to_owned).to_vec();
+    columns(&std::iter::once(head).chain(logs.iter().map(row)).collect::<Vec<_>>())
+}
+
+/// Who uses it, or did.
+pub(super) fn user(log: &LogReport) -> String {
+    if log.connected { log.client.clone() } else { format!("{} (gone)", log.client) }
 }

@@ -1,4 +1,4 @@
-//! `mirrord log`: a server of dirty-region logs, and what can be asked about logs.
+//! `mirrord log`: the daemon that keeps logs for others, and what is in logs.
 
 mod cert;
 mod dump;
@@ -8,13 +8,12 @@ mod status;
 mod stop;
 
 use super::Context;
-use super::output::fail;
+use super::output::{Usage, fail};
 use crate::control::{Client, ClientError, Request, Response};
-use crate::log_server::server_dirs;
+use crate::log_server::{DEFAULT_NAME, LogServerReport};
+use crate::paths::{Dirs, check_name};
 
-/// Serve dirty-region logs to the kernel's mirrors and to volumes, and look at logs
-///
-/// The server speaks the format of the kernel's dm-log-userspace. docs/log-server.md says how to use it.
+/// Keep dirty-region logs for the kernel's mirrors and for volumes elsewhere
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -28,62 +27,69 @@ enum LogVerb {
     Status(status::Args),
     Dump(dump::Args),
     Stop(stop::Args),
-    Forget(stop::ForgetArgs),
     Cert(cert::Args),
 }
 
-/// Which log server.
+pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
+    match &args.verb {
+        LogVerb::Serve(args) => serve::run(context, args),
+        LogVerb::List(args) => list::run(context, args),
+        LogVerb::Status(args) => status::run(context, args),
+        LogVerb::Dump(args) => dump::run(context, args),
+        LogVerb::Stop(args) => stop::run(context, args),
+        LogVerb::Cert(args) => cert::run(context, args),
+    }
+}
+
+/// Which server.
 #[derive(Debug, clap::Args)]
-struct Which {
-    /// The server's name.
-    #[arg(long, value_name = "NAME", default_value = "default")]
+struct Server {
+    /// The log server, as its --name says.
+    #[arg(long, default_value = DEFAULT_NAME)]
     name: String,
 }
 
-pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
-    match args.verb {
-        LogVerb::Serve(args) => serve::run(context, args),
-        LogVerb::List(args) => list::run(context, &args),
-        LogVerb::Status(args) => status::run(context, &args),
-        LogVerb::Dump(args) => dump::run(context, &args),
-        LogVerb::Stop(args) => stop::run(context, &args),
-        LogVerb::Forget(args) => stop::forget(context, &args),
-        LogVerb::Cert(args) => cert::run(context, &args),
+impl Server {
+    fn dirs(&self, context: &Context) -> anyhow::Result<Dirs> {
+        check_name(&self.name).map_err(|error| Usage(format!("--name {}: {error}", self.name)))?;
+        Ok(context.dirs.log_servers())
+    }
+
+    fn connect(&self, context: &Context, doing: &str) -> anyhow::Result<Asking> {
+        let client = Client::connect(&self.dirs(context)?, &self.name);
+        let client = client.map_err(|error| client_failed(doing, error))?;
+        Ok(Asking { client, doing: doing.to_owned() })
     }
 }
 
-/// A connection to a log server.
-struct Server<'a> {
+/// A connection to a server, and what for.
+struct Asking {
     client: Client,
-    name: &'a str,
-    doing: &'a str,
+    doing: String,
 }
 
-impl<'a> Server<'a> {
-    fn connect(context: &Context, which: &'a Which, doing: &'a str) -> anyhow::Result<Server<'a>> {
-        let (dirs, name) = (server_dirs(&context.dirs), which.name.as_str());
-        let client = Client::connect(&dirs, name).map_err(|error| explain(doing, name, error))?;
-        Ok(Server { client, name, doing })
-    }
-
+impl Asking {
     fn ask(&mut self, request: &Request) -> anyhow::Result<Response> {
-        self.client.ask(request).map_err(|error| explain(self.doing, self.name, error))
+        self.client.ask(request).map_err(|error| client_failed(&self.doing, error))
     }
 
-    fn unexpected<T>(&self) -> anyhow::Result<T> {
-        anyhow::bail!(
-            "{}: log server {} answers another question: is it of another version?",
-            self.doing,
-            self.name
-        )
+    fn server(&mut self) -> anyhow::Result<LogServerReport> {
+        match self.ask(&Request::LogServer)? {
+            Response::LogServer { server } => Ok(*server),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    fn unexpected(&self) -> anyhow::Error {
+        anyhow::anyhow!("{}: the server answered another question", self.doing)
     }
 }
 
-fn explain(doing: &str, name: &str, error: ClientError) -> anyhow::Error {
+fn client_failed(doing: &str, error: ClientError) -> anyhow::Error {
     match error {
-        ClientError::NotRunning { .. } => anyhow::anyhow!(
-            "{doing}: no log server named {name} runs here; start one with `mirrord log serve`, or name another with --name"
-        ),
+        ClientError::NotRunning { name } => {
+            anyhow::anyhow!("{doing}: no log server {name} is running; start one with `mirrord log serve`")
+        }
         error => fail(doing, &error),
     }
 }

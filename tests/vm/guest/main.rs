@@ -8,6 +8,7 @@ mod faults;
 mod hung;
 mod integration;
 mod killed;
+mod log_serve;
 mod log_writes;
 mod peers;
 #[path = "../../integration/rig/mod.rs"]
@@ -53,6 +54,18 @@ const CASES: &[Case] = &[
     case("ublk-medium-errors", faults::medium::a_bad_block_is_written_anew),
     case("kernel-reads-our-log", faults::kernel_log::each_reads_the_others_log).smoke(),
     case("ublk-flakey", faults::flakey::a_leg_fails_and_is_mended).smoke(),
+    case("log-core", log_serve::lives::a_core_log).smoke(),
+    case("log-disk", log_serve::lives::a_log_on_disk).smoke(),
+    case("log-killed", log_serve::killed::nothing_is_lost).timeout(900),
+    case("log-killed-few", log_serve::killed::nothing_is_lost_shortly).smoke(),
+    case("log-minute", log_serve::killed::a_minute_without).timeout(600),
+    case("log-machine", log_serve::machine::only_what_is_dirty_is_resynced).disks(3, "48M").kills(3).smoke(),
+    case("log-refused", log_serve::refused::what_makes_no_sense).smoke(),
+    case("log-hangs", log_serve::faults::a_log_that_hangs).smoke(),
+    case("log-fails", log_serve::faults::a_log_that_fails),
+    case("log-durable", log_serve::faults::marks_are_durable).smoke(),
+    case("log-large", log_serve::faults::a_large_log_is_written_in_parts),
+    case("log-many", log_serve::scale::many_mirrors).memory("3G").timeout(600),
     case("integration-cli", || integration::run("cli")).disks(1, "8G").timeout(600),
     case("integration-crash", || integration::run("crash")).disks(1, "8G").timeout(900),
     case("integration-full-disk", || integration::run("full_disk")).disks(1, "8G"),
