@@ -230,8 +230,7 @@ impl Volume {
         let machine = match &shared.remote {
             Some(remote) => {
                 remote::attach(remote, &shared, &journal);
-                let machine = machine.with_mark_ahead(remote::MARK_AHEAD);
-                machine.with_log_failed(remote.is_without)
+                machine.with_mark_ahead(remote::MARK_AHEAD).with_log_failed(remote.is_without)
             }
             None => machine,
         };
