@@ -1,5 +1,6 @@
 //! Carries out what the engine asks for: one function per sender of actions, each a plain match.
 
+use mirrord_log::Flush;
 use mirrord_raid::{
     Action, BackgroundAction, BackgroundEvent, Errno, Event, LegIo, LegOp, LegSet, Region, SCRUB_IO,
     WorkerAction, WorkerEvent,
@@ -114,8 +115,10 @@ impl Sim {
             }
             WorkerAction::FillLog { leg } => {
                 // Of a log beside the legs nothing is written; the leg is flushed all the same, as at a start.
-                let on_legs = self.place.is_none();
-                let pages = on_legs.then(|| self.live().log.all_pages()).unwrap_or_default();
+                let pages = match self.place {
+                    None => self.live().log.all_pages(),
+                    Some(_) => Flush::default(),
+                };
                 self.start_meta(MetaKind::Fill, LegSet::one(leg), Some(pages));
             }
             WorkerAction::Wake(queue) => self.d().wake(queue.0),

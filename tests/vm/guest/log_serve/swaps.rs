@@ -20,7 +20,7 @@ pub(crate) fn legs_move_under_load() {
         .args(["--name=v", &format!("--filename={volume}"), &format!("--size={SIZE}")])
         .args(["--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=4", "--thread"])
         .args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--verify_backlog=64"])
-        .args(["--time_based", "--runtime=20"])
+        .args(["--time_based", "--runtime=40"])
         .stdout(said.try_clone().unwrap())
         .stderr(Stdio::from(said))
         .spawn()
