@@ -134,6 +134,17 @@ pub enum Request {
         #[serde(default)]
         from: u32,
     },
+    /// Of a log server: drop a log whose mirror is gone.
+    ForgetLog {
+        /// Which.
+        uuid: String,
+        /// As for [`Request::DirtyRegions`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        luid: Option<String>,
+        /// Although it is in use.
+        #[serde(default)]
+        force: bool,
+    },
 }
 
 /// What a daemon answers.

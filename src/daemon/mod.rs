@@ -397,7 +397,10 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
             let message = "it is a leg that was split off: it can be read, and stopped".to_owned();
             Response::Failed { reason: Failure::BadRequest, message }
         }
-        Request::LogServer | Request::Logs { .. } | Request::DirtyRegions { .. } => {
+        Request::LogServer
+        | Request::Logs { .. }
+        | Request::DirtyRegions { .. }
+        | Request::ForgetLog { .. } => {
             let message = "it is a volume and no log server".to_owned();
             Response::Failed { reason: Failure::BadRequest, message }
         }

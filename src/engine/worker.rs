@@ -61,10 +61,21 @@ pub(super) struct Durable {
 }
 
 impl Durable {
-    /// The whole log, onto every leg in use or into its own file, durable.
+    /// The whole log, onto every leg in use or into its own file, durable; and what else of metadata is on these legs: a
+    /// daemon that was killed may have left its last superblock in the page cache alone, and the next one goes to the
+    /// other slot.
     pub(super) fn write_whole_log(&mut self, legs: LegSet) -> (LegErrors, Option<Errno>) {
         let pages = self.log.all_pages();
-        self.write_log(legs, &pages)
+        let (mut errors, log_error) = self.write_log(legs, &pages);
+        if self.log.kind() != LogKind::Internal {
+            let metas: Vec<(Leg, &LegMeta)> =
+                legs.iter().filter_map(|leg| Some((leg, self.legs[leg].as_ref()?))).collect();
+            let targets: Vec<Target<'_>> = metas.iter().map(|(_, meta)| meta.target(0)).collect();
+            for ((leg, _), result) in metas.iter().zip(self.io.write_and_sync(&targets, &[])) {
+                errors[leg.index()] = errno(result).err();
+            }
+        }
+        (errors, log_error)
     }
 
     fn commit(&mut self, legs: LegSet) -> (LegErrors, Option<Errno>) {

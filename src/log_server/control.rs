@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 
-use mirrord_log::server::{Life, LogSummary};
+use mirrord_log::server::{Life, LogServer, LogSummary};
 
 use super::report::{LogReport, LogServerReport, ranges};
-use super::shared::Shared;
+use super::shared::{Hands, Shared};
 use crate::control::{Answer, Failure, Request, Response};
 
 /// Logs in an answer: with the longest names they fit a line.
@@ -37,6 +37,7 @@ pub(super) fn answer(shared: &Arc<Shared>, fixed: &Fixed, stopped: &Sender<()>, 
             Response::Logs { logs, next }
         }),
         Request::DirtyRegions { uuid, luid, from } => dirty(shared, uuid, luid.as_deref(), *from),
+        Request::ForgetLog { uuid, luid, force } => forget(shared, uuid, luid.as_deref(), *force),
         Request::Stop { force } => match shared.close(*force) {
             Ok(()) => {
                 // Nobody listens only when it is ending already.
@@ -73,15 +74,39 @@ fn report(shared: &Shared, fixed: &Fixed) -> LogServerReport {
     })
 }
 
-fn dirty(shared: &Shared, uuid: &str, luid: Option<&str>, from: u32) -> Response {
+/// The log of this name; of several lives the one in use, if none is named.
+fn find<'a>(server: &'a LogServer, uuid: &str, luid: Option<&str>) -> Result<LogSummary<'a>, Response> {
     let is_it = |log: &LogSummary<'_>| {
         log.name.uuid.escape_ascii().to_string() == uuid
             && luid.is_none_or(|luid| format!("{:x}", log.name.luid) == luid)
     };
+    server.logs().filter(is_it).max_by_key(|log| usefulness(log.life)).ok_or_else(|| {
+        let message = format!("there is no log {uuid}; see `mirrord log list`");
+        Response::Failed { reason: Failure::BadRequest, message }
+    })
+}
+
+fn forget(shared: &Arc<Shared>, uuid: &str, luid: Option<&str>, force: bool) -> Response {
+    let mut response = Response::done();
+    shared.act(&mut Hands::default(), |server, out| match find(server, uuid, luid) {
+        Ok(log) if log.life != Life::Suspended && log.life != Life::Pending && !force => {
+            let message = format!("it is {}: stop its mirror, or say --force", log.life.name());
+            response = Response::Failed { reason: Failure::Busy, message };
+        }
+        Ok(log) => {
+            let id = log.id;
+            server.forget(id, out);
+        }
+        Err(failed) => response = failed,
+    });
+    response
+}
+
+fn dirty(shared: &Shared, uuid: &str, luid: Option<&str>, from: u32) -> Response {
     shared.look(|server, _| {
-        let Some(log) = server.logs().filter(is_it).max_by_key(|log| usefulness(log.life)) else {
-            let message = format!("there is no log {uuid}; see `mirrord log list`");
-            return Response::Failed { reason: Failure::BadRequest, message };
+        let log = match find(server, uuid, luid) {
+            Ok(log) => log,
+            Err(failed) => return failed,
         };
         let (mut dirty, mut next) = (Vec::new(), None);
         if from < log.status.regions {

@@ -78,6 +78,23 @@ fn killed_before_it_was_resumed() {
 }
 
 #[test]
+fn a_write_under_way_when_the_notes_were_lost_leaves_its_region_dirty() {
+    let (mut rig, mirror) = (Rig::new(), kernel("U", 1));
+    let nosync = format!("{DISK} nosync");
+    rig.talk(mirror, &[(&nosync, "device 7:2"), ("RESUME", "done"), ("FLUSH 20", "done")]);
+    rig.kill();
+    rig.saves.clear();
+    rig.restore();
+    rig.talk(mirror, &[("CLEAR_REGION 20", "failed 3"), (&again(&nosync), "done"), ("RESUME", "done")]);
+    rig.talk(mirror, &[("CLEAR_REGION 20", "done"), ("FLUSH", "done")]);
+    // Out of sync: from now on the kernel writes to one leg, and marks nothing.
+    rig.talk(mirror, &[("IN_SYNC 20", "no"), ("PRESUSPEND", "done"), ("POSTSUSPEND", "done")]);
+    rig.talk(mirror, &[("RESUME", "done"), ("IN_SYNC 20", "no"), ("GET_RESYNC_WORK", "work 20")]);
+    rig.talk(mirror, &[("SET_REGION_SYNC 20 1", "done"), ("CLEAR_REGION 20", "done"), ("FLUSH", "done")]);
+    rig.talk(mirror, &[("POSTSUSPEND", "done"), ("RESUME", "done"), ("IN_SYNC 20", "yes")]);
+}
+
+#[test]
 fn a_swap_of_which_half_was_not_heard() {
     let (mut rig, old, new) = (Rig::new(), kernel("U", 1), kernel("U", 2));
     rig.talk(old, &[(DISK, "device 7:2"), ("RESUME", "done"), ("FLUSH 3", "done")]);

@@ -2,6 +2,7 @@
 
 mod cert;
 mod dump;
+mod forget;
 mod list;
 mod serve;
 mod status;
@@ -27,6 +28,7 @@ enum LogVerb {
     Status(status::Args),
     Dump(dump::Args),
     Stop(stop::Args),
+    Forget(forget::Args),
     Cert(cert::Args),
 }
 
@@ -37,6 +39,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         LogVerb::Status(args) => status::run(context, args),
         LogVerb::Dump(args) => dump::run(context, args),
         LogVerb::Stop(args) => stop::run(context, args),
+        LogVerb::Forget(args) => forget::run(context, args),
         LogVerb::Cert(args) => cert::run(context, args),
     }
 }

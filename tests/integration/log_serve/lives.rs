@@ -52,6 +52,8 @@ fn whole_life(rig: &Rig, client: &mut Client) {
     assert_eq!((&list[0]["uuid"], &list[0]["dirty_regions"]), (&"u".into(), &3.into()), "{list}");
     assert_eq!(json(rig, &["log", "status", "--server"])["live"], 1);
     rig.refused(&["log", "stop"], &["in use", "--force"]);
+    rig.refused(&["log", "forget", "u"], &["log u", "it is live", "--force"]);
+    rig.refused(&["log", "forget", "none"], &["there is no log none", "mirrord log list"]);
     client.done("u", 7, &Request::Presuspend);
     client.done("u", 7, &Request::Postsuspend);
     client.done("u", 7, &Request::Dtr);
