@@ -170,7 +170,7 @@ impl Log {
                 for region in regions.iter() {
                     let region = self.region(region)?;
                     let is_out_of_sync = !self.book.log().in_sync(region);
-                    if is_out_of_sync && self.by_kernel() {
+                    if is_out_of_sync && self.by_kernel() && self.again {
                         // It was marked before this log was constructed anew without notes: the kernel writes to one
                         // leg now, and the next resume has to resync it.
                         continue;

@@ -185,7 +185,8 @@ fn logs() {
     refused(&rig, &with("disk:dir"), 1, &["log dir", "neither a file nor"]);
     refused(&rig, &with("disk:no/where"), 1, &["no/where", "No such file"]);
     refused(&rig, &with("disk:data"), 1, &["log data", "holds data", "--force"]);
-    refused(&rig, &with("remote:host:1"), 2, &["remote", "disk:PATH"]);
+    refused(&rig, &with("remote:host:1"), 1, &["log server host:1", "TLS", "--log-tls-cert", "insecure:"]);
+    refused(&rig, &with("remote:insecure:127.0.0.1:1"), 1, &["127.0.0.1:1", "Connection refused"]);
     let output = rig.run(&with("wood"));
     assert_eq!(output.status.code(), Some(2));
 }

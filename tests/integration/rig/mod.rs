@@ -7,7 +7,7 @@
 pub mod log_server;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -232,6 +232,15 @@ pub fn have(program: &str, what: &str) -> bool {
         println!("SKIP: {what}: {program} is not installed");
     }
     found
+}
+
+/// Whether users without privilege may open /dev/fuse, as udev lets them; prints the skip if not.
+pub fn everybody_may_use_fuse(what: &str) -> bool {
+    let may = fs::metadata("/dev/fuse").is_ok_and(|node| node.permissions().mode() & 0o006 == 0o006);
+    if !may {
+        println!("SKIP: {what}: /dev/fuse is for root alone here");
+    }
+    may
 }
 
 /// Waits for something that must come about.

@@ -67,7 +67,8 @@ pub(crate) fn without_notes_nothing_is_taken_for_in_sync() {
     bed.assert_same();
 }
 
-/// Mirrors were removed while there was no server: what it kept for them does not stand in anybody's way.
+/// Mirrors were removed while there was no server: what it kept for them does not stand in their own way, and can be
+/// forgotten.
 pub(crate) fn mirrors_that_went_meanwhile() {
     let bed = Bed::new();
     bed.serve();
@@ -95,8 +96,11 @@ pub(crate) fn mirrors_that_went_meanwhile() {
     remove("m");
     bed.serve();
 
-    // Another one on the same device.
-    let mirror = bed.create("m", &log.replace("gone ", "next "));
+    // Another one on the same device: nobody can tell the server that the first is gone but who removed it.
+    let next = log.replace("gone ", "next ");
+    bed.refused(&next);
+    bed.rig.ok(&["log", "forget", "gone", "--force"]);
+    let mirror = bed.create("m", &next);
     write(&mirror, 3, 1, 3);
     remove("m");
     bed.assert_same();
