@@ -259,7 +259,8 @@ impl Remote {
             match self.next(deadline) {
                 Some(Told::Ready(dirty)) => return Ok(dirty),
                 Some(Told::Busy) => {
-                    deadline = None;
+                    let busy = Duration::from_secs(BUSY_SECONDS.into());
+                    deadline = Some(Instant::now() + busy + START_PATIENCE);
                     if let Some(tell) = setup.tell {
                         tell(&format!(
                             "log server {}: another daemon has the log, or had it until a moment ago: waiting for it, up to \

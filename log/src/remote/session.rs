@@ -19,6 +19,7 @@ use super::{Action, Changes, Event, SessionConfig, SessionError};
 use crate::log::SyncMode;
 use crate::wire::{Frame, MAX_REGIONS, Regions, Reply, Request, RequestType};
 
+const ESRCH: i32 = 3;
 const EBUSY: i32 = 16;
 const ESTALE: i32 = 116;
 
@@ -62,7 +63,7 @@ pub struct Session {
     was_ready: bool,
     /// The server gave it to this life of the volume.
     was_had: bool,
-    /// Another has it: for so many ticks.
+    /// Another has it: so many times in a row, once a tick.
     busy: Option<u32>,
     /// Regions out of sync that are still to be asked for, and that were not told yet.
     unasked: u32,
@@ -111,7 +112,10 @@ impl Session {
         self.fill(true);
         self.was_ready = true;
         self.is_untidy = true;
-        self.config.mode = SyncMode::Sync;
+        if !self.was_had {
+            // One that was had is asked for again in the same words.
+            self.config.mode = SyncMode::Sync;
+        }
         if self.stage != Stage::Away {
             self.stage = Stage::Having;
         }
@@ -177,7 +181,9 @@ impl Session {
 
     fn have(&mut self) {
         self.stage = Stage::Having;
-        let (length, region) = (self.config.size.div_ceil(SECTOR), self.config.region_size / SECTOR);
+        // No log has a region that is longer than its mirror.
+        let (size, region_size) = (self.config.size, self.config.region_size);
+        let (length, region) = (size.max(region_size).div_ceil(SECTOR), region_size / SECTOR);
         let mode = match self.config.mode {
             SyncMode::Default => "",
             SyncMode::Sync => " sync",
@@ -201,6 +207,7 @@ impl Session {
         }
         self.talk.forget();
         self.stage = Stage::Away;
+        self.busy = None;
         self.tidying = None;
         actions.push(Action::Connect);
     }
@@ -208,7 +215,13 @@ impl Session {
     /// What the server says cannot be; another connection may do better.
     fn give_up(&mut self, error: SessionError, actions: &mut Vec<Action>) {
         self.last_error = Some(error);
-        if !self.was_ready && !matches!(error, SessionError::Silent { .. }) {
+        let may_pass = match error {
+            SessionError::Silent { .. } => true,
+            // A late message of an earlier connection gave the log to that.
+            SessionError::Refused { errno, .. } => errno.0 == ESRCH,
+            _ => false,
+        };
+        if !self.was_ready && !may_pass {
             return self.end(error, actions);
         }
         actions.push(Action::Disconnect);
@@ -230,14 +243,15 @@ impl Session {
         if self.stage == Stage::Serving && self.dirty_count > 0 && self.quiet >= HEARTBEAT_TICKS {
             self.talk.ask(For::Tidying, &Request::Flush(Regions::NONE));
         }
-        let Some(ticks) = &mut self.busy else { return };
+        // What was not answered says nothing of who has the log.
+        let Some(ticks) = self.busy.as_mut().filter(|_| self.talk.is_idle()) else { return };
         *ticks += 1;
         let (ticks, was_ready) = (*ticks, self.was_ready);
         let patience = if was_ready && self.was_had { TAKEN_TICKS } else { self.config.busy_patience };
         if ticks >= patience {
             let error = if was_ready { SessionError::TakenOver } else { SessionError::Busy };
             self.end(error, actions);
-        } else if self.stage == Stage::Having && self.talk.is_idle() {
+        } else if self.stage == Stage::Having {
             self.have();
         }
     }
@@ -263,7 +277,7 @@ impl Session {
         match (errno.0, self.stage) {
             (ESTALE, _) => self.end(SessionError::TakenOver, actions),
             // What was asked together with a request that failed.
-            (_, Stage::Having) if self.busy.is_some() && request == RequestType::Resume => {}
+            (ESRCH, Stage::Having) if self.busy.is_some() && request == RequestType::Resume => {}
             (EBUSY, Stage::Having) => {
                 if self.busy.is_none() {
                     self.busy = Some(0);

@@ -2,7 +2,7 @@
 
 use mirrord_raid::Region;
 
-use super::errno::{EINVAL, ENOBUFS, ENOSYS, EPROTONOSUPPORT, ESRCH, ESTALE};
+use super::errno::{EINVAL, ENOBUFS, ENOSYS, EPROTONOSUPPORT, ESRCH};
 use super::{Asker, Book, ClientId, Errno, Life, Log, LogId, LogServer, MAX_HELD, MAX_HELD_BYTES, Output};
 use crate::log::SyncMode;
 use crate::wire::{Frame, LogName, Regions, Reply, Request, RequestError, VERSION};
@@ -41,7 +41,8 @@ impl LogServer {
         log.heard = true;
         if log.client != client {
             if !matches!(request, Request::Ctr { .. }) {
-                return fail(out, ESTALE);
+                // What its owner sent on a connection that is lost may come late, behind what came on the next.
+                return fail(out, ESRCH);
             }
             log.attach(client);
         }

@@ -32,7 +32,8 @@
 //! **A volume** is a connection. It says all that is not durable again when it comes back, so nothing of it is saved but its
 //! luid, in the log's own file ([`crate::DiskLog::owner`]): whoever comes back is known by it, and who was superseded
 //! is refused for ever (`ESTALE`). A log whose owner is connected, or gone without a goodbye for less than the
-//! lease, is given to nobody else (`EBUSY`) unless he insists (`take_over`).
+//! lease, is given to nobody else (`EBUSY`) unless he insists (`take_over`). What comes on any connection but the one that
+//! last constructed the log is answered `ESRCH`: it may be late, and whoever is alive constructs the log again.
 
 mod answers;
 mod construct;

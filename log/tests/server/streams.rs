@@ -46,11 +46,11 @@ fn a_connection_that_is_lost_and_another_in_its_place() {
         }
         rig.talk(
             new,
-            &[("IN_SYNC 0", "failed 116"), (AGAIN, "done"), ("RESUME", "done"), ("IS_CLEAN 1", "yes")],
+            &[("IN_SYNC 0", "failed 3"), (AGAIN, "done"), ("RESUME", "done"), ("IS_CLEAN 1", "yes")],
         );
         // It reads the log anew.
         rig.talk(new, &[("GET_RESYNC_WORK", "work 0"), ("FLUSH", "done")]);
-        rig.talk(old, &[("IN_SYNC 0", "failed 116"), ("FLUSH 3", "failed 116"), ("DTR", "failed 116")]);
+        rig.talk(old, &[("IN_SYNC 0", "failed 3"), ("FLUSH 3", "failed 3"), ("DTR", "failed 3")]);
         rig.gone(1);
         rig.tick(100);
         rig.talk(new, &[("IS_CLEAN 1", "yes")]);

@@ -112,12 +112,12 @@ impl LogWorker {
     pub(super) fn tick_split(&mut self) {
         let Some(splitting) = &mut self.splitting else { return };
         splitting.ticks = splitting.ticks.saturating_sub(1);
-        // What is on the legs is committed, or they fail; a log elsewhere may not answer. What was cleared is clean all
-        // the same.
+        // What is on the legs is flushed and committed, or they fail; a log elsewhere may not answer, also to what was
+        // asked before the flush. What was cleared is clean all the same.
         let may_take_long = match splitting.step {
             Step::Quiesce => true,
-            Step::Commit => !self.log_on_legs,
-            Step::Flush | Step::Record => false,
+            Step::Flush | Step::Commit => !self.log_on_legs,
+            Step::Record => false,
         };
         if splitting.ticks == 0 && may_take_long {
             self.end_split();

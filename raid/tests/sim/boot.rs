@@ -9,7 +9,7 @@ use mirrord_raid::{
     LogWorker, MAX_LEGS, Mirror, MirrorQueue, QueueId, assemble,
 };
 
-use crate::beside::Life;
+use crate::beside::Beside;
 use crate::blocks::{self, PAGE_SECTORS};
 use crate::coverage::Saw;
 use crate::daemon::{BUFFERS, Daemon, MetaKind, Phase, SLOTS};
@@ -115,12 +115,10 @@ impl Sim {
             if source.is_some() && self.faults.may_come() && self.rng.chance(self.config.forced, 100) {
                 break self.force(&found, source);
             }
-            match assemble(&found, self.options_now()) {
+            match assemble(&found, self.options()) {
                 Ok(assembly) => break assembly,
                 Err(AssembleError::Missing { .. }) if !legs.intersect(self.current).is_empty() => {
-                    if let Ok(assembly) =
-                        assemble(&found, AssembleOptions { degraded: true, ..self.options_now() })
-                    {
+                    if let Ok(assembly) = assemble(&found, self.degraded()) {
                         self.saw.saw(Saw::DegradedStart);
                         break assembly;
                     }
@@ -131,7 +129,7 @@ impl Sim {
             if all_tried && self.roster.proof_is_gone && source.is_some() {
                 break self.force(&found, source);
             }
-            assert!(!all_tried, "invariant 9: {legs:?} refused: {:?}", assemble(&found, self.options_now()));
+            assert!(!all_tried, "invariant 9: {legs:?} refused: {:?}", assemble(&found, self.options()));
             // Whoever starts it looks for more legs.
             (self.attached, all_tried) = (self.members(), true);
         };
@@ -141,9 +139,10 @@ impl Sim {
             self.attached.remove(leg);
         }
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
-        self.check_source(&assembly, !self.place_is_away());
+        let beside = self.place.is_some().then(|| self.open_place(&assembly));
+        self.check_source(&assembly, beside.as_deref().map(dirty));
         self.size_found(assembly.size);
-        self.start(&assembly);
+        self.start(&assembly, beside);
     }
 
     /// A source is named. Every log counts then, also that of a leg which was out.
@@ -157,7 +156,7 @@ impl Sim {
         Sim::leg_record(&self.read_superblock(leg, false).0)
     }
 
-    fn start(&mut self, assembly: &Assembly) {
+    fn start(&mut self, assembly: &Assembly, beside: Option<Box<dyn DirtyLog>>) {
         let volume = self.durable[0].volume;
         let mut images = Vec::new();
         for leg in assembly.trusted.iter().filter(|_| !assembly.all_dirty) {
@@ -174,13 +173,13 @@ impl Sim {
             let _ = log.resume(&images);
             Box::new(log) as Box<dyn DirtyLog>
         };
-        let mut log = self.read_place(assembly, geometry).unwrap_or_else(on_legs);
-        let logged = log.dirty().fold(0, |all: u64, region| all | 1 << region.0);
+        let mut log = beside.unwrap_or_else(on_legs);
+        let logged = dirty(log.as_ref());
         assembly.uncovered(geometry).for_each(|region| log.mark(region));
         self.saw.saw_if(Saw::UncoveredLog, assembly.covered < assembly.size);
-        let dirty: u64 = log.dirty().fold(0, |all, region| all | 1u64 << region.0);
+        let dirty = dirty(log.as_ref());
         let states = assembly.states(dirty != 0);
-        let was_clean = std::mem::take(&mut self.stopped_clean);
+        let was_clean = std::mem::take(&mut self.stopped_clean) && !self.is_without_place();
         assert!(!was_clean || logged == 0, "invariant 10: {logged:#x} is dirty after a clean stop");
         self.check_splits(&states);
         let in_sync = states.iter().all(|(_, &state)| state == LegState::InSync);
@@ -209,11 +208,11 @@ impl Sim {
             background: Background::new(mirror.clone(), self.config.window),
             worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, on_legs)
                 .with_replaces(assembly.replaces)
-                .with_log_failed(self.place_is_away())
+                .with_log_failed(self.is_without_place())
                 .with_mark_ahead(self.mark_ahead),
             mirror,
             log,
-            beside: Life::default(),
+            beside: Beside::default(),
             phase: Phase::Filling,
             pending: Vec::new(),
             awake: 0,
@@ -242,4 +241,8 @@ impl Sim {
         // other one.
         self.start_meta(MetaKind::StartFill, in_use, Some(if on_legs { pages } else { Flush::default() }));
     }
+}
+
+fn dirty(log: &dyn DirtyLog) -> u64 {
+    log.dirty().fold(0, |all, region| all | 1u64 << region.0)
 }

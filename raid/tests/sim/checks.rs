@@ -290,7 +290,7 @@ impl Sim {
         let clean = d.mirror.legs.states().in_sync().iter().any(|leg| self.durable[leg.index()].clean);
         let dirty = d.log.dirty_count();
         assert!(!clean || dirty == 0, "invariant 10: recorded as clean with {dirty} dirty regions");
-        self.stopped_clean = clean;
+        self.stopped_clean = clean && self.leave_place();
         self.saw.saw(if clean { Saw::CleanStop } else { Saw::UncleanStop });
         self.saw.saw_if(Saw::CleanStopWithoutLog, clean && self.live().worker.log_failed());
     }

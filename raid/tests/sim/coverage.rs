@@ -84,9 +84,11 @@ pub(crate) enum Saw {
     StartWithoutLog,
     CleanStopWithoutLog,
     CrashInCommit,
+    CrashInOpen,
+    Goodbye,
 }
 
-const KINDS: usize = Saw::CrashInCommit as usize + 1;
+const KINDS: usize = Saw::Goodbye as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -104,7 +106,7 @@ const ALL: [Saw; KINDS] = {
         Scrub, CompleteScrub, PausedScrub, WaitingScrub, UnreadableInScrub, FoundDifference,
         RepairedDifference, CrashInScrub,
         RecordInCommit, CommitHungOverFailure, LostCommit, LogBack, MarkAhead, StartWithoutLog,
-        CleanStopWithoutLog, CrashInCommit,
+        CleanStopWithoutLog, CrashInCommit, CrashInOpen, Goodbye,
     ]
 };
 

@@ -8,7 +8,7 @@ use mirrord_raid::{
     MAX_LEGS, Mirror, MirrorQueue, Op, Record, SCRUB_IO, SCRUB_TAGS, WorkerAction,
 };
 
-use crate::beside::Life;
+use crate::beside::Beside;
 use crate::late::Late;
 
 /// Slots of the background worker: copies, the flush and the scrub.
@@ -138,7 +138,7 @@ pub(crate) struct Daemon {
     pub(crate) background: Background,
     pub(crate) worker: LogWorker,
     pub(crate) log: Box<dyn DirtyLog>,
-    pub(crate) beside: Life,
+    pub(crate) beside: Beside,
     pub(crate) phase: Phase,
     pub(crate) pending: Vec<Pending>,
     /// Wakes that are pending: bit q for queue q, the highest for the worker.

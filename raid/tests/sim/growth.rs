@@ -43,7 +43,9 @@ impl Sim {
         let more = self.config.sectors - self.sectors();
         let all_well =
             states.in_sync() == self.all_legs() && states.all().iter().all(|leg| states.recorded(leg));
-        if !all_well || more == 0 || mirror.growing_to().is_some() {
+        // A log on a server does not grow: the volume is stopped for that.
+        let may_grow = all_well && self.place.is_none();
+        if !may_grow || more == 0 || mirror.growing_to().is_some() {
             return;
         }
         let more =

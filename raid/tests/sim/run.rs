@@ -217,6 +217,7 @@ impl Sim {
         trace!(self, "=== stop");
         self.saw.saw_if(Saw::StopUnderErrors, self.faults.errors());
         self.d().phase = Phase::Draining;
+        self.stop_place();
         self.until("requests end", |sim| sim.live().in_flight == 0);
         self.end_scrub();
         self.d().phase = Phase::Stopping;

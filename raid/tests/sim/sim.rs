@@ -8,7 +8,7 @@ use mirrord_log::Superblock;
 use mirrord_raid::{Geometry, Leg, LegSet, MAX_LEGS};
 use uuid::Uuid;
 
-use crate::beside::{self, Place};
+use crate::beside;
 use crate::blocks::{self, Blocks, META_SECTORS};
 use crate::config::{Config, SECTOR};
 use crate::coverage::{Coverage, Saw};
@@ -17,6 +17,7 @@ use crate::disk::{Disk, ZERO};
 use crate::faults::Faults;
 use crate::growth::Growth;
 use crate::history::History;
+use crate::place::Place;
 use crate::rng::Rng;
 use crate::roster::Roster;
 use crate::scrubs::Planted;
@@ -99,7 +100,7 @@ impl Sim {
         let config = Config::draw(&mut rng, &mut growth.rng);
         let sectors = config.sectors;
         let volume = Uuid::from_u64_pair(1, seed);
-        let (place, mark_ahead) = beside::draw(seed);
+        let (place, mark_ahead) = beside::draw(seed, &config, tracing);
         let mut sim = Sim {
             geometry: Geometry::new(config.size(), config.region_size()).expect("sizes are drawn well"),
             disks: (0..config.legs).map(|_| Disk::new(sectors + META_SECTORS)).collect(),
@@ -133,7 +134,6 @@ impl Sim {
             tracing,
         };
         sim.format(volume);
-        sim.format_place();
         sim.litter();
         sim
     }

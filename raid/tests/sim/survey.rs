@@ -46,15 +46,15 @@ impl Sim {
     }
 
     /// What assembly takes: the source holds nothing illegal, legs differ in dirty regions only.
-    /// `is_there`: the log can be reached.
-    pub(crate) fn check_source(&self, assembly: &Assembly, is_there: bool) {
+    /// `found`: what a log beside the legs said, if it was read.
+    pub(crate) fn check_source(&self, assembly: &Assembly, found: Option<u64>) {
         if let Some(sector) = self.illegal_sector(assembly.source) {
             let stamp = self.disks[assembly.source.index()].read(sector);
             panic!("invariant 3: after a crash sector {sector} holds {stamp:#x}: {assembly:?}");
         }
         let sectors = self.check_size(assembly);
         let on_legs = || assembly.trusted.iter().fold(0, |all, leg| all | self.logged(leg));
-        let dirty = self.dirty_in_place(assembly, is_there).unwrap_or_else(on_legs);
+        let dirty = found.or_else(|| self.dirty_in_place(assembly)).unwrap_or_else(on_legs);
         let geometry = Geometry::new(assembly.size, self.config.region_size()).expect("it was recorded");
         let dirty = assembly.uncovered(geometry).fold(dirty, |all, region| all | 1 << region.0);
         for (leg, at) in assembly.at.iter() {
@@ -93,7 +93,7 @@ impl Sim {
                         if let Some(sector) = illegal[assembly.source.index()] {
                             panic!("invariant 3: {legs:?} would bring back sector {sector}: {assembly:?}");
                         }
-                        self.check_source(&assembly, true);
+                        self.check_source(&assembly, None);
                     }
                     Err(AssembleError::Missing { .. } | AssembleError::NoSource { .. }) => {
                         assert!(legs != members, "invariant 9: all legs are there and refused");
