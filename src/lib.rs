@@ -24,6 +24,7 @@ pub mod resize;
 pub mod rights;
 pub mod scrub;
 pub mod signature;
+mod socket;
 pub mod split_leg;
 pub mod start;
 pub mod status;

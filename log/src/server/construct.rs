@@ -46,31 +46,10 @@ impl LogServer {
             }
         };
         let log = Log {
-            uuid: name.uuid.into(),
-            luid: name.luid,
-            client: asker.client,
-            gone_since: None,
-            text: String::from_utf8_lossy(text).into(),
-            mode: args.mode,
             take_over: args.take_over,
-            life,
             since: self.now,
-            heard: true,
-            book,
-            store: None,
-            opened: None,
-            failed: None,
-            writing: None,
-            flushes: Vec::new(),
-            asked: Vec::new(),
-            held: Vec::new(),
-            held_bytes: 0,
-            job: false,
-            reopened: None,
             again,
-            ending: false,
-            work: None,
-            session: None,
+            ..Log::new(name, asker.client, text, args.mode, life, book)
         };
         let id = self.add(log);
         match args.kind {

@@ -362,6 +362,37 @@ struct Log {
 }
 
 impl Log {
+    /// One with nothing under way, heard of just now, whose file is not open.
+    fn new(name: LogName<'_>, client: ClientId, text: &[u8], mode: SyncMode, life: Life, book: Book) -> Log {
+        Log {
+            uuid: name.uuid.into(),
+            luid: name.luid,
+            client,
+            gone_since: None,
+            text: String::from_utf8_lossy(text).into(),
+            mode,
+            take_over: false,
+            life,
+            since: 0,
+            heard: true,
+            book,
+            store: None,
+            opened: None,
+            failed: None,
+            writing: None,
+            flushes: Vec::new(),
+            asked: Vec::new(),
+            held: Vec::new(),
+            held_bytes: 0,
+            job: false,
+            reopened: None,
+            again: false,
+            ending: false,
+            work: None,
+            session: None,
+        }
+    }
+
     fn name(&self) -> LogName<'_> {
         LogName { uuid: &self.uuid, luid: self.luid }
     }

@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::construct::is_block_size;
 use super::{Book, ClientId, CoreLog, DiskLog, Life, Log, LogId, LogServer, Output, Save};
 use crate::log::SyncMode;
-use crate::wire::{MAX_UUID, TableArgs, TableKind};
+use crate::wire::{LogName, MAX_UUID, TableArgs, TableKind};
 
 /// Which notes. Each log of the kernel has its own, whose number is used once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
@@ -137,33 +137,16 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
         TableKind::Disk { .. } => return None,
     };
     let uuid = raw.uuid.get(..usize::from(raw.uuid_len)).filter(|uuid| !uuid.is_empty())?;
+    let name = LogName { uuid, luid: raw.luid.get() };
+    let now_life = if is_disk { Life::Opening } else { life };
     Some(Log {
-        uuid: uuid.into(),
-        luid: raw.luid.get(),
-        client: ClientId::KERNEL,
-        gone_since: None,
-        text: String::from_utf8_lossy(text).into(),
-        mode: args.mode,
-        take_over: false,
-        life: if is_disk { Life::Opening } else { life },
         since: now,
         heard: false,
-        book,
-        store: None,
-        opened: None,
-        failed: None,
-        writing: None,
-        flushes: Vec::new(),
-        asked: Vec::new(),
-        held: Vec::new(),
-        held_bytes: 0,
-        job: false,
         // A pending log has nothing that its device does not tell anew.
         reopened: (is_disk && life != Life::Pending).then_some(life),
         again: raw.again != 0,
-        ending: false,
-        work: None,
         session: Some(session),
+        ..Log::new(name, ClientId::KERNEL, text, args.mode, now_life, book)
     })
 }
 

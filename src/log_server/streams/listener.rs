@@ -19,7 +19,7 @@ use rustix::net::sockopt::{
 };
 use rustls::ServerConfig;
 
-use super::socket::Socket;
+use crate::socket::Socket;
 
 /// A connection over which nothing comes is looked after.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
