@@ -342,11 +342,12 @@ fn perhaps_in_use(found: &[LegRecord], authority: &LegRecord) -> LegSet {
     then.minus(in_use(authority)).minus(there)
 }
 
-/// A record that a newer one does not name, which it names: its leg was removed, and that explains it.
+/// A record that the newest does not name, which it names: its leg was removed, and that explains it. (A leg that is new is
+/// of an event before all others: older ones do not tell of it.)
 fn stranger(found: &[LegRecord]) -> Option<AssembleError> {
+    let newest = found.iter().max_by_key(|record| record.event_count)?;
     let was_removed = |record: &LegRecord| {
-        let is_later = |by: &LegRecord| by.event_count > record.event_count;
-        found.iter().any(|by| is_later(by) && record.names(by) && !by.names(record))
+        record.event_count < newest.event_count && record.names(newest) && !newest.names(record)
     };
     found.iter().position(was_removed).map(|at| AssembleError::Stranger { at })
 }

@@ -129,6 +129,11 @@ impl Far {
         self.tidy();
     }
 
+    /// Nothing more comes of what the volume sent.
+    pub(crate) fn cut_off(&mut self) {
+        self.wires.iter_mut().for_each(|wire| wire.to_server.clear());
+    }
+
     // ---- the server's end
 
     pub(crate) fn kill(&mut self, rng: &mut Rng) {

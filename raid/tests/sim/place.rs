@@ -285,10 +285,14 @@ impl Place {
         self.life.as_ref().is_some_and(|life| life.committing.is_some() || life.failed)
     }
 
-    /// The daemon is gone.
+    /// The daemon is gone. A start that was to take the log over says no more: it could take it from the next one, as
+    /// whoever said so wants it.
     pub(crate) fn crash(&mut self) {
         if self.life.take().is_some() {
             self.far.hang_up(&mut self.rng);
+        }
+        if self.config.take_over {
+            self.far.cut_off();
         }
         self.came.clear();
     }

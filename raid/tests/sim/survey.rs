@@ -157,6 +157,9 @@ impl Sim {
                     assert!(kept, "invariant 9: {legs:?} went on, {source:?} wins: {met:#?}");
                 }
                 Err(AssembleError::SplitBrain { .. }) if self.roster.proof_is_gone => {}
+                // That is explained by a leg that was removed.
+                Err(AssembleError::Stranger { at })
+                    if self.roster.proof_is_gone && self.roster.unsure.contains(met[at].index) => {}
                 Err(error) => assert!(forked, "invariant 9: {legs:?} went on, then: {error}: {met:#?}"),
             }
             // Killed before the record was complete: nothing was written to.
