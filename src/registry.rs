@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use mirrord_log::{measure, read_leg};
+use mirrord_log::{Superblock, measure, read_leg};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -180,13 +180,22 @@ impl Registry {
 
 /// The UUID of the volume whose leg `path` is, if it is a leg. Takes no lock.
 pub fn volume_on(path: &Path) -> Option<Uuid> {
+    superblock_on(path).map(|superblock| superblock.volume)
+}
+
+/// The name of the volume whose leg `path` is, if it is a leg. Takes no lock.
+pub fn name_on(path: &Path) -> Option<String> {
+    superblock_on(path).map(|superblock| superblock.name)
+}
+
+fn superblock_on(path: &Path) -> Option<Superblock> {
     let file_type = fs::metadata(path).ok()?.file_type();
     if !file_type.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&file_type) {
         return None;
     }
     let file = File::open(path).ok()?;
     let (backing, len) = measure(&file).ok()?;
-    read_leg(&file, backing, len).ok().map(|metadata| metadata.superblock.volume)
+    read_leg(&file, backing, len).ok().map(|metadata| metadata.superblock)
 }
 
 #[cfg(test)]

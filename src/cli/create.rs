@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use mirrord_log::LogPlace;
 
-use super::output::{Usage, note};
+use super::output::{Usage, fail, note};
+use super::start::Stopped;
 use super::{Context, serving};
 use crate::create::{CreateError, CreateOptions, create};
 use crate::failure::describe;
-use crate::registry::ServeChoice;
+use crate::registry::{Registry, ServeChoice, name_on, volume_on};
 use crate::remote::Address;
 use crate::units::parse_size;
 
@@ -51,6 +53,10 @@ pub(super) struct Args {
     /// Overwrite what is on the legs.
     #[arg(long)]
     force: bool,
+    /// If the legs are a volume's already, or the volume --name is known, start that: how to make it is for a new
+    /// one. For services and containers, which say the same each time.
+    #[arg(long, conflicts_with_all = ["force", "adopt_log"])]
+    or_start: bool,
     #[command(flatten)]
     serving: serving::Args,
 }
@@ -76,6 +82,12 @@ fn parse_log(text: &str) -> Result<LogPlace, BadLog> {
 }
 
 pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    if args.or_start
+        && let Some(stopped) = made_before(context, args.name.as_deref(), &args.legs)?
+    {
+        let doing = format!("cannot start {}", stopped.name);
+        return args.serving.serve(context, stopped.choice(&args.serving)?, &doing);
+    }
     let doing = match &args.name {
         Some(name) => format!("cannot create {name}"),
         None => "cannot create a volume".to_owned(),
@@ -115,6 +127,55 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         serve,
     };
     args.serving.serve(context, choice, &doing)
+}
+
+/// The volume that is to be started instead of made. One that is known is never made anew, also when nothing of it is
+/// there: what its legs are on may not be mounted yet.
+fn made_before(context: &Context, name: Option<&str>, legs: &[PathBuf]) -> anyhow::Result<Option<Stopped>> {
+    let registry = Registry::new(&context.dirs);
+    let on_legs = legs.iter().find_map(|leg| Some((leg, volume_on(leg)?)));
+    let known = match (name, on_legs) {
+        (Some(name), _) => {
+            registry.find(name).map_err(|error| fail(&format!("cannot start {name}"), &error))?
+        }
+        (None, Some((_, uuid))) => registry.all().into_iter().find(|known| known.uuid == uuid),
+        (None, None) => None,
+    };
+    let stopped = match (on_legs, known) {
+        (None, None) => return Ok(None),
+        (None, Some(known)) if known.legs_here().is_empty() => bail!(
+            "cannot start {}: it is known, but neither its legs nor those given hold it: mount what they are on, or \
+             make a new volume without --or-start",
+            known.name
+        ),
+        (None, Some(known)) => Stopped::known(context, known)?,
+        (Some((leg, uuid)), known) => {
+            let called = name_on(leg).unwrap_or_default();
+            if let Some(name) = name.filter(|name| *name != called) {
+                bail!(
+                    "cannot start {name}: {} is a leg of the volume {called}; give --name {called}, or other legs",
+                    leg.display()
+                );
+            }
+            match known {
+                Some(known) if known.uuid == uuid && !known.legs_here().is_empty() => {
+                    Stopped::known(context, known)?
+                }
+                _ => Stopped::of_legs(&registry, legs)?,
+            }
+        }
+    };
+    for leg in legs {
+        let absolute = std::path::absolute(leg)?;
+        if !stopped.legs.contains(&absolute) {
+            note(&format!(
+                "{} is no leg of {} and left alone: `mirrord leg add` makes it one",
+                leg.display(),
+                stopped.name
+            ));
+        }
+    }
+    Ok(Some(stopped))
 }
 
 /// Whether it is the flags that are wrong, not the legs.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use uuid::Uuid;
 
 use super::output::fail;
 use super::{Context, serving};
@@ -35,31 +36,67 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let registry = Registry::new(&context.dirs);
-    let (name, legs, known, before) = match known(&registry, &args.what)? {
-        Some(known) => {
-            if is_running(context, &known.name) {
-                bail!("cannot start {}: it is running already", known.name);
-            }
-            let legs = known.leg_paths();
-            (known.name, legs, Some(known.uuid), known.serve)
-        }
-        None => {
-            let legs: Vec<PathBuf> = args.what.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
-            let (name, before) = by_legs(&registry, &legs);
-            (name, legs, None, before)
-        }
+    let stopped = match known(&registry, &args.what)? {
+        Some(known) => Stopped::known(context, known)?,
+        None => Stopped::of_legs(&registry, &args.what)?,
     };
-    let doing = format!("cannot start {name}");
+    let doing = format!("cannot start {}", stopped.name);
     let choice = serving::Choice {
-        name,
-        legs,
-        known,
         degraded: args.degraded,
         log_take_over: args.log_take_over,
         source: args.source.clone(),
-        serve: args.serving.choice(before, false)?,
+        ..stopped.choice(&args.serving)?
     };
     args.serving.serve(context, choice, &doing)
+}
+
+/// A volume that can be started.
+#[derive(Debug)]
+pub(super) struct Stopped {
+    /// Its name, or what to call it until its legs are open.
+    pub(super) name: String,
+    pub(super) legs: Vec<PathBuf>,
+    /// The volume, if the legs are where it was last known to have some.
+    known: Option<Uuid>,
+    /// How it was served the last time.
+    before: ServeChoice,
+}
+
+impl Stopped {
+    /// One that is known, refused if it is running.
+    pub(super) fn known(context: &Context, known: Known) -> anyhow::Result<Stopped> {
+        if is_running(context, &known.name) {
+            bail!("cannot start {}: it is running already", known.name);
+        }
+        let legs = known.leg_paths();
+        Ok(Stopped { name: known.name, legs, known: Some(known.uuid), before: known.serve })
+    }
+
+    /// The one that these are legs of.
+    pub(super) fn of_legs(registry: &Registry, legs: &[PathBuf]) -> anyhow::Result<Stopped> {
+        let legs: Vec<PathBuf> = legs.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+        let uuid = legs.iter().find_map(|leg| volume_on(leg));
+        let known = registry.all().into_iter().find(|known| Some(known.uuid) == uuid);
+        let first = legs.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
+        let (name, before) = match known {
+            Some(known) => (known.name, known.serve),
+            None => (format!("the volume of {}", first.display()), ServeChoice::default()),
+        };
+        Ok(Stopped { name, legs, known: None, before })
+    }
+
+    /// To be served as flags say, as before for the rest.
+    pub(super) fn choice(self, flags: &serving::Args) -> anyhow::Result<serving::Choice> {
+        Ok(serving::Choice {
+            serve: flags.choice(self.before, false)?,
+            name: self.name,
+            legs: self.legs,
+            known: self.known,
+            degraded: false,
+            log_take_over: false,
+            source: None,
+        })
+    }
 }
 
 /// The known volume that is meant, if it is not legs.
@@ -75,16 +112,4 @@ fn known(registry: &Registry, what: &[PathBuf]) -> anyhow::Result<Option<Known>>
 
 fn is_running(context: &Context, name: &str) -> bool {
     Client::connect(&context.dirs, name).is_ok_and(|mut client| client.ask(&Request::Ping).is_ok())
-}
-
-/// What to call a volume until its legs are open, and how it was served before.
-fn by_legs(registry: &Registry, legs: &[PathBuf]) -> (String, ServeChoice) {
-    let uuid = legs.iter().find_map(|leg| volume_on(leg));
-    match registry.all().into_iter().find(|known| Some(known.uuid) == uuid) {
-        Some(known) => (known.name, known.serve),
-        None => {
-            let first = legs.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
-            (format!("the volume of {}", first.display()), ServeChoice::default())
-        }
-    }
 }

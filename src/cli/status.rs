@@ -4,8 +4,10 @@ use std::io::IsTerminal;
 use std::thread;
 use std::time::Duration;
 
+use anyhow::bail;
+
 use super::Context;
-use super::output::{columns, fail, print, print_json};
+use super::output::{Usage, columns, fail, print, print_json};
 use super::serving::log_name;
 use crate::control::{Client, ClientError};
 use crate::registry::Registry;
@@ -18,22 +20,39 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Show how a running volume is
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The volume.
-    name: String,
+    /// The volume [default: the only one that runs].
+    name: Option<String>,
     /// Go on showing it: on a terminal each second, else a line for each change.
     #[arg(long)]
     watch: bool,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
-    let doing = format!("cannot show {}", args.name);
+    let name = args.name.clone().map_or_else(|| only_volume(context), Ok)?;
+    let doing = format!("cannot show {name}");
     let failed = client_failed(context, &doing);
-    let mut client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
+    let mut client = Client::connect(&context.dirs, &name).map_err(failed)?;
     let status = client.status().map_err(failed)?;
     if args.watch {
         return watch(context, client, status, &doing);
     }
     if context.json { print_json(&status) } else { print(&view(&status)) }
+}
+
+/// The only volume that runs, legs aside that were split off and are served for reading.
+fn only_volume(context: &Context) -> anyhow::Result<String> {
+    let is_volume = |name: &String| {
+        let status = Client::connect(&context.dirs, name).and_then(|mut client| client.status());
+        !matches!(status, Err(ClientError::NotRunning { .. })) && !status.is_ok_and(|status| status.read_only)
+    };
+    let mut names: Vec<String> = context.dirs.sockets().into_iter().filter(is_volume).collect();
+    match (names.pop(), names.len()) {
+        (None, _) => bail!("no volume is running; see `mirrord list`"),
+        (Some(name), 0) => Ok(name),
+        (Some(last), _) => {
+            Err(Usage(format!("{} and {last} are running: say which one", names.join(", "))).into())
+        }
+    }
 }
 
 fn watch(context: &Context, mut client: Client, mut status: VolumeStatus, doing: &str) -> anyhow::Result<()> {

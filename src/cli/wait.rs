@@ -9,12 +9,15 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Context;
 use super::output::{print, print_json};
 use super::status::{client_failed, progress};
-use crate::control::Client;
+use crate::control::{Client, ClientError};
 use crate::status::{VolumeState, VolumeStatus};
 use crate::units::format_seconds;
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(200);
+
+/// Between two looks for one that is not there yet.
+const STARTUP_PERIOD: Duration = Duration::from_millis(20);
 
 /// A bar is shown for what takes longer.
 const BAR_AFTER: Duration = Duration::from_secs(1);
@@ -29,6 +32,9 @@ pub(super) struct Args {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
+    /// Give a volume that is not running so many seconds to appear: whoever started its daemon did not wait.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    startup: u64,
     /// Be content when nothing is left to resync, even if a leg is out.
     #[arg(long)]
     degraded_ok: bool,
@@ -38,7 +44,14 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot wait for {}", args.name);
     let failed = client_failed(context, &doing);
     let begun = Instant::now();
-    let mut client = Client::connect(&context.dirs, &args.name).map_err(failed)?;
+    let mut client = loop {
+        match Client::connect(&context.dirs, &args.name) {
+            Err(ClientError::NotRunning { .. }) if begun.elapsed() < Duration::from_secs(args.startup) => {
+                thread::sleep(STARTUP_PERIOD);
+            }
+            client => break client.map_err(failed)?,
+        }
+    };
     let mut bar: Option<ProgressBar> = None;
     let status = loop {
         let status = client.status().map_err(failed)?;

@@ -17,6 +17,8 @@ mod data;
 mod doctor;
 #[path = "cli/map.rs"]
 mod map;
+#[path = "cli/or_start.rs"]
+mod or_start;
 #[path = "cli/run.rs"]
 mod run;
 #[path = "cli/snapshot.rs"]

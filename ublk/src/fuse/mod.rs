@@ -110,6 +110,17 @@ pub enum FuseError {
         #[source]
         source: io::Error,
     },
+    /// This process may not mount, and nobody does it for it.
+    #[error(
+        "cannot mount on {}: that needs CAP_SYS_ADMIN (--cap-add SYS_ADMIN for a container) or the program {helper} \
+         (package fuse3), and there is neither", path.display()
+    )]
+    MayNotMount {
+        /// The mount point.
+        path: PathBuf,
+        /// The setuid program that was looked for.
+        helper: &'static str,
+    },
     /// Mounting was refused.
     #[error("cannot mount on {}", path.display())]
     Mount {

@@ -124,7 +124,10 @@ impl Point {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|source| FuseError::Device { path: HELPER.into(), source })?;
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => FuseError::MayNotMount { path: self.path.clone(), helper: HELPER },
+                _ => FuseError::Device { path: HELPER.into(), source },
+            })?;
         let device = receive_fd(&ours);
         let output = child.wait_with_output().map_err(failed)?;
         match device {

@@ -156,7 +156,7 @@ fn pool() -> Arc<BufferPool> {
 fn serve(engine: Arc<dyn Engine>, options: FuseOptions) -> Option<FuseFront> {
     match FuseFront::mount(options, engine, pool()) {
         Ok(front) => Some(front),
-        Err(error @ (FuseError::Device { .. } | FuseError::Mount { .. })) => {
+        Err(error @ (FuseError::Device { .. } | FuseError::MayNotMount { .. } | FuseError::Mount { .. })) => {
             println!("skipped: {error}: {:?}", std::error::Error::source(&error));
             None
         }
