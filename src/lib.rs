@@ -28,5 +28,6 @@ mod socket;
 pub mod split_leg;
 pub mod start;
 pub mod status;
+pub mod testing;
 pub mod tls;
 pub mod units;
