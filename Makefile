@@ -6,9 +6,10 @@ SEEDS ?= 1000000
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= wire_decode netlink_unwrap session_restore disk_log_resume server_requests
 PREFIX ?= /usr/local
+IMAGE ?= localhost/mirrord
 BINARY ?= $(or $(CARGO_TARGET_DIR),target)/release/mirrord
 
-.PHONY: all install demo test bench soak mutants fuzz clean
+.PHONY: all install image demo test bench soak mutants fuzz clean
 
 all:
 	$(CARGO) build --release
@@ -20,6 +21,11 @@ install: $(BINARY)
 
 $(BINARY):
 	$(CARGO) build --release
+
+# A container image, IMAGE, by podman or docker: docs/containers.md.
+image:
+	scripts/need build container
+	scripts/image $(IMAGE)
 
 # The main job, end to end, on real files: shows what happens.
 demo:

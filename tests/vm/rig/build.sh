@@ -7,8 +7,7 @@ built=$PWD/target/vm-build/$target/vm
 integration=(cli crash full_disk legs scrub split split_serve unprivileged)
 
 cargo_static() { # subcommand argument..
-  RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=target/vm-build \
-    nice cargo "$1" --quiet --profile vm --target $target "${@:2}"
+  CARGO_TARGET_DIR=target/vm-build nice scripts/static "$1" --quiet --profile vm "${@:2}"
 }
 
 build_mirrord() { cargo_static build --bin mirrord; }
