@@ -18,6 +18,7 @@ pub mod logging;
 pub mod map;
 pub mod metrics;
 pub mod paths;
+mod peer;
 pub mod registry;
 pub mod remote;
 pub mod resize;

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::socket_peercred;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::{Failure, MAX_LINE, Request, Response};
 use crate::map::VolumeMap;
 use crate::paths::Dirs;
+use crate::peer::Peer;
 use crate::status::VolumeStatus;
 
 /// How long an answer may take. A daemon answers at once or is stuck.
@@ -144,8 +144,8 @@ impl Client {
 
     /// The process that answers here, to wait for its end; `None` where it cannot be seen.
     pub fn daemon(&self) -> Option<Daemon> {
-        let peer = socket_peercred(self.stream.get_ref()).ok()?;
-        pidfd_open(peer.pid, PidfdFlags::empty()).ok().map(Daemon)
+        let pid = Peer::of(self.stream.get_ref()).ok()?.pid?;
+        pidfd_open(pid, PidfdFlags::empty()).ok().map(Daemon)
     }
 
     /// Follows what happens to the volume; first what came after event `since`, if that is given.

@@ -16,12 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::net::sockopt::socket_peercred;
-
 use super::stream::send_events;
 use super::{Failure, MAX_LINE, Request, Response};
 use crate::events::Reader;
 use crate::paths::Dirs;
+use crate::peer::Peer;
 
 /// Connections at a time; more are turned away.
 const MOST_CONNECTIONS: usize = 16;
@@ -182,8 +181,8 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>, handler: &Handler) {
 fn admit(stream: UnixStream, shared: &Arc<Shared>, handler: &Handler) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE))?;
     stream.set_write_timeout(Some(IDLE))?;
-    let peer = socket_peercred(&stream)?;
-    if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
+    let peer = Peer::of(&stream)?;
+    if !peer.is_own() {
         return Err(io::Error::other(format!("user {} may not ask", peer.uid.as_raw())));
     }
     let mut open = shared.open();

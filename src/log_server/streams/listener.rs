@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
-    socket_peercred,
 };
 use rustls::ServerConfig;
 
+use crate::peer::Peer;
 use crate::socket::Socket;
 
 /// A connection over which nothing comes is looked after.
@@ -159,13 +159,14 @@ impl Listener {
         match self {
             Listener::Unix { listener, for_group, .. } => {
                 let (stream, _) = listener.accept()?;
-                let peer = socket_peercred(&stream)?;
-                let is_own = peer.uid.is_root() || peer.uid == rustix::process::geteuid();
-                if !is_own && !for_group {
+                let peer = Peer::of(&stream)?;
+                if !peer.is_own() && !for_group {
                     return Err(io::ErrorKind::PermissionDenied.into());
                 }
                 stream.set_nonblocking(true)?;
-                let name = format!("process {} of user {}", peer.pid.as_raw_nonzero(), peer.uid.as_raw());
+                let process =
+                    peer.pid.map_or("a process elsewhere".to_owned(), |pid| format!("process {pid}"));
+                let name = format!("{process} of user {}", peer.uid.as_raw());
                 Ok((Socket::Unix(stream), name, None))
             }
             Listener::Tcp { listener, tls } => {
