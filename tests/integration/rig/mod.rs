@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "a module of test binaries")]
 
 pub mod log_server;
+pub mod yaml;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
