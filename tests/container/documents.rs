@@ -6,11 +6,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::engine::{Site, image, is_podman, said, tools, variable};
+use crate::engine::{Site, image, is_podman, said, tools};
 use crate::rig::{have, try_sh};
 
+/// A file of the tree, with the image under test in it.
 fn text(path: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    text.replace("localhost/mirrord", &image())
 }
 
 /// Runs a script in a folder that has what a clone has, as bash runs what is typed. `podman` is the engine under test.
@@ -22,18 +24,9 @@ fn run(site: &Site, script: &str) -> Output {
         let _ = std::os::unix::fs::symlink(root.join(folder), site.path(folder));
     }
     // There is no other user here to become root from, and nothing to build or install.
-    for (name, body) in [
-        ("sudo", "exec \"$@\"".to_owned()),
-        (
-            "make",
-            format!(
-                "[ \"$1\" = image ] && {} tag {} localhost/mirrord",
-                variable("CONTAINER_ENGINE"),
-                image()
-            ),
-        ),
-        ("apt-get", "command -v fio >/dev/null".to_owned()),
-    ] {
+    for (name, body) in
+        [("sudo", "exec \"$@\""), ("make", "[ \"$1\" = image ]"), ("apt-get", "command -v fio >/dev/null")]
+    {
         fs::write(bin.join(name), format!("#!/bin/sh\n{body}\n")).unwrap();
         fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -41,6 +34,16 @@ fn run(site: &Site, script: &str) -> Output {
     let mut shell = Command::new("bash");
     shell.args(["-euo", "pipefail", "-x", "-c", script]).current_dir(site.path("")).env("PATH", path);
     shell.stdin(Stdio::null()).output().unwrap()
+}
+
+/// What a test calls its own.
+fn own(name: &str) -> String {
+    format!("mirrord-{name}-{}", std::process::id())
+}
+
+/// A script with another name for its container and volume.
+fn named(script: &str, name: &str) -> String {
+    script.replace(" vol ", &format!(" {name} ")).replace(" vol\n", &format!(" {name}\n"))
 }
 
 /// The blocks of a document that are in this language.
@@ -61,22 +64,19 @@ fn the_commands_of_the_document_work() {
     let blocks = blocks(&document, "sh");
     assert!(blocks.len() >= 8, "{blocks:?}");
     // Names that a user's own volumes and containers may have here.
+    let own = own("doc");
     let mut script = blocks.concat();
     for name in ["legs-of-root:", "legs:", "control:"] {
-        script = script.replace(&format!("--volume {name}"), &format!("--volume mirrord-doc-{name}"));
+        script = script.replace(&format!("--volume {name}"), &format!("--volume {own}-{name}"));
     }
-    let mut script = script.replace(" vol ", " mirrord-doc ").replace(" vol\n", " mirrord-doc\n");
+    let mut script = named(&script, &own);
     script = script.replace(" busybox ", &format!(" {} ", tools()));
-    let clean = "podman rm --force --time 0 mirrord-doc >/dev/null 2>&1 || true
-        podman volume rm --force mirrord-doc-legs mirrord-doc-control mirrord-doc-legs-of-root >/dev/null 2>&1 || true
-        umount --recursive volumes 2>/dev/null || true\n";
-    run(&site, clean);
+    site.has(&own, &["legs", "control", "legs-of-root"].map(|name| format!("{own}-{name}")), "volumes");
     let output = run(&site, &script);
-    run(&site, clean);
     let said = said(&output);
     assert!(output.status.success(), "{said}");
     for words in [
-        "mirrord-doc in_sync",
+        &format!("{own} in_sync"),
         "healthy",
         "takes FUSE",
         "split off and tracked",
@@ -93,26 +93,24 @@ fn the_ci_job_passes_and_fails_if_legs_differ() {
     if !have("fio", "the example of a CI job") || !is_podman() {
         return;
     }
-    let site = Site::new("ci");
+    let (site, own) = (Site::new("ci"), own("ci"));
+    site.has(&own, &[], "volumes");
     let job = crate::rig::yaml::load(&text("examples/ci.yml"));
     let steps = job["jobs"]["fio"]["steps"].as_array().unwrap();
     let step = |name: &str| {
         let step = steps.iter().find(|step| step["name"] == name).unwrap();
-        step["run"].as_str().unwrap().replace(" vol ", " mirrord-ci ").replace(" vol\n", " mirrord-ci\n")
+        named(step["run"].as_str().unwrap(), &own)
     };
-    let clean = "podman rm --force --time 0 --volumes mirrord-ci >/dev/null 2>&1 || true
-        umount --recursive volumes 2>/dev/null || true\n";
-    run(&site, clean);
     for name in ["Install", "Serve a mirrored volume", "Use it", "Legs are equal"] {
         // What is built and moved to root's store is there already.
-        let script = step(name).replace("podman save localhost/mirrord | sudo podman load", "true");
+        let script = step(name).replace(&format!("podman save {} | sudo podman load", image()), "true");
         let output = run(&site, &script);
         assert!(output.status.success(), "{name}: {}", said(&output));
     }
     // A byte of one leg changes behind the volume's back: that is what the job is for.
-    let spoil = "pid=$(podman inspect --format '{{.State.Pid}}' mirrord-ci)
+    let spoil = "pid=$(podman inspect --format '{{.State.Pid}}' vol )
         printf x | dd of=/proc/$pid/root/data/b.img bs=1 seek=200000000 conv=notrunc status=none";
-    let output = run(&site, spoil);
+    let output = run(&site, &named(spoil, &own));
     assert!(output.status.success(), "{}", said(&output));
     let output = run(&site, &step("Legs are equal"));
     assert!(!output.status.success() && said(&output).contains("differed"), "{}", said(&output));
@@ -130,11 +128,10 @@ fn the_compose_file_works() {
     fs::write(site.path("compose.yml"), text("examples/compose.yml")).unwrap();
     let volumes = site.shared("volumes");
     let compose = |args: &str| {
-        let compose = "podman-compose --no-ansi -p mirrordcompose -f compose.yml";
-        run(&site, &format!("make image; export SERVICE_IMAGE={0} FIO_IMAGE={0}; {compose} {args}", tools()))
+        let compose = format!("podman-compose --no-ansi -p {} -f compose.yml", own("compose"));
+        run(&site, &format!("export SERVICE_IMAGE={0} FIO_IMAGE={0}; {compose} {args}", tools()))
     };
     let down = "down --volumes";
-    compose(down);
     let up = compose("up --detach mirrord service");
     let file = volumes.join("vol.img");
     let written =

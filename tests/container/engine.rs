@@ -114,6 +114,13 @@ impl Site {
         path
     }
 
+    /// A script may leave a container, volumes and a mount of these names.
+    pub(crate) fn has(&self, container: &str, volumes: &[String], mount: &str) {
+        self.containers.borrow_mut().push(container.to_owned());
+        self.volumes.borrow_mut().extend_from_slice(volumes);
+        self.mounts.borrow_mut().push(self.path(mount));
+    }
+
     /// Starts a container of the image in the background and says with which privileges.
     pub(crate) fn start(&self, name: &str, flags: &[&str], command: &[&str]) -> Container {
         let full = format!("{}-{name}", self.name);
