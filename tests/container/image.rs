@@ -59,7 +59,7 @@ fn it_is_small_and_holds_the_program_alone() {
 /// That the same sources make the same program is shown by `tests/container/reproducible`, which takes minutes.
 #[test]
 #[ignore = "tests/container/run runs it"]
-fn another_checkout_makes_the_same_image_of_the_same_program() {
+fn another_checkout_makes_the_same_layers_of_the_same_program() {
     if !is_podman() {
         println!("SKIP: an image made twice is the same: docker keeps the time of the build");
         return;
@@ -89,7 +89,7 @@ fn another_checkout_makes_the_same_image_of_the_same_program() {
         shell.env("GIT_CEILING_DIRECTORIES", folder).env("MIRRORD_REVISION", "the-same");
         let output = shell.stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
-        let id = ok(&["image", "inspect", "--format", "{{.Id}} {{.RootFS.Layers}}", &tag]);
+        let id = ok(&["image", "inspect", "--format", "{{.RootFS.Layers}}", &tag]);
         ok(&["rmi", "--force", &tag]);
         id
     };
