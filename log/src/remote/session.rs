@@ -112,10 +112,6 @@ impl Session {
         self.fill(true);
         self.was_ready = true;
         self.is_untidy = true;
-        if !self.was_had {
-            // One that was had is asked for again in the same words.
-            self.config.mode = SyncMode::Sync;
-        }
         if self.stage != Stage::Away {
             self.stage = Stage::Having;
         }

@@ -147,7 +147,10 @@ impl Sim {
                     self.saw.saw(Saw::FailedByHand);
                 }
                 (_, LegState::Tracked) if before.of(leg) != LegState::Tracked => self.split_off(leg),
-                (LegState::Tracked, LegState::Syncing) => self.merge(leg),
+                (LegState::Tracked, LegState::Syncing) => {
+                    self.d().unflushed.remove(leg);
+                    self.merge(leg);
+                }
                 (LegState::InSync | LegState::Syncing, LegState::Failed(_)) => {
                     let syncing = before.of(leg) == LegState::Syncing;
                     let cause = self.live().troubles.iter().any(|&(ok, failed, own)| {
