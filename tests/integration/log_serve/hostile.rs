@@ -15,7 +15,7 @@ const UUID: usize = 8;
 const TYPE: usize = 152;
 const DATA_SIZE: usize = 156;
 
-/// The log is another's.
+/// The log is on another connection, or nowhere.
 const ESRCH: i32 = 3;
 
 fn frame(request: &Request<'_>) -> Vec<u8> {
