@@ -57,7 +57,7 @@ boot() { # name number disk..
 
 # Runs a case in as many boots as it takes, reports it, and adds its result to $scratch/results.
 run_case() { # name need..
-  local name=$1 start=$SECONDS result=PASS wrong='' said boot disk paths=()
+  local name=$1 start=$SECONDS result=PASS wrong='' said boot again disk paths=()
   local timeout mem disks disk_size kills user since allow
   shift
   local "$@"
@@ -75,12 +75,13 @@ run_case() { # name need..
       cp "$logs/$name.dmesg" "$scratch/$name/dmesg" 2>/dev/null || : >"$scratch/$name/dmesg"
       boot "$name" "$boot" "${paths[@]}"
       # An emulated machine that does not get as far as its first process says nothing of the case.
-      if [ -n "$wrong" ] && [ "$(grep -ac 'as init process' "$logs/$name.dmesg")" -le "$boot" ]; then
-        echo "$name: the machine did not come up ($wrong), once more"
+      for again in 1 2 3; do
+        [ -n "$wrong" ] && [ "$(grep -ac 'as init process' "$logs/$name.dmesg")" -le "$boot" ] || break
+        echo "$name: the machine did not come up ($wrong), try $again of 3"
         cp "$scratch/$name/dmesg" "$logs/$name.dmesg"
         wrong=''
         boot "$name" "$boot" "${paths[@]}"
-      fi
+      done
       said=$(grep -aE "$complaints" "$logs/$name.dmesg" | grep -avE -m 1 "${allow:-^$}")
       [ -z "$said" ] || wrong="${wrong:+$wrong; }the kernel said: $said"
     done
