@@ -17,6 +17,7 @@
 
 mod core;
 mod disk;
+mod errno;
 mod footer;
 mod internal;
 mod io;

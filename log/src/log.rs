@@ -7,7 +7,7 @@
 //! who knows the legs: no data is written under a mark before the flush that holds it is durable,
 //! and every leg is flushed before a clear is.
 
-use mirrord_raid::Region;
+use mirrord_raid::{Assembly, Region};
 
 use crate::maps::{Dirty, RegionMaps};
 use crate::page::Flush;
@@ -48,6 +48,18 @@ pub enum SyncMode {
     Sync,
     /// The legs are equal, whatever the log says: everything is clean.
     NoSync,
+}
+
+impl SyncMode {
+    /// How a volume's log is resumed at a start that comes to this: one that lost marks is not believed, and whether all is
+    /// dirty or all is clean the superblocks know.
+    pub fn at_start(assembly: &Assembly) -> SyncMode {
+        match (assembly.all_dirty, assembly.log_lost) {
+            (true, _) => SyncMode::Sync,
+            (false, true) => SyncMode::NoSync,
+            (false, false) => SyncMode::Default,
+        }
+    }
 }
 
 /// What was found when a log was resumed. Everything but `Trusted`, `Grown` and, for `NoSync`,

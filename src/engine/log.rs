@@ -34,13 +34,14 @@ impl OpenedLog {
 pub(super) fn open_log(opened: &Opened, options: &RemoteOptions) -> Result<OpenedLog, ServeError> {
     let (geometry, superblock) = (opened.geometry, opened.authority());
     let (region_size, regions) = (geometry.region_size(), geometry.regions());
-    // A core log holds nothing, and one that lost marks is as good as that: whether all is dirty or all is clean, the
-    // superblocks know.
-    let known = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::NoSync };
-    let mode = if opened.assembly.log_lost { known } else { SyncMode::Default };
+    let mode = SyncMode::at_start(&opened.assembly);
     Ok(match &superblock.log {
         LogPlace::Internal => OpenedLog::new(InternalLog::new(superblock.volume, region_size, regions, mode)),
-        LogPlace::Core => OpenedLog::new(CoreLog::new(region_size, regions, known)),
+        LogPlace::Core => {
+            // It holds nothing: whether all is dirty or all is clean, the superblocks know.
+            let mode = if opened.assembly.all_dirty { SyncMode::Sync } else { SyncMode::NoSync };
+            OpenedLog::new(CoreLog::new(region_size, regions, mode))
+        }
         LogPlace::Disk(path) => {
             let open = File::options().read(true).write(true).open(path);
             let log_error = |source| ServeError::Log { path: path.clone(), source };

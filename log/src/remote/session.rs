@@ -16,12 +16,9 @@ use mirrord_raid::{Region, SECTOR};
 
 use super::talk::{Asked, For, Talk, numbers};
 use super::{Action, Changes, Event, SessionConfig, SessionError};
+use crate::errno::{EBUSY, ESRCH, ESTALE};
 use crate::log::SyncMode;
 use crate::wire::{Frame, MAX_REGIONS, Regions, Reply, Request, RequestType};
-
-const ESRCH: i32 = 3;
-const EBUSY: i32 = 16;
-const ESTALE: i32 = 116;
 
 /// Requests under way while the log is read or said again: 32 full ones are half a MiB.
 const WINDOW: usize = 32;
@@ -214,7 +211,7 @@ impl Session {
         let may_pass = match error {
             SessionError::Silent { .. } => true,
             // A late message of an earlier connection gave the log to that.
-            SessionError::Refused { errno, .. } => errno.0 == ESRCH,
+            SessionError::Refused { errno, .. } => errno == ESRCH,
             _ => false,
         };
         if !self.was_ready && !may_pass {
@@ -270,7 +267,7 @@ impl Session {
 
     fn failed(&mut self, asked: Asked, errno: mirrord_raid::Errno, actions: &mut Vec<Action>) {
         let request = asked.request;
-        match (errno.0, self.stage) {
+        match (errno, self.stage) {
             (ESTALE, _) => self.end(SessionError::TakenOver, actions),
             // What was asked together with a request that failed.
             (ESRCH, Stage::Having) if self.busy.is_some() && request == RequestType::Resume => {}

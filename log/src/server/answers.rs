@@ -2,8 +2,8 @@
 
 use mirrord_raid::Region;
 
-use super::errno::{EINVAL, ENOBUFS, ENOSYS, EPROTONOSUPPORT, ESRCH};
 use super::{Asker, Book, ClientId, Errno, Life, Log, LogId, LogServer, MAX_HELD, MAX_HELD_BYTES, Output};
+use crate::errno::{EINVAL, ENOBUFS, ENOSYS, EPROTONOSUPPORT, ESRCH};
 use crate::log::SyncMode;
 use crate::wire::{Frame, LogName, Regions, Reply, Request, RequestError, VERSION};
 

@@ -4,11 +4,11 @@ use std::mem;
 
 use mirrord_raid::SECTOR;
 
-use super::errno::{EBUSY, EINVAL, ENOMEM};
 use super::{
     Asker, Book, ClientId, CoreLog, DiskLog, Errno, Job, JobKind, Life, Log, LogId, LogServer, OpenedStore,
     Output, StoreId,
 };
+use crate::errno::{EBUSY, EINVAL, ENOMEM};
 use crate::log::{DirtyLog, SyncMode};
 use crate::wire::{Frame, LogName, Reply, Request, TableArgs, TableKind};
 

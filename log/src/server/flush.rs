@@ -2,8 +2,8 @@
 
 use std::mem;
 
-use super::errno::{EINVAL, ENOBUFS, ESRCH};
 use super::{Asker, Book, Errno, Job, JobDone, JobKind, Life, LogId, LogServer, MAX_HELD, Output, StoreId};
+use crate::errno::{EINVAL, ENOBUFS, ESRCH};
 use crate::wire::{Regions, Reply};
 
 impl LogServer {

@@ -2,11 +2,11 @@
 
 use std::mem;
 
-use super::errno::ESRCH;
 use super::{
     Asker, Book, ClientId, Errno, Job, JobKind, Life, Log, LogId, LogServer, Output, PENDING_TICKS, Save,
 };
 use crate::disk::LogOwner;
+use crate::errno::ESRCH;
 use crate::wire::{Frame, Reply};
 
 impl LogServer {

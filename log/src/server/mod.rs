@@ -37,7 +37,6 @@
 
 mod answers;
 mod construct;
-mod errno;
 mod flush;
 mod life;
 mod resume;

@@ -2,9 +2,9 @@
 
 use std::mem;
 
-use super::errno::{EBUSY, ESRCH, ESTALE};
 use super::{Asker, Book, DiskLog, Errno, Job, JobKind, Life, LogId, LogServer, Output};
 use crate::disk::LogOwner;
+use crate::errno::{EBUSY, ESRCH, ESTALE};
 use crate::log::DirtyLog;
 use crate::wire::{LogName, Reply};
 

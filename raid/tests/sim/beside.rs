@@ -2,7 +2,7 @@
 //! so does a start. [`Place`] is the way there and back; this is what the simulator makes of it.
 
 use mirrord_log::{DirtyLog, RemoteLog, SyncMode};
-use mirrord_raid::{AssembleOptions, Assembly, Geometry, MAX_LEGS, Region, WorkerEvent};
+use mirrord_raid::{AssembleOptions, Assembly, Errno, Geometry, MAX_LEGS, Region, WorkerEvent};
 
 use crate::boot::PLAIN;
 use crate::config::Config;
@@ -41,15 +41,6 @@ pub(crate) fn draw(seed: u64, config: &Config, tracing: bool) -> (Option<Place>,
     (Some(Place::new(rng, config.size(), config.region_size(), tracing)), ahead)
 }
 
-/// How a start has its log: as the real one.
-fn mode(assembly: &Assembly) -> SyncMode {
-    match (assembly.all_dirty, assembly.log_lost) {
-        (true, _) => SyncMode::Sync,
-        (false, true) => SyncMode::NoSync,
-        (false, false) => SyncMode::Default,
-    }
-}
-
 impl Sim {
     /// What a start allows that is not forced.
     pub(crate) fn options(&self) -> AssembleOptions {
@@ -72,7 +63,7 @@ impl Sim {
 
     fn try_to_open_place(&mut self, assembly: &Assembly) -> Option<Box<dyn DirtyLog>> {
         let mut place = self.place.take()?;
-        place.open(mode(assembly));
+        place.open(SyncMode::at_start(assembly));
         let mut deadline = Some(place.ticks + PATIENCE);
         let mut moves = 0;
         let is_had = loop {
@@ -106,11 +97,12 @@ impl Sim {
         trace!(self, "the log: had {is_had}, dirty {dirty:?}");
         if !is_had {
             place.crash();
+            self.place = Some(place);
+            return None;
         }
         self.place = Some(place);
         let geometry = Geometry::new(assembly.size, self.config.region_size()).expect("it was recorded");
-        let log = || RemoteLog::new(geometry.region_size(), geometry.regions(), dirty);
-        is_had.then(|| Box::new(log()) as Box<dyn DirtyLog>)
+        Some(Box::new(RemoteLog::new(geometry.region_size(), geometry.regions(), dirty)))
     }
 
     /// Whether the life that begins goes on without its log.
@@ -121,7 +113,7 @@ impl Sim {
     /// Regions that are dirty if a start comes to this and finds its log; none if the log is on the legs.
     pub(crate) fn dirty_in_place(&self, assembly: &Assembly) -> Option<u64> {
         let place = self.place.as_ref()?;
-        Some(match mode(assembly) {
+        Some(match SyncMode::at_start(assembly) {
             SyncMode::Sync => u64::MAX,
             SyncMode::NoSync => 0,
             SyncMode::Default => place.far.surely_dirty(),
@@ -136,7 +128,7 @@ impl Sim {
         let changes = self.d().log.take_changes();
         let is_without = self.is_without_place();
         self.saw.saw_if(Saw::StartWithoutLog, is_without);
-        if changes.is_empty() || is_without {
+        if changes.is_empty() {
             self.worker_event(WorkerEvent::Start);
         } else {
             self.d().phase = Phase::Filling;
@@ -201,18 +193,7 @@ impl Sim {
         while let Some(came) = self.place.as_mut().and_then(|place| place.came.pop_front()) {
             trace!(self, "the log: {came:?}");
             match came {
-                Came::Committed(result) if std::mem::take(&mut self.d().beside.is_beginning) => {
-                    if let Some(place) = &mut self.place {
-                        place.life().hurry = None;
-                    }
-                    match result {
-                        Ok(()) => {
-                            self.d().phase = Phase::Recording;
-                            self.worker_event(WorkerEvent::Start);
-                        }
-                        Err(_) => self.d().phase = Phase::Failed,
-                    }
-                }
+                Came::Committed(result) if self.live().beside.is_beginning => self.begun(result),
                 Came::Committed(result) => {
                     self.saw.saw_if(Saw::LostCommit, result.is_err());
                     let (errors, log_error) = ([None; MAX_LEGS], result.err());
@@ -229,6 +210,16 @@ impl Sim {
             }
         }
         self.await_place();
+    }
+
+    /// What the start marked got to the log, or did not.
+    fn begun(&mut self, result: Result<(), Errno>) {
+        self.d().beside.is_beginning = false;
+        self.place.as_mut().expect("it is there").life().hurry = None;
+        self.d().phase = if result.is_ok() { Phase::Recording } else { Phase::Failed };
+        if result.is_ok() {
+            self.worker_event(WorkerEvent::Start);
+        }
     }
 
     /// Time goes by.

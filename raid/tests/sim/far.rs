@@ -8,9 +8,7 @@
 
 use std::collections::VecDeque;
 
-use mirrord_log::server::{
-    ClientId, Job, JobDone, JobKind, LogServer, OpenedStore, Output, ServerConfig, StoreId,
-};
+use mirrord_log::server::{ClientId, Job, JobDone, JobKind, LogServer, OpenedStore, Output, ServerConfig};
 use mirrord_log::wire::Frame;
 use mirrord_log::{DirtyLog, DiskLog, PageWrite, SyncMode};
 use mirrord_raid::Errno;
@@ -256,10 +254,6 @@ impl Far {
             }
             JobKind::Close => unreachable!("nothing is to be done for it"),
         };
-        self.done(store, done);
-    }
-
-    fn done(&mut self, store: StoreId, done: JobDone) {
         let server = self.server.as_mut().expect("jobs end with it");
         server.job_done(store, done, &mut self.out);
         self.carry_out();

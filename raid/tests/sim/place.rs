@@ -56,18 +56,18 @@ enum Outage {
 pub(crate) struct Life {
     pub(crate) session: Session,
     /// A connection is wanted.
-    pub(crate) wants: bool,
+    wants: bool,
     /// The session was had, or it was gone on without.
-    pub(crate) was_ready: bool,
+    was_ready: bool,
     /// Commits were answered with an error, and the log does not hold them yet.
     pub(crate) failed: bool,
     /// The connection was lost since the log was had.
-    pub(crate) is_lost: bool,
+    is_lost: bool,
     /// Since when a commit waits, in ticks.
-    pub(crate) committing: Option<u64>,
+    committing: Option<u64>,
     /// What waits does so no longer than this.
     pub(crate) hurry: Option<u64>,
-    pub(crate) stopping: bool,
+    stopping: bool,
     pub(crate) over: bool,
     /// The log may have more dirty regions than it should.
     pub(crate) is_inexact: bool,
@@ -77,7 +77,7 @@ pub(crate) struct Place {
     /// Of its own, so that runs without it stay what they were.
     pub(crate) rng: Rng,
     pub(crate) far: Far,
-    pub(crate) config: SessionConfig,
+    config: SessionConfig,
     pub(crate) life: Option<Life>,
     pub(crate) came: VecDeque<Came>,
     pub(crate) ticks: u64,
