@@ -183,12 +183,8 @@ pub fn volume_on(path: &Path) -> Option<Uuid> {
     superblock_on(path).map(|superblock| superblock.volume)
 }
 
-/// The name of the volume whose leg `path` is, if it is a leg. Takes no lock.
-pub fn name_on(path: &Path) -> Option<String> {
-    superblock_on(path).map(|superblock| superblock.name)
-}
-
-fn superblock_on(path: &Path) -> Option<Superblock> {
+/// What the leg `path` says of its volume, if it is a leg. Takes no lock.
+pub fn superblock_on(path: &Path) -> Option<Superblock> {
     let file_type = fs::metadata(path).ok()?.file_type();
     if !file_type.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&file_type) {
         return None;

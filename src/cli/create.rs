@@ -10,7 +10,7 @@ use super::start::Stopped;
 use super::{Context, serving};
 use crate::create::{CreateError, CreateOptions, create};
 use crate::failure::describe;
-use crate::registry::{Registry, ServeChoice, name_on, volume_on};
+use crate::registry::{Registry, ServeChoice, superblock_on};
 use crate::remote::Address;
 use crate::units::parse_size;
 
@@ -133,12 +133,12 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
 /// there: what its legs are on may not be mounted yet.
 fn made_before(context: &Context, name: Option<&str>, legs: &[PathBuf]) -> anyhow::Result<Option<Stopped>> {
     let registry = Registry::new(&context.dirs);
-    let on_legs = legs.iter().find_map(|leg| Some((leg, volume_on(leg)?)));
-    let known = match (name, on_legs) {
+    let on_legs = legs.iter().find_map(|leg| Some((leg, superblock_on(leg)?)));
+    let known = match (name, &on_legs) {
         (Some(name), _) => {
             registry.find(name).map_err(|error| fail(&format!("cannot start {name}"), &error))?
         }
-        (None, Some((_, uuid))) => registry.all().into_iter().find(|known| known.uuid == uuid),
+        (None, Some((_, found))) => registry.all().into_iter().find(|known| known.uuid == found.volume),
         (None, None) => None,
     };
     let stopped = match (on_legs, known) {
@@ -149,8 +149,8 @@ fn made_before(context: &Context, name: Option<&str>, legs: &[PathBuf]) -> anyho
             known.name
         ),
         (None, Some(known)) => Stopped::known(context, known)?,
-        (Some((leg, uuid)), known) => {
-            let called = name_on(leg).unwrap_or_default();
+        (Some((leg, found)), known) => {
+            let called = found.name;
             if let Some(name) = name.filter(|name| *name != called) {
                 bail!(
                     "cannot start {name}: {} is a leg of the volume {called}; give --name {called}, or other legs",
@@ -158,7 +158,7 @@ fn made_before(context: &Context, name: Option<&str>, legs: &[PathBuf]) -> anyho
                 );
             }
             match known {
-                Some(known) if known.uuid == uuid && !known.legs_here().is_empty() => {
+                Some(known) if known.uuid == found.volume && !known.legs_here().is_empty() => {
                     Stopped::known(context, known)?
                 }
                 _ => Stopped::of_legs(&registry, legs)?,
