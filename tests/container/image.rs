@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::engine::{LEAST, SERVE, Site, engine, image, is_podman, ok, said, variable};
+use crate::engine::{Site, engine, image, is_podman, ok, said, variable};
 use crate::rig::sh;
 
 /// Most bytes that it may have.
@@ -102,8 +102,6 @@ fn another_checkout_makes_the_same_layers_of_the_same_program() {
 #[ignore = "tests/container/run runs it"]
 fn what_it_costs_is_measured() {
     let site = Site::new("figures");
-    let legs = site.volume("legs", "/data");
-    let flags = [&LEAST[..], &[&legs]].concat();
     let milliseconds = |work: &dyn Fn()| {
         let begun = Instant::now();
         work();
@@ -112,8 +110,7 @@ fn what_it_costs_is_measured() {
     let nothing =
         milliseconds(&|| drop(ok(&["run", "--rm", "--read-only", "--cap-drop=ALL", &image(), "--version"])));
     let begun = Instant::now();
-    let vol = site.start("vol", &flags, &SERVE);
-    vol.ready();
+    let vol = site.serve(&[], &[]);
     let served = begun.elapsed().as_millis();
     ok(&["stop", &vol.name]);
     let again = milliseconds(&|| vol.start_again());

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::engine::{Container, LEAST, SERVE, Site, USER, engine, image, is_podman, ok, said};
+use crate::engine::{Container, SERVE, Site, USER, engine, image, is_podman, ok, said};
 use crate::rig::{sh, try_sh};
 
 /// Number of CAP_SYS_ADMIN and CAP_DAC_OVERRIDE in sets of capabilities.
@@ -61,10 +61,7 @@ fn a_volume_has_the_privileges_that_are_documented() {
 #[ignore = "tests/container/run runs it"]
 fn as_docker_gives_it_to_root() {
     let site = Site::new("root");
-    let legs = site.volume("legs", "/data");
-    let flags = [&LEAST[..], &["--user=0", "--cap-add=DAC_OVERRIDE", "--tmpfs=/run", &legs]].concat();
-    let vol = site.start("vol", &flags, &SERVE);
-    vol.ready();
+    let vol = site.serve(&["--user=0", "--cap-add=DAC_OVERRIDE", "--tmpfs=/run"], &[]);
     let effective = u64::from_str_radix(&vol.process("CapEff"), 16).unwrap();
     assert_eq!(effective, 1 << SYS_ADMIN | 1 << DAC_OVERRIDE);
     use_volume(&site, &vol);
@@ -82,10 +79,7 @@ fn in_a_user_namespace_nothing_of_the_host_is_given_away() {
         return;
     }
     let site = Site::new("userns");
-    let legs = site.volume("legs", "/data");
-    let flags = [&LEAST[..], &["--uidmap=0:100000:65536", "--gidmap=0:100000:65536", &legs]].concat();
-    let vol = site.start("vol", &flags, &SERVE);
-    vol.ready();
+    let vol = site.serve(&["--uidmap=0:100000:65536", "--gidmap=0:100000:65536"], &[]);
     let pid = vol.inspect(".State.Pid");
     let map = fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
     assert!(map.split_whitespace().eq(["0", "100000", "65536"]), "{map}");

@@ -25,23 +25,17 @@ fn strings(value: &Value) -> Vec<String> {
 
 /// Runs it where nothing of what it names exists: it may fail, but not because it was used wrongly.
 fn is_understood(rig: &Rig, args: &[String]) {
-    let args: Vec<&str> = args.iter().map(String::as_str).filter(|arg| *arg != "--foreground").collect();
-    let args: Vec<String> = args.iter().map(|arg| arg.replace("--startup=30", "--startup=0")).collect();
-    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
-    if let Some(at) = args.iter().position(|arg| *arg == "--startup") {
-        args[at + 1] = "0";
+    let mut args: Vec<String> = args.iter().filter(|arg| *arg != "--foreground").cloned().collect();
+    for at in 0..args.len() {
+        if args[at] == "--startup" {
+            args[at + 1] = "0".to_owned();
+        } else if args[at] == "--startup=30" {
+            args[at] = "--startup=0".to_owned();
+        } else if args[at].ends_with(".img") && !args[at].starts_with("--") {
+            // No legs are made: the folder that they would be in is not there.
+            args[at].insert_str(0, "/nonexistent/");
+        }
     }
-    // No legs are made: the folder that they would be in is not there.
-    let args: Vec<String> = args
-        .iter()
-        .map(|arg| {
-            if arg.ends_with(".img") && !arg.starts_with("--") {
-                format!("/nonexistent/{arg}")
-            } else {
-                (*arg).to_owned()
-            }
-        })
-        .collect();
     let output = rig.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(matches!(output.status.code(), Some(0 | 1)), "{args:?}: {}: {said}", output.status);

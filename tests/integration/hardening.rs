@@ -9,7 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rig::{Rig, everybody_may_use_fuse, have, is_root, sh, try_sh, until};
+use rig::{Rig, everybody_may_use_fuse, have, is_root, newest_slot, sh, try_sh, until};
 use serde_json::Value;
 
 const CAP_IPC_LOCK: u32 = 14;
@@ -170,8 +170,7 @@ fn a_background_daemon_ends_cleanly_by_a_signal() {
         until("the daemon is gone", || !Path::new(&format!("/proc/{pid}/fd/0")).exists());
         assert!(!rig.path("run/v.sock").exists() && !rig.path("vol").exists());
         let report: Value = serde_json::from_str(&rig.ok(&["inspect", "a", "--json"])).unwrap();
-        let newest = report["newest_slot"].as_u64().unwrap() as usize;
-        assert_eq!(report["slots"][newest]["clean"], true, "{signal}");
+        assert_eq!(newest_slot(&report)["clean"], true, "{signal}");
         assert_eq!(report["log"]["dirty_regions"], 0, "{signal}");
     }
 }

@@ -5,13 +5,14 @@ mod rig;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use rig::Rig;
 use rig::log_server::LogServer;
+use rig::way::{free_port, way};
 
 const MIB: u64 = 1 << 20;
 
@@ -25,22 +26,10 @@ struct Way {
 }
 
 impl Way {
-    fn new(to: String) -> Way {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+    fn new(to: &str) -> Way {
         let left = Arc::new(AtomicI64::new(i64::MAX));
         let count = Arc::clone(&left);
-        std::thread::spawn(move || {
-            for one in listener.incoming().map_while(Result::ok) {
-                let Ok(other) = TcpStream::connect(&to) else { continue };
-                for (from, to) in [(&one, &other), (&other, &one)] {
-                    let (from, to, left) =
-                        (from.try_clone().unwrap(), to.try_clone().unwrap(), Arc::clone(&count));
-                    std::thread::spawn(move || pass_on(&from, &to, &left));
-                }
-            }
-        });
-        Way { port, left }
+        Way { port: way(to, move |from, to| pass_on(from, to, &count)), left }
     }
 
     fn cut_after(&self, messages: i64) {
@@ -59,8 +48,6 @@ fn pass_on(mut from: &TcpStream, mut to: &TcpStream, left: &AtomicI64) {
             break;
         }
     }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
 }
 
 /// A header of 160 bytes, whose last four say how much data follows.
@@ -76,10 +63,9 @@ fn message(from: &mut impl Read) -> io::Result<Vec<u8>> {
 #[test]
 fn a_connection_cut_after_any_message_costs_nothing() {
     let rig = Rig::new();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let server = format!("127.0.0.1:{port}");
+    let server = format!("127.0.0.1:{}", free_port());
     let _server = LogServer::start(&rig, &["--tcp", &server, "--insecure"], 1);
-    let way = Way::new(server);
+    let way = Way::new(&server);
     way.cut_after(3);
     let log = format!("remote:insecure:127.0.0.1:{}", way.port);
     rig.create("64MiB", &["--log", &log, "--region-size", "1MiB"]);

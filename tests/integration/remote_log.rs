@@ -111,8 +111,7 @@ fn a_crash_costs_a_resync_of_what_was_dirty() {
 fn the_same_over_tls() {
     let rig = Rig::new();
     rig.ok(&["log", "cert", "tls", "--host", "localhost", "--client", "volume"]);
-    // A port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = rig::way::free_port();
     let listen = format!("127.0.0.1:{port}");
     let server =
         ["--tls-cert", "tls/server.pem", "--tls-key", "tls/server-key.pem", "--tls-ca", "tls/ca.pem"];

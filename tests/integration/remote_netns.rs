@@ -5,7 +5,7 @@ mod rig;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -13,6 +13,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use rig::log_server::LogServer;
+use rig::way::{free_port, way};
 use rig::{Rig, is_root, sh, try_sh, until};
 
 const MIB: u64 = 1 << 20;
@@ -171,42 +172,24 @@ fn a_start_over_a_cut_link_is_refused_and_a_stop_is_not() {
 }
 
 /// Passes bytes on, each piece so much later.
-fn slow_way(to: &str, delay: Duration) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let to = to.to_owned();
-    std::thread::spawn(move || {
-        for one in listener.incoming().map_while(Result::ok) {
-            let Ok(other) = TcpStream::connect(&to) else { continue };
-            let ways = [
-                (one.try_clone().unwrap(), other.try_clone().unwrap()),
-                (other.try_clone().unwrap(), one.try_clone().unwrap()),
-            ];
-            for (mut from, mut to) in ways {
-                std::thread::spawn(move || {
-                    let mut piece = [0; 65536];
-                    while let Ok(count @ 1..) = from.read(&mut piece) {
-                        std::thread::sleep(delay);
-                        if to.write_all(&piece[..count]).is_err() {
-                            break;
-                        }
-                    }
-                    let _ = to.shutdown(std::net::Shutdown::Both);
-                });
-            }
+fn slowly(mut from: &TcpStream, mut to: &TcpStream, delay: Duration) {
+    let mut piece = [0; 65536];
+    while let Ok(count @ 1..) = from.read(&mut piece) {
+        std::thread::sleep(delay);
+        if to.write_all(&piece[..count]).is_err() {
+            break;
         }
-    });
-    port
+    }
 }
 
 #[test]
 fn a_slow_way_to_the_server_costs_time_and_nothing_else() {
     let rig = Rig::new();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let server = format!("127.0.0.1:{port}");
+    let server = format!("127.0.0.1:{}", free_port());
     let _server = LogServer::start(&rig, &["--tcp", &server, "--insecure"], 1);
     let delay = Duration::from_millis(40);
-    let log = format!("remote:insecure:127.0.0.1:{}", slow_way(&server, delay));
+    let slow = way(&server, move |from, to| slowly(from, to, delay));
+    let log = format!("remote:insecure:127.0.0.1:{slow}");
     let volume = rig.create("64MiB", &["--log", &log, "--region-size", "1MiB"]);
     let file = File::options().write(true).open(&volume).unwrap();
     for region in 0..64 {

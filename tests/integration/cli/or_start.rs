@@ -5,15 +5,14 @@ use std::fs;
 use serde_json::Value;
 
 use crate::data::fuse;
-use crate::rig::{Rig, is_ublk};
+use crate::rig::{Rig, is_ublk, newest_slot};
 use crate::snapshot::refused;
 
 const SAME: [&str; 9] = ["create", "--or-start", "--legs", "a", "b", "--size", "4M", "--name", "v"];
 
 fn uuid_of_leg(rig: &Rig, leg: &str) -> Value {
     let report: Value = serde_json::from_str(&rig.ok(&["inspect", leg, "--json"])).unwrap();
-    let newest = report["newest_slot"].as_u64().unwrap() as usize;
-    report["slots"][newest]["volume"].clone()
+    newest_slot(&report)["volume"].clone()
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "a module of test binaries")]
 
 pub mod log_server;
+pub mod way;
 pub mod yaml;
 
 use std::fs;
@@ -233,6 +234,11 @@ pub fn have(program: &str, what: &str) -> bool {
         println!("SKIP: {what}: {program} is not installed");
     }
     found
+}
+
+/// The superblock that counts, of what `inspect --json` says of a leg.
+pub fn newest_slot(report: &Value) -> &Value {
+    &report["slots"][report["newest_slot"].as_u64().unwrap() as usize]
 }
 
 /// Whether users without privilege may open /dev/fuse, as udev lets them; prints the skip if not.
