@@ -158,11 +158,9 @@ pub(super) fn build(root: &Path) -> Result<PathBuf> {
 pub(super) fn build_static(root: &Path, package: &str, name: &str) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let folder = root.join("target/vm-build");
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.current_dir(root).env("RUSTFLAGS", "-C target-feature=+crt-static");
-    command.env("CARGO_TARGET_DIR", &folder);
-    let what = ["build", "--quiet", "--release", "--package", package, "--bin", name, "--target", TARGET];
-    program::run(command.args(what))?;
+    let mut command = Command::new(root.join("scripts/static"));
+    command.current_dir(root).env("CARGO_TARGET_DIR", &folder);
+    program::run(command.args(["build", "--quiet", "--release", "--package", package, "--bin", name]))?;
     Ok(folder.join(TARGET).join("release").join(name))
 }
 
