@@ -57,9 +57,8 @@ pub(super) fn run(context: &Context, _: &Args) -> anyhow::Result<()> {
 }
 
 fn row(context: &Context, name: &str, known: Option<&Known>) -> Option<Row> {
-    let asked = Client::connect(&context.dirs, name).and_then(|mut client| client.status());
-    let state = match asked {
-        Ok(status) => return Some(running(status)),
+    let state = match Client::reach(&context.dirs, name) {
+        Ok((_, status)) => return Some(running(status)),
         Err(ClientError::NotRunning { .. }) => {
             let legs = known.map_or(0, |known| known.legs_here().len());
             match (legs, context.dirs.socket(name).exists()) {

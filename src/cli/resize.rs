@@ -38,8 +38,11 @@ struct Done<'a> {
 
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot resize {}", args.name);
-    let was = match Client::connect(&context.dirs, &args.name) {
-        Ok(mut client) => grow(&mut client, args.size).map_err(|error| fail(&doing, &error))?,
+    let was = match Client::reach(&context.dirs, &args.name) {
+        Ok((mut client, status)) => {
+            client.ask(&Request::Resize { size: args.size }).map_err(|error| fail(&doing, &error))?;
+            status.size_bytes
+        }
         Err(ClientError::NotRunning { .. }) => shrink(context, args, &doing)?,
         Err(error) => return Err(fail(&doing, &error)),
     };
@@ -50,12 +53,6 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
 }
 
 /// Gives the size that it had.
-fn grow(client: &mut Client, size: u64) -> Result<u64, ClientError> {
-    let was = client.status()?.size_bytes;
-    client.ask(&Request::Resize { size })?;
-    Ok(was)
-}
-
 fn shrink(context: &Context, args: &Args, doing: &str) -> anyhow::Result<u64> {
     let registry = Registry::new(&context.dirs);
     let Some(mut known) = registry.find(&args.name).map_err(|error| fail(doing, &error))? else {

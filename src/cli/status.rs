@@ -31,8 +31,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let name = args.name.clone().map_or_else(|| only_volume(context), Ok)?;
     let doing = format!("cannot show {name}");
     let failed = client_failed(context, &doing);
-    let mut client = Client::connect(&context.dirs, &name).map_err(failed)?;
-    let status = client.status().map_err(failed)?;
+    let (client, status) = Client::reach(&context.dirs, &name).map_err(failed)?;
     if args.watch {
         return watch(context, client, status, &doing);
     }
@@ -42,8 +41,9 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
 /// The only volume that runs, legs aside that were split off and are served for reading.
 fn only_volume(context: &Context) -> anyhow::Result<String> {
     let is_volume = |name: &String| {
-        let status = Client::connect(&context.dirs, name).and_then(|mut client| client.status());
-        !matches!(status, Err(ClientError::NotRunning { .. })) && !status.is_ok_and(|status| status.read_only)
+        let reached = Client::reach(&context.dirs, name);
+        !matches!(reached, Err(ClientError::NotRunning { .. }))
+            && !reached.is_ok_and(|(_, status)| status.read_only)
     };
     let mut names: Vec<String> = context.dirs.sockets().into_iter().filter(is_volume).collect();
     match (names.pop(), names.len()) {

@@ -29,14 +29,13 @@ pub(super) struct Args {
 pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot stop {}", args.name);
     let failed = client_failed(context, &doing);
-    let mut client = match Client::connect(&context.dirs, &args.name) {
+    let (mut client, status) = match Client::reach(&context.dirs, &args.name) {
         Err(ClientError::NotRunning { .. }) if remove_waiting(context, args, &doing)? => {
             return stopped(context, &args.name, &[]);
         }
-        client => client.map_err(failed)?,
+        reached => reached.map_err(failed)?,
     };
     let daemon = client.daemon();
-    let legs = client.status().map_err(failed)?.legs;
     let left_behind = match client.ask(&Request::Stop { force: args.force }).map_err(failed)? {
         Response::Done { left_behind } => left_behind,
         _ => Vec::new(),
@@ -49,7 +48,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         daemon.wait_ended();
     }
     // The kernel may let go of its files a little later: whoever is told that it is stopped can use them.
-    for leg in legs {
+    for leg in status.legs {
         let _ = OpenLeg::open_waiting(&leg.path, Patience::SHORT);
     }
     stopped(context, &args.name, &[])

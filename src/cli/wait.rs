@@ -44,20 +44,16 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let doing = format!("cannot wait for {}", args.name);
     let failed = client_failed(context, &doing);
     let begun = Instant::now();
-    let mut client = loop {
-        match Client::connect(&context.dirs, &args.name) {
+    let (mut client, mut status) = loop {
+        match Client::reach(&context.dirs, &args.name) {
             Err(ClientError::NotRunning { .. }) if begun.elapsed() < Duration::from_secs(args.startup) => {
                 thread::sleep(STARTUP_PERIOD);
             }
-            client => break client.map_err(failed)?,
+            reached => break reached.map_err(failed)?,
         }
     };
     let mut bar: Option<ProgressBar> = None;
-    let status = loop {
-        let status = client.status().map_err(failed)?;
-        if is_over(&status, args.degraded_ok)? {
-            break status;
-        }
+    while !is_over(&status, args.degraded_ok)? {
         if args.timeout.is_some_and(|seconds| begun.elapsed() >= Duration::from_secs(seconds)) {
             let seconds = format_seconds(begun.elapsed().as_secs());
             let left = progress(&status).map_or(String::new(), |progress| format!("; resync {progress}"));
@@ -67,7 +63,8 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
             show(bar.get_or_insert_with(new_bar), &status);
         }
         thread::sleep(PERIOD);
-    };
+        status = client.status().map_err(failed)?;
+    }
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }

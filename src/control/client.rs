@@ -97,6 +97,17 @@ impl Client {
         Ok(Client { name: name.to_owned(), socket, stream })
     }
 
+    /// Connects to the daemon of `name`, and asks how its volume is: while a daemon dies the kernel still takes
+    /// connections for it, and only the answer tells that it runs.
+    ///
+    /// # Errors
+    /// [`ClientError::NotRunning`] if there is none, or none that lives. See [`Client::ask`].
+    pub fn reach(dirs: &Dirs, name: &str) -> Result<(Client, VolumeStatus), ClientError> {
+        let mut client = Client::connect(dirs, name)?;
+        let status = client.status()?;
+        Ok((client, status))
+    }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors

@@ -217,10 +217,10 @@ pub(super) fn merge(volume: &Volume, dirs: &Dirs, name: &str, full: bool) -> Res
 
 /// The volume that this process serves, other than our own.
 fn served_by(dirs: &Dirs, own: &str, pid: u32) -> Option<String> {
-    dirs.sockets().into_iter().filter(|name| name != own).find(|name| {
-        Client::connect(dirs, name)
-            .is_ok_and(|mut client| client.status().is_ok_and(|status| status.pid == pid))
-    })
+    dirs.sockets()
+        .into_iter()
+        .filter(|name| name != own)
+        .find(|name| Client::reach(dirs, name).is_ok_and(|(_, status)| status.pid == pid))
 }
 
 fn place(known: &mut Known, leg: Leg, path: PathBuf) {
