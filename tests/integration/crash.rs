@@ -1,14 +1,12 @@
 //! The daemon is killed without warning; nothing that was flushed may be lost, only dirty regions may be
 //! copied, and the legs must end up equal.
 
-mod rig;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rig::{Rig, have, sh, try_sh, until};
+use crate::rig::{Rig, have, sh, try_sh, until};
 
 const MIB: u64 = 1 << 20;
 

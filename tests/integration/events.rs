@@ -1,10 +1,5 @@
 //! What happens to a volume, as those who follow it see it, and the hook that is run for each event.
 
-mod rig;
-
-#[path = "cli/snapshot.rs"]
-mod snapshot;
-
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -13,15 +8,15 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rig::{Rig, is_root, sh, until};
+use crate::rig::{Rig, is_root, sh, until};
+use crate::snapshot::{error_of, refused};
 use serde_json::Value;
-use snapshot::{error_of, refused};
 
 const MIB: u64 = 1 << 20;
 
 /// Whether volumes can be served here; prints the skip if not.
 fn fuse() -> bool {
-    let there = rig::is_ublk() || File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    let there = crate::rig::is_ublk() || File::options().read(true).write(true).open("/dev/fuse").is_ok();
     if !there {
         println!("SKIP: events of a running volume: /dev/fuse cannot be opened");
     }
@@ -152,7 +147,7 @@ fn a_leg_that_is_full_alone_fails_and_comes_back() {
     assert_eq!(short(&follower.next()), "started");
     let ballast = disk.join("ballast");
     // As much as there is, and then what is too little for a block more.
-    rig::try_sh("dd", &["if=/dev/zero", &format!("of={}", ballast.display()), "bs=64k"]);
+    crate::rig::try_sh("dd", &["if=/dev/zero", &format!("of={}", ballast.display()), "bs=64k"]);
     let volume = File::options().write(true).open(rig.volume()).unwrap();
     volume.write_all_at(&vec![9; 8 * MIB as usize], 0).unwrap();
     volume.sync_all().unwrap();
@@ -322,7 +317,7 @@ fn what_is_no_hook() {
     }
     rig.create("4M", &[]);
     rig.ok(&["stop", "v"]);
-    snapshot::refused(&rig, &["start", "v", "--event-hook", "hook"], 2, &["whole path"]);
+    crate::snapshot::refused(&rig, &["start", "v", "--event-hook", "hook"], 2, &["whole path"]);
     if is_root() {
         sh("chmod", &["755", plain.to_str().unwrap()]);
         rig.ok(&["start", "v", "--event-hook", plain.to_str().unwrap()]);

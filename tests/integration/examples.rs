@@ -1,13 +1,11 @@
 //! What examples/ and docs/containers.md say to mirrord is what it understands. Whether it works is seen in containers:
 //! tests/container.
 
-mod rig;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use rig::{Rig, yaml};
+use crate::rig::{Rig, yaml};
 use serde_json::Value;
 
 fn text(path: &str) -> String {

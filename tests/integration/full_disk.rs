@@ -1,14 +1,12 @@
 //! Legs that run out of space: the writer is told, no leg is lost for it when all are full, and one
 //! that is full alone comes back by itself.
 
-mod rig;
-
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rig::{Rig, until};
+use crate::rig::{Rig, until};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;

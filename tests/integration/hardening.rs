@@ -1,7 +1,5 @@
 //! What protects a daemon, as the kernel sees it, how it ends, and what it tells its service manager.
 
-mod rig;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rig::{Rig, everybody_may_use_fuse, have, is_root, newest_slot, sh, try_sh, until};
+use crate::rig::{Rig, everybody_may_use_fuse, have, is_root, newest_slot, sh, try_sh, until};
 use serde_json::Value;
 
 const CAP_IPC_LOCK: u32 = 14;
@@ -94,7 +92,7 @@ fn a_daemon_keeps_nothing_of_whoever_started_it() {
     fs::write(rig.path("lock"), "").unwrap();
     let script = "exec 9<>lock 10<lock; exec \"$0\" create --legs a b --size 4M --name v --mount vol";
     let mut shell = Command::new("bash");
-    shell.args(["-c", script, &rig::binary()]).current_dir(rig.path("")).stdin(Stdio::null());
+    shell.args(["-c", script, &crate::rig::binary()]).current_dir(rig.path("")).stdin(Stdio::null());
     shell.env("MIRRORD_RUNTIME_DIR", rig.path("run")).env("MIRRORD_STATE_DIR", rig.path("state"));
     assert!(shell.output().unwrap().status.success());
     let pid = rig.status()["pid"].as_u64().unwrap();
@@ -135,7 +133,7 @@ fn a_small_limit_of_locked_memory_hurts_nobody() {
         pid=$("$0" status v --json | tr -d ' ,' | sed -n 's/^"pid":\([0-9]*\)$/\1/p')
         grep VmLck "/proc/$pid/status" >&2
         "$0" stop v >&2"#;
-    let binary = &rig::binary();
+    let binary = &crate::rig::binary();
     let folder = rig.path("");
     let mut args = vec!["bash", "-c", script, binary, folder.to_str().unwrap()];
     if is_root() {
@@ -182,7 +180,7 @@ fn nohup_keeps_its_meaning() {
     }
     let rig = Rig::new();
     let mut command = Command::new("nohup");
-    command.args([&rig::binary(), "create", "--legs", "a", "b", "--size", "4M", "--name", "v"]);
+    command.args([&crate::rig::binary(), "create", "--legs", "a", "b", "--size", "4M", "--name", "v"]);
     command.args(["--foreground"]).current_dir(rig.path("")).stdin(Stdio::null());
     command.env("MIRRORD_RUNTIME_DIR", rig.path("run")).env("MIRRORD_STATE_DIR", rig.path("state"));
     let mut daemon = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();

@@ -1,8 +1,6 @@
 //! Legs that hang: with a time-out the volume goes on without, without one it waits; whatever was under way on
 //! the leg is done once it moves again, and the legs end up equal.
 
-mod rig;
-
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -10,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use rig::{Rig, sh, until};
+use crate::rig::{Rig, sh, until};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;

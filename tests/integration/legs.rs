@@ -1,7 +1,5 @@
 //! Legs that are added to a volume in use, removed, replaced, kept as spares, or made volumes of their own.
 
-mod rig;
-
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -10,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rig::{Rig, until};
+use crate::rig::{Rig, until};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 32 * MIB;
@@ -193,7 +191,7 @@ fn a_leg_is_replaced_while_it_serves() {
         rig.write(mib, mib as u8 + 1);
     }
     let load = Load::on(&rig);
-    rig.ok(&["resync", "v", "--rate", "16MiB"]);
+    rig.ok(&["resync", "v", "--rate", "1MiB"]);
     rig.ok(&["leg", "replace", "v", "b", "c"]);
     assert!(is_leg(&rig, 1, "b", "in_sync"), "it stays until the new one is in sync: {:?}", legs(&rig));
     assert_eq!(rig.status()["legs"][2]["replaces"], 1);

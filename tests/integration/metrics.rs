@@ -1,10 +1,5 @@
 //! Figures for Prometheus: fetched, understood and compared with status; and addresses that are refused.
 
-mod rig;
-
-#[path = "cli/snapshot.rs"]
-mod snapshot;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -12,13 +7,13 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
-use rig::{Rig, sh};
+use crate::rig::{Rig, sh};
+use crate::snapshot::refused;
 use serde_json::Value;
-use snapshot::refused;
 
 /// Whether volumes can be served here; prints the skip if not.
 fn fuse() -> bool {
-    let there = rig::is_ublk() || File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    let there = crate::rig::is_ublk() || File::options().read(true).write(true).open("/dev/fuse").is_ok();
     if !there {
         println!("SKIP: metrics of a running volume: /dev/fuse cannot be opened");
     }

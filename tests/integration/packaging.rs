@@ -1,13 +1,11 @@
 //! What `make install` puts where, and that systemd and udev understand it.
 
-mod rig;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use rig::{Rig, have, try_sh, until};
+use crate::rig::{Rig, have, try_sh, until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_mirrord");
 
@@ -164,7 +162,7 @@ struct Sandbox<'a> {
 impl Sandbox<'_> {
     /// `None` with a printed reason where that cannot be tried.
     fn of<'a>(rig: &'a Rig, unit: &str) -> Option<Sandbox<'a>> {
-        if !rig::is_root() || fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
+        if !crate::rig::is_root() || fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
             println!("SKIP: the unit's sandbox: needs root and /dev/fuse");
             return None;
         }
@@ -204,7 +202,8 @@ impl Sandbox<'_> {
         let mut allowed = BTreeSet::new();
         let mut groups: Vec<String> = self.value("SystemCallFilter").split(' ').map(str::to_owned).collect();
         while let Some(group) = groups.pop() {
-            for line in rig::sh("systemd-analyze", &["syscall-filter", &group]).lines().map(str::trim) {
+            for line in crate::rig::sh("systemd-analyze", &["syscall-filter", &group]).lines().map(str::trim)
+            {
                 match line.chars().next() {
                     None | Some('#') => {}
                     Some('@') if line != group => groups.push(line.to_owned()),
@@ -236,11 +235,11 @@ fn the_units_sandbox_has_room_for_a_daemon() {
     let mut daemon = sandbox.start(&legs);
     until("the volume is served", || rig.run(&["status", "v"]).status.success());
     let volume = rig.path("vol");
-    rig::sh(
+    crate::rig::sh(
         "dd",
         &["if=/dev/urandom", &format!("of={}", volume.display()), "bs=1M", "count=8", "conv=notrunc,fsync"],
     );
-    rig::sh("fallocate", &["-p", "-l", "1M", volume.to_str().unwrap()]);
+    crate::rig::sh("fallocate", &["-p", "-l", "1M", volume.to_str().unwrap()]);
     rig.ok(&["stop", "v"]);
     assert!(daemon.wait().unwrap().success());
     sandbox.was_large_enough();

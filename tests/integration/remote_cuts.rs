@@ -1,8 +1,6 @@
 //! A connection to a log server that is cut after every message of the talk in turn: of a start, a write, a resync and a
 //! goodbye. The next connection has to make good for it, whatever was lost.
 
-mod rig;
-
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -10,9 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use rig::Rig;
-use rig::log_server::LogServer;
-use rig::way::{free_port, way};
+use crate::rig::Rig;
+use crate::rig::log_server::LogServer;
+use crate::rig::way::{free_port, way};
 
 const MIB: u64 = 1 << 20;
 

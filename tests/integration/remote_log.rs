@@ -1,7 +1,5 @@
 //! Volumes whose log a `mirrord log serve` keeps: crashes of either side, a server that is away, and a log that two want.
 
-mod rig;
-
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
@@ -11,8 +9,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rig::log_server::LogServer;
-use rig::{Rig, have, sh, until};
+use crate::rig::log_server::LogServer;
+use crate::rig::{Rig, have, sh, until};
 
 const MIB: u64 = 1 << 20;
 const UNIX: &str = "remote:unix:log.sock";
@@ -111,7 +109,7 @@ fn a_crash_costs_a_resync_of_what_was_dirty() {
 fn the_same_over_tls() {
     let rig = Rig::new();
     rig.ok(&["log", "cert", "tls", "--host", "localhost", "--client", "volume"]);
-    let port = rig::way::free_port();
+    let port = crate::rig::way::free_port();
     let listen = format!("127.0.0.1:{port}");
     let server =
         ["--tls-cert", "tls/server.pem", "--tls-key", "tls/server-key.pem", "--tls-ca", "tls/ca.pem"];

@@ -1,8 +1,6 @@
 //! Two network namespaces as two hosts: a volume in one, its log server in the other, and the link between them cut at every
 //! phase, and slow. Needs root.
 
-mod rig;
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,9 +10,9 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rig::log_server::LogServer;
-use rig::way::{free_port, way};
-use rig::{Rig, is_root, sh, try_sh, until};
+use crate::rig::log_server::LogServer;
+use crate::rig::way::{free_port, way};
+use crate::rig::{Rig, is_root, sh, try_sh, until};
 
 const MIB: u64 = 1 << 20;
 const SERVER: &str = "10.213.0.2:7411";

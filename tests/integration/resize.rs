@@ -1,15 +1,13 @@
 //! Volumes made larger while they are used, and killed on the way; made smaller while they are not.
 
-mod rig;
-
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use rig::{Rig, have, sh, try_sh};
+use crate::rig::{Rig, have, sh, try_sh};
 
 const MIB: u64 = 1 << 20;
 
@@ -155,16 +153,13 @@ fn a_daemon_killed_while_it_grows_leaves_the_old_size_or_the_new() {
         let next = known + 1 + round % 3;
         rig.write(round % known, round as u8 + 1);
         bytes[(round % known) as usize] = round as u8 + 1;
-        let pid = rig.status()["pid"].as_u64().unwrap().to_string();
+        let daemon = rig.daemon();
         let resize = rig.command(&["resize", "v", "--size", &format!("{next}MiB")]);
         let mut resize = { resize }.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // From before it asks to after it was answered, which takes 10 ms or so.
         thread::sleep(Duration::from_micros(500 + round * 700));
-        sh("kill", &["-9", &pid]);
+        daemon.kill();
         let answered = resize.wait().unwrap().success();
-        rig::until("the daemon is gone", || {
-            !Path::new(&format!("/proc/{pid}/fd")).read_dir().is_ok_and(|mut d| d.next().is_some())
-        });
         rig.ok(&["start", "v"]);
         let now = size(&rig) / MIB;
         assert!(now == known || now == next, "{known} or {next} MiB became {now}");
@@ -266,6 +261,13 @@ fn what_cannot_be_resized_is_refused_and_stays_as_it_is() {
     // While nobody serves it.
     rig.kill();
     resize("32MiB", &["not stopped cleanly", "stop it"]);
+    // The same while its daemon dies, which takes connections and answers none.
+    let socket = rig.path("run/v.sock");
+    fs::remove_file(&socket).unwrap();
+    let dying = UnixListener::bind(&socket).unwrap();
+    let dies = thread::spawn(move || drop(dying.accept()));
+    resize("32MiB", &["not stopped cleanly", "stop it"]);
+    dies.join().unwrap();
     rig.ok(&["start", "v"]);
     end(&rig, 64 * MIB);
     let legs = [fs::read(rig.path("a")).unwrap(), fs::read(rig.path("b")).unwrap()];

@@ -1,7 +1,5 @@
 //! Scrubs of volumes whose legs differ, or do not, and of ones that are in use.
 
-mod rig;
-
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -11,7 +9,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use rig::{Rig, until};
+use crate::rig::{Rig, until};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -20,7 +18,7 @@ const SIZE: u64 = 64 * MIB;
 /// A volume of so many legs with something on it, all clean.
 fn volume(legs: &[&str]) -> Rig {
     let rig = Rig::new();
-    let front = if rig::is_ublk() { ["--front", "ublk"] } else { ["--mount", "vol"] };
+    let front = if crate::rig::is_ublk() { ["--front", "ublk"] } else { ["--mount", "vol"] };
     let head = ["create", "--name", "v", "--size", "64MiB", "--region-size", "1MiB", "--legs"];
     rig.ok(&[&head[..], legs, &front].concat());
     let file = File::options().write(true).open(rig.volume()).unwrap();
@@ -166,7 +164,7 @@ fn of_two_legs_neither_is_wrong_until_somebody_says_so() {
 
 #[test]
 fn a_volume_in_use_has_no_differences() {
-    if !rig::have("fio", "scrubs of a volume in use") {
+    if !crate::rig::have("fio", "scrubs of a volume in use") {
         return;
     }
     let rig = volume(&["a", "b", "c"]);
@@ -176,7 +174,7 @@ fn a_volume_in_use_has_no_differences() {
         "--numjobs=4 --size=64m --group_reporting --time_based --runtime=12 --fsync=64 --filename",
     ];
     let fio = format!("{} {} > {}", fio.join(" "), path.display(), out.display());
-    let load = thread::spawn(move || rig::sh("sh", &["-c", &fio]));
+    let load = thread::spawn(move || crate::rig::sh("sh", &["-c", &fio]));
     let mut scrubs = 0;
     while !load.is_finished() {
         let (result, ok) = scrub(&rig, if scrubs % 2 == 0 { &[] } else { &["--repair"] });

@@ -1,12 +1,10 @@
 //! A leg that was split off, served for reading while the volume goes on.
 
-mod rig;
-
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
-use rig::{Rig, is_ublk, sh, try_sh};
+use crate::rig::{Rig, is_ublk, sh, try_sh};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;

@@ -157,7 +157,7 @@ pub(super) fn build(root: &Path) -> Result<PathBuf> {
 /// A program of a package of the workspace, linked statically.
 pub(super) fn build_static(root: &Path, package: &str, name: &str) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let folder = root.join("target/vm-build");
+    let folder = root.join("target/static");
     let mut command = Command::new(root.join("scripts/static"));
     command.current_dir(root).env("CARGO_TARGET_DIR", &folder);
     program::run(command.args(["build", "--quiet", "--release", "--package", package, "--bin", name]))?;

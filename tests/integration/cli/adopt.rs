@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::data::{fuse, leg, leg_with_data, patch};
+use super::data::{fuse, leg, leg_with_data, patch};
 use crate::rig::Rig;
 use crate::snapshot::refused;
 

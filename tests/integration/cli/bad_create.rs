@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use crate::data::{fuse, leg, leg_with_data};
+use super::data::{fuse, leg, leg_with_data};
 use crate::rig::{Rig, is_root, sh, try_sh};
 use crate::snapshot::refused;
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::data::{fuse, leg, leg_with_data, patch};
+use super::data::{fuse, leg, leg_with_data, patch};
 use crate::rig::{Rig, have, sh};
 use crate::snapshot::refused;
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use crate::data::{footer, fuse, leg, leg_with_data, patch, reseal};
+use super::data::{footer, fuse, leg, leg_with_data, patch, reseal};
 use crate::rig::{Rig, is_ublk, sh};
 use crate::snapshot::refused;
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use serde_json::Value;
 
-use crate::data::{fuse, leg, leg_with_data};
+use super::data::{fuse, leg, leg_with_data};
 use crate::rig::{Rig, have, is_ublk, sh};
 use crate::snapshot::refused;
 

@@ -8,7 +8,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::data::fuse;
+use super::data::fuse;
 use crate::rig::{Rig, binary, everybody_may_use_fuse, have, is_root, is_ublk, try_sh};
 use crate::snapshot::Snapshot;
 

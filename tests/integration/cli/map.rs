@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::data::{fuse, leg_with_data};
+use super::data::{fuse, leg_with_data};
 use crate::rig::{Rig, binary, have, try_sh, until};
 use crate::snapshot::error_of;
 

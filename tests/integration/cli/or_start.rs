@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::data::fuse;
+use super::data::fuse;
 use crate::rig::{Rig, is_ublk, newest_slot};
 use crate::snapshot::refused;
 

@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::data::{fuse, leg_with_data};
+use super::data::{fuse, leg_with_data};
 use crate::rig::{Rig, binary, is_ublk, newest_slot, sh, until};
 use crate::snapshot::error_of;
 

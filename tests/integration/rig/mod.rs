@@ -9,11 +9,14 @@ pub mod way;
 pub mod yaml;
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
 /// A folder on the real disk in which volumes live.
@@ -104,13 +107,13 @@ impl Rig {
 
     /// Kills the daemon of `v` without warning and waits until it is gone.
     pub fn kill(&self) {
-        let pid = self.status()["pid"].as_u64().unwrap().to_string();
-        sh("kill", &["-9", &pid]);
-        until("the daemon is gone", || {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
-            matches!(state, None | Some('Z' | 'X'))
-        });
+        self.daemon().kill();
+    }
+
+    /// The process that serves `v`.
+    pub fn daemon(&self) -> Daemon {
+        let pid = self.status()["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32)).unwrap();
+        Daemon(pidfd_open(pid, PidfdFlags::empty()).unwrap())
     }
 
     /// Kills the daemon of `v`; its users get errors then, also those of a block device, who would wait.
@@ -126,12 +129,12 @@ impl Rig {
         self.ok(&["wait", "v", "--timeout", "300"]);
     }
 
-    /// Has a command run at the end, before those that were named earlier.
     /// Until one leg is in sync, whatever the others are.
     pub fn wait_for_leg(&self, index: usize) {
         until("the leg is in sync", || self.status()["legs"][index]["state"] == "in_sync");
     }
 
+    /// Has a command run at the end, before those that were named earlier.
     pub fn at_end(&self, command: &[&str]) {
         self.undo.borrow_mut().push(command.iter().map(|&word| word.to_owned()).collect());
     }
@@ -197,6 +200,19 @@ impl Drop for Rig {
 /// The binary under test: the one that was built with the tests, unless they run far from their build.
 pub fn binary() -> String {
     std::env::var("MIRRORD_BIN").unwrap_or(env!("CARGO_BIN_EXE_mirrord").to_owned())
+}
+
+/// A volume's process.
+pub struct Daemon(OwnedFd);
+
+impl Daemon {
+    /// Kills it without warning, and waits until its last thread has let go of its files and locks.
+    pub fn kill(&self) {
+        pidfd_send_signal(&self.0, Signal::KILL).unwrap();
+        let ended =
+            poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&Timespec { tv_sec: 60, tv_nsec: 0 }));
+        assert_eq!(ended, Ok(1), "the daemon is gone");
+    }
 }
 
 /// The front end that volumes of the tests are to have.

@@ -2,21 +2,15 @@
 # shellcheck shell=bash disable=SC2154 # $scratch is set by tests/vm/run
 
 target=x86_64-unknown-linux-gnu
-built=$PWD/target/vm-build/$target/vm
-# Tests of the real binary that run in the guest too; the names are those in Cargo.toml.
-integration=(cli crash full_disk legs scrub split split_serve unprivileged)
+built=$PWD/target/tests/$target/tests
 
-cargo_static() { # subcommand argument..
-  CARGO_TARGET_DIR=target/vm-build nice scripts/static "$1" --quiet --profile vm "${@:2}"
-}
+build_mirrord() { nice scripts/build-tests build --quiet --bin mirrord; }
 
-build_mirrord() { cargo_static build --bin mirrord; }
-
-# Sets $guest, and `tests` to lines "name file" of all test binaries.
+# Sets $guest, and `tests` to lines "name file" of both test binaries.
 build_tests() {
   local messages
-  messages=$(cargo_static test --no-run --message-format json-render-diagnostics --test guest \
-    "${integration[@]/#/--test=}") || return 1
+  messages=$(nice scripts/build-tests test --quiet --no-run --message-format json-render-diagnostics \
+    --test guest --test integration) || return 1
   tests=$(sed -nE 's/.*"kind":\["test"\].*"name":"([a-z_]+)".*"executable":"([^"]+)".*/\1 \2/p' <<<"$messages")
   guest=$(sed -n 's/^guest //p' <<<"$tests")
 }
