@@ -34,7 +34,7 @@ demo:
 
 # Every test that this machine can run; what it cannot is said at the end.
 test:
-	scripts/need build fuse ext4 fio
+	scripts/need build static fuse ext4 fio
 	scripts/test
 
 # Side by side with peers in one run; `make bench ARGS="--quick"` for a glance.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::rig::{Rig, is_root, sh, until};
+use crate::rig::{Rig, can_serve, is_root, sh, try_sh, until};
 use crate::snapshot::{error_of, refused};
 use serde_json::Value;
 
@@ -16,11 +16,7 @@ const MIB: u64 = 1 << 20;
 
 /// Whether volumes can be served here; prints the skip if not.
 fn fuse() -> bool {
-    let there = crate::rig::is_ublk() || File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    if !there {
-        println!("SKIP: events of a running volume: /dev/fuse cannot be opened");
-    }
-    there
+    can_serve("events of a running volume")
 }
 
 /// A running `mirrord events v --json`.
@@ -147,7 +143,7 @@ fn a_leg_that_is_full_alone_fails_and_comes_back() {
     assert_eq!(short(&follower.next()), "started");
     let ballast = disk.join("ballast");
     // As much as there is, and then what is too little for a block more.
-    crate::rig::try_sh("dd", &["if=/dev/zero", &format!("of={}", ballast.display()), "bs=64k"]);
+    try_sh("dd", &["if=/dev/zero", &format!("of={}", ballast.display()), "bs=64k"]);
     let volume = File::options().write(true).open(rig.volume()).unwrap();
     volume.write_all_at(&vec![9; 8 * MIB as usize], 0).unwrap();
     volume.sync_all().unwrap();

@@ -7,7 +7,9 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::rig::{Rig, everybody_may_use_fuse, have, is_root, newest_slot, sh, try_sh, until};
+use crate::rig::{
+    Rig, binary, can_serve, everybody_may_use_fuse, have, is_root, newest_slot, sh, try_sh, until,
+};
 use serde_json::Value;
 
 const CAP_IPC_LOCK: u32 = 14;
@@ -15,11 +17,7 @@ const CAP_SYS_RESOURCE: u32 = 24;
 
 /// Whether volumes can be served here; prints the skip if not.
 fn fuse() -> bool {
-    let there = fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    if !there {
-        println!("SKIP: tests of a running daemon: /dev/fuse cannot be opened");
-    }
-    there
+    can_serve("tests of a running daemon")
 }
 
 /// A field of `/proc/PID/status`.
@@ -92,7 +90,7 @@ fn a_daemon_keeps_nothing_of_whoever_started_it() {
     fs::write(rig.path("lock"), "").unwrap();
     let script = "exec 9<>lock 10<lock; exec \"$0\" create --legs a b --size 4M --name v --mount vol";
     let mut shell = Command::new("bash");
-    shell.args(["-c", script, &crate::rig::binary()]).current_dir(rig.path("")).stdin(Stdio::null());
+    shell.args(["-c", script, &binary()]).current_dir(rig.path("")).stdin(Stdio::null());
     shell.env("MIRRORD_RUNTIME_DIR", rig.path("run")).env("MIRRORD_STATE_DIR", rig.path("state"));
     assert!(shell.output().unwrap().status.success());
     let pid = rig.status()["pid"].as_u64().unwrap();
@@ -133,7 +131,7 @@ fn a_small_limit_of_locked_memory_hurts_nobody() {
         pid=$("$0" status v --json | tr -d ' ,' | sed -n 's/^"pid":\([0-9]*\)$/\1/p')
         grep VmLck "/proc/$pid/status" >&2
         "$0" stop v >&2"#;
-    let binary = &crate::rig::binary();
+    let binary = &binary();
     let folder = rig.path("");
     let mut args = vec!["bash", "-c", script, binary, folder.to_str().unwrap()];
     if is_root() {
@@ -180,7 +178,7 @@ fn nohup_keeps_its_meaning() {
     }
     let rig = Rig::new();
     let mut command = Command::new("nohup");
-    command.args([&crate::rig::binary(), "create", "--legs", "a", "b", "--size", "4M", "--name", "v"]);
+    command.args([&binary(), "create", "--legs", "a", "b", "--size", "4M", "--name", "v"]);
     command.args(["--foreground"]).current_dir(rig.path("")).stdin(Stdio::null());
     command.env("MIRRORD_RUNTIME_DIR", rig.path("run")).env("MIRRORD_STATE_DIR", rig.path("state"));
     let mut daemon = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();

@@ -7,17 +7,13 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
-use crate::rig::{Rig, sh};
+use crate::rig::{Rig, can_serve, sh};
 use crate::snapshot::refused;
 use serde_json::Value;
 
 /// Whether volumes can be served here; prints the skip if not.
 fn fuse() -> bool {
-    let there = crate::rig::is_ublk() || File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    if !there {
-        println!("SKIP: metrics of a running volume: /dev/fuse cannot be opened");
-    }
-    there
+    can_serve("metrics of a running volume")
 }
 
 /// Asks, and reads the whole answer: its head and its body.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::rig::{Rig, have, try_sh, until};
+use crate::rig::{Rig, have, is_root, sh, try_sh, until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_mirrord");
 
@@ -162,7 +162,7 @@ struct Sandbox<'a> {
 impl Sandbox<'_> {
     /// `None` with a printed reason where that cannot be tried.
     fn of<'a>(rig: &'a Rig, unit: &str) -> Option<Sandbox<'a>> {
-        if !crate::rig::is_root() || fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
+        if !is_root() || fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
             println!("SKIP: the unit's sandbox: needs root and /dev/fuse");
             return None;
         }
@@ -202,8 +202,7 @@ impl Sandbox<'_> {
         let mut allowed = BTreeSet::new();
         let mut groups: Vec<String> = self.value("SystemCallFilter").split(' ').map(str::to_owned).collect();
         while let Some(group) = groups.pop() {
-            for line in crate::rig::sh("systemd-analyze", &["syscall-filter", &group]).lines().map(str::trim)
-            {
+            for line in sh("systemd-analyze", &["syscall-filter", &group]).lines().map(str::trim) {
                 match line.chars().next() {
                     None | Some('#') => {}
                     Some('@') if line != group => groups.push(line.to_owned()),
@@ -235,11 +234,11 @@ fn the_units_sandbox_has_room_for_a_daemon() {
     let mut daemon = sandbox.start(&legs);
     until("the volume is served", || rig.run(&["status", "v"]).status.success());
     let volume = rig.path("vol");
-    crate::rig::sh(
+    sh(
         "dd",
         &["if=/dev/urandom", &format!("of={}", volume.display()), "bs=1M", "count=8", "conv=notrunc,fsync"],
     );
-    crate::rig::sh("fallocate", &["-p", "-l", "1M", volume.to_str().unwrap()]);
+    sh("fallocate", &["-p", "-l", "1M", volume.to_str().unwrap()]);
     rig.ok(&["stop", "v"]);
     assert!(daemon.wait().unwrap().success());
     sandbox.was_large_enough();

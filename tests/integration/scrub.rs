@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use crate::rig::{Rig, until};
+use crate::rig::{Rig, have, is_ublk, sh, until};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -18,7 +18,7 @@ const SIZE: u64 = 64 * MIB;
 /// A volume of so many legs with something on it, all clean.
 fn volume(legs: &[&str]) -> Rig {
     let rig = Rig::new();
-    let front = if crate::rig::is_ublk() { ["--front", "ublk"] } else { ["--mount", "vol"] };
+    let front = if is_ublk() { ["--front", "ublk"] } else { ["--mount", "vol"] };
     let head = ["create", "--name", "v", "--size", "64MiB", "--region-size", "1MiB", "--legs"];
     rig.ok(&[&head[..], legs, &front].concat());
     let file = File::options().write(true).open(rig.volume()).unwrap();
@@ -164,7 +164,7 @@ fn of_two_legs_neither_is_wrong_until_somebody_says_so() {
 
 #[test]
 fn a_volume_in_use_has_no_differences() {
-    if !crate::rig::have("fio", "scrubs of a volume in use") {
+    if !have("fio", "scrubs of a volume in use") {
         return;
     }
     let rig = volume(&["a", "b", "c"]);
@@ -174,7 +174,7 @@ fn a_volume_in_use_has_no_differences() {
         "--numjobs=4 --size=64m --group_reporting --time_based --runtime=12 --fsync=64 --filename",
     ];
     let fio = format!("{} {} > {}", fio.join(" "), path.display(), out.display());
-    let load = thread::spawn(move || crate::rig::sh("sh", &["-c", &fio]));
+    let load = thread::spawn(move || sh("sh", &["-c", &fio]));
     let mut scrubs = 0;
     while !load.is_finished() {
         let (result, ok) = scrub(&rig, if scrubs % 2 == 0 { &[] } else { &["--repair"] });

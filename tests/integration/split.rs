@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::rig::Rig;
+use crate::rig::{Rig, have, is_root, is_ublk, sh, until};
 use rustix::fs::OFlags;
 
 const MIB: u64 = 1 << 20;
@@ -213,7 +213,7 @@ fn a_split_under_load_is_of_one_moment() {
     let asked = Arc::clone(&ending);
     let writer = thread::spawn(move || {
         // Past the page cache of a block device, or at least through it.
-        let flags = if crate::rig::is_ublk() { OFlags::DSYNC } else { OFlags::empty() };
+        let flags = if is_ublk() { OFlags::DSYNC } else { OFlags::empty() };
         let file = File::options().write(true).custom_flags(flags.bits() as i32).open(path).unwrap();
         let mut count = 0;
         while !asked.load(Ordering::SeqCst) {
@@ -271,7 +271,7 @@ fn two_legs_split_off_at_different_times_are_each_merged_by_their_own_changes() 
     rig.wait();
     for round in 0..2 {
         // Nothing is dirty: what is dirty when the second is split off counts for it, too.
-        crate::rig::until("nothing is dirty", || rig.status()["log"]["dirty_regions"] == 0);
+        until("nothing is dirty", || rig.status()["log"]["dirty_regions"] == 0);
         rig.ok(&["split", "v", "--leg", "b", "--track"]);
         let of_b = bytes(&rig.path("b"));
         (40..50).for_each(|mib| rig.write(mib, 0xb0 + round));
@@ -299,36 +299,36 @@ fn two_legs_split_off_at_different_times_are_each_merged_by_their_own_changes() 
 #[test]
 fn the_file_system_on_a_split_leg_is_as_it_was() {
     let rig = Rig::new();
-    if !crate::rig::is_root() || !crate::rig::have("mkfs.ext4", "the file system of a split leg") {
+    if !is_root() || !have("mkfs.ext4", "the file system of a split leg") {
         println!("SKIP the_file_system_on_a_split_leg_is_as_it_was: needs root and mkfs.ext4");
         return;
     }
     rig.create("256MiB", &["--region-size", "1MiB"]);
     let Some(device) = rig.loop_device(&rig.volume()) else { return };
-    crate::rig::sh("mkfs.ext4", &["-q", &device]);
+    sh("mkfs.ext4", &["-q", &device]);
     let (ours, theirs) = (rig.path("ours"), rig.path("theirs"));
     fs::create_dir(&ours).unwrap();
     fs::create_dir(&theirs).unwrap();
     let (ours, theirs) = (ours.to_str().unwrap(), theirs.to_str().unwrap());
-    crate::rig::sh("mount", &[&device, ours]);
+    sh("mount", &[&device, ours]);
     rig.at_end(&["umount", ours]);
     for round in 0..2u8 {
         fs::write(format!("{ours}/kept"), [round; 5000]).unwrap();
-        crate::rig::sh("sync", &["-f", ours]);
+        sh("sync", &["-f", ours]);
         rig.wait();
         rig.ok(&["split", "v", "--leg", "b", "--track", "--yes"]);
         let before = copied(&rig, 1);
         // 100 MiB elsewhere, and what was there overwritten.
         fs::write(format!("{ours}/new"), vec![round + 1; 100 << 20]).unwrap();
         fs::write(format!("{ours}/kept"), [0xff; 5000]).unwrap();
-        crate::rig::sh("sync", &["-f", ours]);
+        sh("sync", &["-f", ours]);
         // What is mounted is not replayed: the file system is read as the split left it.
-        crate::rig::sh("mount", &["-o", "loop,ro,noload", rig.path("b").to_str().unwrap(), theirs]);
+        sh("mount", &["-o", "loop,ro,noload", rig.path("b").to_str().unwrap(), theirs]);
         assert_eq!(fs::read(format!("{theirs}/kept")).unwrap(), [round; 5000]);
         if round == 0 {
             assert!(!Path::new(&format!("{theirs}/new")).exists());
         }
-        crate::rig::sh("umount", &[theirs]);
+        sh("umount", &[theirs]);
         let stale = rig.status()["legs"][1]["stale_regions"].as_u64().unwrap();
         assert!((100..200).contains(&stale), "{stale} regions of 256 changed");
         rig.ok(&["merge", "v", "b"]);
@@ -336,14 +336,14 @@ fn the_file_system_on_a_split_leg_is_as_it_was() {
         let now = copied(&rig, 1) - before;
         assert!(now >= stale * MIB && now <= (stale + 8) * MIB, "{now} bytes copied of {stale} regions");
     }
-    crate::rig::sh("umount", &[ours]);
-    crate::rig::sh("e2fsck", &["-fn", &device]);
-    crate::rig::sh("losetup", &["-d", &device]);
+    sh("umount", &[ours]);
+    sh("e2fsck", &["-fn", &device]);
+    sh("losetup", &["-d", &device]);
     rig.wait();
     rig.ok(&["stop", "v"]);
     rig.assert_same("a", "b", 256 * MIB);
     for leg in ["a", "b"] {
-        crate::rig::sh("e2fsck", &["-fn", rig.path(leg).to_str().unwrap()]);
+        sh("e2fsck", &["-fn", rig.path(leg).to_str().unwrap()]);
     }
 }
 

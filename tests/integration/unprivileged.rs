@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::rig::{Rig, everybody_may_use_fuse, is_root, is_ublk, try_sh};
+use crate::rig::{Rig, binary, everybody_may_use_fuse, is_root, is_ublk, try_sh};
 
 const SCRIPT: &str = r#"
 set -e
@@ -32,7 +32,7 @@ fn a_plain_user_can_do_everything() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
     }
     fs::write(rig.path("script"), SCRIPT).unwrap();
-    let (binary, script) = (crate::rig::binary(), rig.path("script"));
+    let (binary, script) = (binary(), rig.path("script"));
     let mut args: Vec<&str> = Vec::new();
     if is_root() {
         args.extend(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]);

@@ -4,15 +4,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use crate::rig::{Rig, is_ublk};
+use crate::rig::{Rig, can_serve};
 
 /// Whether volumes can be served here; prints the skip if not.
 pub(crate) fn fuse() -> bool {
-    let there = is_ublk() || File::options().read(true).write(true).open("/dev/fuse").is_ok();
-    if !there {
-        println!("SKIP: tests of a running volume: /dev/fuse cannot be opened");
-    }
-    there
+    can_serve("tests of a running volume")
 }
 
 /// A file that is one hole.

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::data::fuse;
-use crate::rig::{Rig, is_ublk, newest_slot};
+use crate::rig::{Rig, is_ublk, newest_slot, until};
 use crate::snapshot::refused;
 
 const SAME: [&str; 9] = ["create", "--or-start", "--legs", "a", "b", "--size", "4M", "--name", "v"];
@@ -78,7 +78,7 @@ fn it_starts_what_became_of_the_volume() {
     rig.ok(&SAME);
     rig.ok(&["leg", "replace", "v", "b", "c"]);
     rig.wait();
-    crate::rig::until("the leg has left", || {
+    until("the leg has left", || {
         rig.status()["legs"].as_array().unwrap().iter().filter(|leg| leg["state"] == "in_sync").count() == 2
     });
     rig.ok(&["stop", "v"]);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use mirrord_log::wire::{Frame, FrameError, LogName, Request, encode_request};
 use mirrord_raid::Errno;
 
-use crate::rig::{Rig, until};
+use crate::rig::{Rig, sh, until};
 
 /// A server that ends with the test.
 pub(crate) struct Server {
@@ -57,7 +57,7 @@ impl Server {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        crate::rig::sh("kill", &["-s", name, &self.pid().to_string()]);
+        sh("kill", &["-s", name, &self.pid().to_string()]);
     }
 
     /// Waits for its end; whether that was a success.

@@ -257,6 +257,15 @@ pub fn newest_slot(report: &Value) -> &Value {
     &report["slots"][report["newest_slot"].as_u64().unwrap() as usize]
 }
 
+/// Whether volumes can be served here; prints the skip if not.
+pub fn can_serve(what: &str) -> bool {
+    let there = is_ublk() || fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    if !there {
+        println!("SKIP: {what}: /dev/fuse cannot be opened");
+    }
+    there
+}
+
 /// Whether users without privilege may open /dev/fuse, as udev lets them; prints the skip if not.
 pub fn everybody_may_use_fuse(what: &str) -> bool {
     let may = fs::metadata("/dev/fuse").is_ok_and(|node| node.permissions().mode() & 0o006 == 0o006);

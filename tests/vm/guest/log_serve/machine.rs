@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use super::{REGIONS, SIZE, dirty, sectors_written, status};
+use super::{REGIONS, SIZE, dirty, dm_create, remove, sectors_written, until_in_sync};
 use crate::cases::{boot, kill_me_in};
 use crate::devices::load;
 use crate::rig::{Rig, sh, until};
@@ -30,8 +30,8 @@ pub(crate) fn only_what_is_dirty_is_resynced() {
         "0 {sectors} mirror userspace {words} machine disk /dev/vdc 1024{mode} 2 /dev/vda 0 /dev/vdb 0 1 \
          handle_errors"
     );
-    super::dm_create("m", &table);
-    until("all is in sync", || status("m").starts_with(&format!("{REGIONS}/{REGIONS} ")));
+    dm_create("m", &table);
+    until_in_sync("m");
     let copied = (sectors_written("/dev/vdb") - before) / (sectors / REGIONS);
     assert_eq!(copied, found.len() as u64, "regions that were copied");
     sh("cmp", &["-n", &SIZE.to_string(), "/dev/vda", "/dev/vdb"]);
@@ -46,7 +46,7 @@ pub(crate) fn only_what_is_dirty_is_resynced() {
         kill_me_in(2000);
         panic!("it was to be killed, and fio ended: {:?}", fio.wait());
     }
-    sh("dmsetup", &["remove", "--retry", "m"]);
+    remove("m");
     assert!(dirty(&rig, "/dev/vdc").is_empty());
     rig.ok(&["log", "stop"]);
     assert!(server.wait().unwrap().success());
