@@ -84,7 +84,11 @@ pub(super) struct RawSlot {
     place: [u8; MAX_PLACE],
     legs: [RawLeg; MAX_LEGS],
     lineage: RawLineage,
-    reserved: [u8; 1856],
+    progress: [u8; 128],
+    log_identity: [u8; 128],
+    leg_file: [u8; 128],
+    recent: [u8; 1152],
+    reserved: [u8; 320],
 }
 
 const _: () = assert!(size_of::<RawLeg>() == 24);
@@ -103,7 +107,11 @@ const _: () = assert!(offset_of!(RawSlot, name) == 112);
 const _: () = assert!(offset_of!(RawSlot, place) == 176);
 const _: () = assert!(offset_of!(RawSlot, legs) == 1200);
 const _: () = assert!(offset_of!(RawSlot, lineage) == 1392);
-const _: () = assert!(offset_of!(RawSlot, reserved) == 2240);
+const _: () = assert!(offset_of!(RawSlot, progress) == 2240);
+const _: () = assert!(offset_of!(RawSlot, log_identity) == 2368);
+const _: () = assert!(offset_of!(RawSlot, leg_file) == 2496);
+const _: () = assert!(offset_of!(RawSlot, recent) == 2624);
+const _: () = assert!(offset_of!(RawSlot, reserved) == 3776);
 
 impl RawSlot {
     pub(super) fn checksum(&mut self) {
