@@ -126,6 +126,10 @@ struct Own {
 /// How long the end of a volume may wait for its event hook.
 const HOOK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a stop by a signal may take. A leg that hangs and has no time-out would hold it up for ever. Less than the
+/// `TimeoutStopSec` of the systemd units, whose SIGKILL says nothing.
+const STOP_PATIENCE: Duration = Duration::from_secs(4 * 60);
+
 /// A volume that this process serves.
 pub struct Served {
     volume: Arc<Volume>,
@@ -344,10 +348,24 @@ fn start_threads(
             if let Some(manager) = &manager {
                 manager.stopping();
             }
+            if let Err(error) = end_after(STOP_PATIENCE) {
+                tracing::warn!(%error, "the time that the stop may take is not limited");
+            }
             stop_on_signal(&volume);
         }
     };
     thread::Builder::new().name("mirrord-signals".to_owned()).spawn(on_signal).map(drop)
+}
+
+/// Ends the process after this time, if it is still there: as after a crash, the log tells the next start what to
+/// resync.
+fn end_after(patience: Duration) -> std::io::Result<()> {
+    let end = move || {
+        thread::sleep(patience);
+        tracing::error!("the stop did not end in {patience:?}: this process ends without it, as in a crash");
+        std::process::exit(1);
+    };
+    thread::Builder::new().name("mirrord-grace".to_owned()).spawn(end).map(drop)
 }
 
 /// The event hook, if there is one. That it cannot be run is no reason not to serve.

@@ -22,4 +22,5 @@ mod scrub;
 mod snapshot;
 mod split;
 mod split_serve;
+mod stop;
 mod unprivileged;

@@ -10,7 +10,8 @@ use crate::types::{Errno, LegSet, LegState};
 
 impl LogWorker {
     pub(super) fn may_commit(&self) -> bool {
-        self.committing.is_none() && (!self.log_on_legs || matches!(self.doing, Doing::Nothing))
+        let is_over = matches!(self.stopping, Stopping::Unclear | Stopping::Recording | Stopping::Done);
+        !is_over && self.committing.is_none() && (!self.log_on_legs || matches!(self.doing, Doing::Nothing))
     }
 
     pub(super) fn start_commit(&mut self, actions: &mut Vec<WorkerAction>) {
@@ -46,6 +47,11 @@ impl LogWorker {
         if self.log_on_legs && !failed.is_empty() && !self.fail_legs(legs.minus(failed), &errors) {
             let errno = self.in_sync().iter().find_map(|leg| errors[leg.index()]).unwrap_or(Errno::EIO);
             self.clears = true;
+            self.end_split_without_metadata();
+            if self.stopping == Stopping::Cleared {
+                // The legs have a log that says more than is so. Trying again at once may go on for ever.
+                self.stopping = Stopping::Unclear;
+            }
             for (region, from) in marks {
                 self.mark_failed(region, from, errno, actions);
             }
@@ -185,14 +191,17 @@ impl LogWorker {
             self.stopping = Stopping::Cleared;
             return self.start_clear(true);
         }
-        if self.stopping == Stopping::Cleared {
-            if self.clears {
-                self.start_commit(actions);
-            } else {
-                self.stopping = Stopping::Recording;
-                self.start_record(self.mirror.regions.unclean() == 0, actions);
-            }
+        match self.stopping {
+            Stopping::Cleared if self.clears => self.start_commit(actions),
+            Stopping::Cleared => self.record_stop(self.mirror.regions.unclean() == 0, actions),
+            Stopping::Unclear => self.record_stop(false, actions),
+            Stopping::No | Stopping::Asked | Stopping::Recording | Stopping::Done => {}
         }
+    }
+
+    fn record_stop(&mut self, clean: bool, actions: &mut Vec<WorkerAction>) {
+        self.stopping = Stopping::Recording;
+        self.start_record(clean, actions);
     }
 }
 

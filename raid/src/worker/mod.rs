@@ -253,6 +253,8 @@ enum Stopping {
     Asked,
     /// The last clear was tried.
     Cleared,
+    /// No leg in sync took the commit of the last clears: the log on the legs has bits set that are clear in memory.
+    Unclear,
     /// The last record is under way.
     Recording,
     Done,

@@ -131,10 +131,11 @@ impl LogWorker {
         }
     }
 
-    /// No leg in sync took the record, or so it seems: the leg is out, and whoever writes without it waits for the
-    /// next one. Were it taken back instead and alone left to go on, the others could still start without it.
-    pub(super) fn unfreeze_unrecorded(&mut self) {
-        if self.splitting.is_some_and(|splitting| splitting.step == Step::Record) {
+    /// No leg in sync took the commit, or the record, or so it seems, and perhaps none ever does: writes do not wait for
+    /// that. If the record said that the leg is out, it is, and whoever writes without it waits for the next one. Were
+    /// it taken back instead and alone left to go on, the others could still start without it.
+    pub(super) fn end_split_without_metadata(&mut self) {
+        if self.splitting.is_some_and(|splitting| matches!(splitting.step, Step::Commit | Step::Record)) {
             self.end_split();
         }
     }

@@ -195,7 +195,7 @@ impl LogWorker {
     pub(super) fn record_failed(&mut self, actions: &mut Vec<WorkerAction>) {
         self.record_wanted = true;
         self.record_held_off = true;
-        self.unfreeze_unrecorded();
+        self.end_split_without_metadata();
         for (region, from) in std::mem::take(&mut self.marks_committed) {
             self.mark_failed(region, from, Errno::EIO, actions);
         }

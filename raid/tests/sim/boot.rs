@@ -85,6 +85,7 @@ impl Sim {
         if all_well {
             return;
         }
+        self.faults.between_lives();
         if self.rng.chance(self.config.pulls, 100) {
             let leg = Leg::new(self.rng.below(self.config.legs as u64) as usize);
             // Pulled as a whole: what its cache holds goes nowhere.
@@ -184,6 +185,7 @@ impl Sim {
         self.check_splits(&states);
         let in_sync = states.iter().all(|(_, &state)| state == LegState::InSync);
         self.saw.saw_if(Saw::StartInSync, in_sync && dirty == 0);
+        self.saw.saw_if(Saw::StartUnderLastingErrors, self.faults.lasts());
         for leg in self.members().iter() {
             if self.attached.contains(leg) {
                 let torn = self.is_torn(leg);
@@ -230,6 +232,7 @@ impl Sim {
             given_back: LegSet::EMPTY,
             late: Vec::new(),
             last_late: 0,
+            stop_operations: 0,
             ever_dirty: dirty,
             paused: false,
             scrubbing: false,

@@ -168,6 +168,8 @@ pub(crate) struct Daemon {
     /// What was given up and has not ended.
     pub(crate) late: Vec<Late>,
     pub(crate) last_late: u32,
+    /// Durable operations on the legs since the stop began.
+    pub(crate) stop_operations: u32,
     /// Regions whose bit was durable at the start, or that were marked since.
     pub(crate) ever_dirty: u64,
     pub(crate) paused: bool,

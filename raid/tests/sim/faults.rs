@@ -1,5 +1,5 @@
-//! What goes wrong and for how long: single errors, periods of errors on some legs or all, sectors
-//! that go bad, legs that are slow or hang.
+//! What goes wrong and for how long: single errors, periods of errors on some legs or all, also periods that outlast
+//! a stop and the next start, sectors that go bad, legs that are slow or hang.
 
 use mirrord_raid::{Errno, Leg, LegSet};
 
@@ -24,9 +24,14 @@ struct Period {
     until: u64,
 }
 
-#[derive(Default)]
 pub(crate) struct Faults {
     periods: Vec<Period>,
+    /// Begins only in some runs, and ends between two lives.
+    lasting: Option<Period>,
+    /// Steps in 10,000 in which that begins.
+    lastings: u64,
+    /// What is drawn for it moves nothing else of the run.
+    rng: Rng,
     slow: LegSet,
     slow_until: u64,
     hung: LegSet,
@@ -46,11 +51,42 @@ fn some_legs(rng: &mut Rng, count: usize) -> LegSet {
 }
 
 impl Faults {
+    pub(crate) fn new(seed: u64) -> Faults {
+        let mut rng = Rng::new(seed ^ 0x1a57_1265_0000_0001);
+        Faults {
+            periods: Vec::new(),
+            lasting: None,
+            lastings: rng.pick(&[0, 0, 0, 0, 10, 100]),
+            rng,
+            slow: LegSet::EMPTY,
+            slow_until: 0,
+            hung: LegSet::EMPTY,
+            hung_until: 0,
+            over: false,
+        }
+    }
+
+    /// Between two lives: what lasts may end here only.
+    pub(crate) fn between_lives(&mut self) {
+        if self.rng.coin() {
+            self.lasting = None;
+        }
+    }
+
     /// One step went by.
     pub(crate) fn step(&mut self, rng: &mut Rng, config: &Config, now: u64) {
         self.periods.retain(|period| period.until > now);
         if self.over {
             return;
+        }
+        if self.lasting.is_none() && self.rng.chance(self.lastings, 10_000) {
+            let metadata = Kind::Meta as u8;
+            let writes = Kind::Write as u8 | metadata;
+            let all = Kind::Read as u8 | Kind::Flush as u8 | writes;
+            let errno = self.rng.pick(&[Errno::EIO, Errno::ENXIO]);
+            let (legs, kinds) =
+                (some_legs(&mut self.rng, config.legs), self.rng.pick(&[metadata, writes, all]));
+            self.lasting = Some(Period { legs, kinds, errno, chance: 8, until: u64::MAX });
         }
         if self.periods.len() < 2 && rng.chance(config.error_periods, 10_000) {
             let all = Kind::Read as u8 | Kind::Write as u8 | Kind::Flush as u8 | Kind::Meta as u8;
@@ -103,7 +139,7 @@ impl Faults {
             return Err(Errno::EIO);
         }
         let hit = |period: &&Period| period.legs.contains(leg) && period.kinds & kind as u8 != 0;
-        match self.periods.iter().find(hit) {
+        match self.lasting.iter().chain(&self.periods).find(hit) {
             Some(period) if rng.chance(period.chance, 8) => Err(period.errno),
             _ => Ok(()),
         }
@@ -118,7 +154,12 @@ impl Faults {
 
     /// Whether a period of errors is under way.
     pub(crate) fn errors(&self) -> bool {
-        !self.periods.is_empty()
+        !self.periods.is_empty() || self.lasts()
+    }
+
+    /// Whether errors are under way that do not end with this life.
+    pub(crate) fn lasts(&self) -> bool {
+        self.lasting.is_some()
     }
 
     /// Whether any leg hangs.
@@ -135,5 +176,6 @@ impl Faults {
     pub(crate) fn end(&mut self) {
         self.over = true;
         self.periods.clear();
+        self.lasting = None;
     }
 }

@@ -14,6 +14,10 @@ use crate::disk::META_FILE;
 use crate::faults::Kind;
 use crate::sim::{Sim, trace};
 
+/// Durable operations on the legs that a stop takes, at most: what was under way, the commit of the last clears, and a
+/// record, which each leg that fails asks for anew.
+const MOST_STOP_OPERATIONS: u32 = 30;
+
 impl Sim {
     /// Writes the metadata of a new volume, durable from the beginning of time.
     pub(crate) fn format(&mut self, volume: Uuid) {
@@ -128,6 +132,11 @@ impl Sim {
     /// Starts the one durable operation: `flush` goes to all `legs`, or a superblock does.
     pub(crate) fn start_meta(&mut self, kind: MetaKind, legs: LegSet, flush: Option<Flush>) {
         assert!(self.live().meta.is_none(), "two durable operations at once");
+        if self.live().phase == Phase::Stopping {
+            self.d().stop_operations += 1;
+            let operations = self.live().stop_operations;
+            assert!(operations <= MOST_STOP_OPERATIONS, "progress: a stop commits and records for ever");
+        }
         let mut writes = Vec::new();
         if let Some(flush) = &flush {
             self.log_writes(flush, &mut writes);

@@ -216,6 +216,7 @@ impl Sim {
     fn stop(&mut self) {
         trace!(self, "=== stop");
         self.saw.saw_if(Saw::StopUnderErrors, self.faults.errors());
+        self.saw.saw_if(Saw::StopUnderLastingErrors, self.faults.lasts());
         self.d().phase = Phase::Draining;
         self.stop_place();
         self.until("requests end", |sim| sim.live().in_flight == 0);

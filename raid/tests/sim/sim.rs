@@ -106,7 +106,7 @@ impl Sim {
             disks: (0..config.legs).map(|_| Disk::new(sectors + META_SECTORS)).collect(),
             blocks: Blocks::new(volume),
             history: History::new(sectors, ZERO),
-            faults: Faults::default(),
+            faults: Faults::new(seed),
             stamps: config.sectors as u64,
             attached: LegSet::first(config.legs),
             current: LegSet::first(config.legs),

@@ -209,6 +209,16 @@ impl Daemon {
     /// Kills it without warning, and waits until its last thread has let go of its files and locks.
     pub fn kill(&self) {
         pidfd_send_signal(&self.0, Signal::KILL).unwrap();
+        self.wait_ended();
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        pidfd_send_signal(&self.0, Signal::TERM).unwrap();
+    }
+
+    /// Waits until its last thread is gone.
+    pub fn wait_ended(&self) {
         let ended =
             poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&Timespec { tv_sec: 60, tv_nsec: 0 }));
         assert_eq!(ended, Ok(1), "the daemon is gone");

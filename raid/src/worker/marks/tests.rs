@@ -266,3 +266,63 @@ fn what_is_marked_ahead_in_vain_is_cleared_as_what_was_written_to() {
     assert!(worker.clearable(false).is_empty(), "touched a moment ago");
     assert_eq!(worker.clearable(false), [0, 1, 2].map(Region));
 }
+
+/// No leg takes metadata any more, whatever is asked of it: a stop ends all the same, and does not say that all is clean.
+#[test]
+fn a_stop_ends_when_no_leg_takes_metadata() {
+    for log_on_legs in [true, false] {
+        let (mirror, mut worker) = served(log_on_legs);
+        let _ = ask(&mut worker, 3, 0);
+        let _ = committed(&mut worker, None);
+        mirror.regions.end_write(Region(3));
+        let mut errors = NONE;
+        (errors[0], errors[1]) = (Some(Errno::EIO), Some(Errno::EIO));
+        let mut events = vec![WorkerEvent::Stop];
+        let (mut turns, mut records) = (0, Vec::new());
+        while let Some(event) = events.pop() {
+            turns += 1;
+            assert!(turns < 20, "it goes on and on");
+            for action in step(&mut worker, event) {
+                match action {
+                    WorkerAction::Commit { .. } if log_on_legs => {
+                        events.push(WorkerEvent::Committed { errors, log_error: None });
+                    }
+                    WorkerAction::Commit { .. } => {
+                        events.push(WorkerEvent::Committed { errors: NONE, log_error: Some(Errno::EIO) });
+                    }
+                    WorkerAction::Record(record) => {
+                        records.push(record.clean);
+                        events.push(WorkerEvent::Recorded { errors });
+                    }
+                    _ => {}
+                }
+            }
+            let mut notes = Vec::new();
+            mirror.take_queue_notes(mirror.background(), &mut notes);
+            if notes.iter().any(|note| matches!(note, QueueNote::Flush { .. })) {
+                mirror.tell_worker(WorkerNote::Flushed { legs: LegSet::first(2), errors: NONE });
+                events.push(WorkerEvent::Woken);
+            }
+        }
+        assert_eq!(worker.stopping, Stopping::Done);
+        // A log that is not on the legs may be lost and the volume clean all the same.
+        assert_eq!(records.last(), Some(&!log_on_legs));
+    }
+}
+
+#[test]
+fn a_split_gives_up_when_no_leg_takes_its_commit() {
+    let (mirror, mut worker) = served(true);
+    let _ = ask(&mut worker, 3, 0);
+    let _ = committed(&mut worker, None);
+    mirror.regions.end_write(Region(3));
+    let _ = step(&mut worker, WorkerEvent::Split { leg: Leg::new(1) });
+    mirror.tell_worker(WorkerNote::Flushed { legs: LegSet::first(2), errors: NONE });
+    assert_eq!(commits(&step(&mut worker, WorkerEvent::Woken)), 1, "of what was cleared");
+    assert!(mirror.is_frozen());
+    let mut errors = NONE;
+    (errors[0], errors[1]) = (Some(Errno::EIO), Some(Errno::EIO));
+    let _ = step(&mut worker, WorkerEvent::Committed { errors, log_error: None });
+    assert!(!mirror.is_frozen(), "writes wait for a commit that may never be taken");
+    assert_eq!(mirror.legs.states().of(Leg::new(1)), LegState::InSync);
+}
