@@ -1,9 +1,9 @@
 //! What the metadata on a leg, or a disk log in the kernel's format, says. Only reads; takes no lock,
 //! so what a running volume writes meanwhile may be seen half done.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use mirrord_log::{
@@ -15,7 +15,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::failure::describe;
-use crate::leg::LegError;
+use crate::leg::{LegError, open_to_read};
 use crate::signature;
 
 /// What is at a path.
@@ -196,18 +196,8 @@ pub struct SignatureReport {
 /// # Errors
 /// When it is neither file nor device, or cannot be read.
 pub fn inspect(path: &Path) -> Result<Inspection, LegError> {
-    let io_error = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => LegError::NotFound { path: path.to_owned() },
-        _ => LegError::Io { path: path.to_owned(), source },
-    };
-    let kind = fs::metadata(path).map_err(io_error)?.file_type();
-    if kind.is_dir() {
-        return Err(LegError::IsDirectory { path: path.to_owned() });
-    }
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(LegError::NotAFileOrDevice { path: path.to_owned() });
-    }
-    let file = File::open(path).map_err(io_error)?;
+    let io_error = |source| LegError::Io { path: path.to_owned(), source };
+    let file = open_to_read(path)?;
     let (backing, len) = measure(&file).map_err(io_error)?;
     let found = find(&file, backing, len).map_err(io_error)?;
     Ok(Inspection {

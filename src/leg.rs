@@ -7,7 +7,7 @@
 //! it until they are done. Opening one file twice is told apart from a leg in use by [`same_twice`],
 //! which compares what paths lead to.
 
-use std::fs::{self, File, FileType, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mirrord_log::{Backing, measure};
-use mirrord_ublk::LegFile;
+use mirrord_ublk::{ForeignError, LegFile, NodeKind, open_foreign};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -121,17 +121,13 @@ pub enum LegError {
         /// The leg.
         path: PathBuf,
     },
-    /// A directory.
-    #[error("leg {}: it is a directory, a leg is a file or a block device", path.display())]
-    IsDirectory {
+    /// A directory, pipe, socket or character device.
+    #[error("leg {}: it is {kind}, neither a file nor a block device", path.display())]
+    Kind {
         /// The leg.
         path: PathBuf,
-    },
-    /// A socket, pipe or character device.
-    #[error("leg {}: it is neither a file nor a block device", path.display())]
-    NotAFileOrDevice {
-        /// The leg.
-        path: PathBuf,
+        /// What it is.
+        kind: NodeKind,
     },
     /// Not writable here.
     #[error("leg {}: it cannot be opened for writing", path.display())]
@@ -275,16 +271,17 @@ impl OpenLeg {
         if path.to_str().is_none() {
             return Err(LegError::NotUtf8 { path: path.to_owned() });
         }
-        // Asked before it is opened: opening a pipe waits, opening some devices has side effects.
-        let metadata = fs::metadata(path).map_err(io_error)?;
-        check_type(path, metadata.file_type())?;
-        let data = LegFile::open(path, true).map_err(|source| match Errno::from_io_error(&source) {
-            // Who locked a device has claimed it too.
-            Some(Errno::BUSY) => LegError::InUse { path: path.to_owned(), holder: lock_holder(&metadata) },
-            _ => io_error(source),
+        let data = LegFile::open(path, true).map_err(|error| match error {
+            ForeignError::Kind(kind) => LegError::Kind { path: path.to_owned(), kind },
+            ForeignError::Io(source) => match (Errno::from_io_error(&source), fs::metadata(path)) {
+                // Who locked a device has claimed it too.
+                (Some(Errno::BUSY), Ok(metadata)) => {
+                    LegError::InUse { path: path.to_owned(), holder: lock_holder(&metadata) }
+                }
+                _ => io_error(source),
+            },
         })?;
         let metadata = data.file().metadata().map_err(io_error)?;
-        check_type(path, metadata.file_type())?;
         let id = FileId::of(&metadata);
         let in_use = |holder| LegError::InUse { path: path.to_owned(), holder };
         if let Some(holder) = try_lock(data.file(), &metadata).map_err(io_error)? {
@@ -313,15 +310,19 @@ pub fn same_twice(ids: &[(&Path, FileId)]) -> Result<(), LegError> {
     Ok(())
 }
 
-fn check_type(path: &Path, kind: FileType) -> Result<(), LegError> {
-    let path = path.to_owned();
-    if kind.is_dir() {
-        Err(LegError::IsDirectory { path })
-    } else if kind.is_file() || kind.is_block_device() {
-        Ok(())
-    } else {
-        Err(LegError::NotAFileOrDevice { path })
-    }
+/// Opens what is at `path` to look at it. Takes no lock.
+///
+/// # Errors
+/// [`LegError::NotFound`], [`LegError::Kind`], [`LegError::Io`].
+pub fn open_to_read(path: &Path) -> Result<File, LegError> {
+    let path_of = || path.to_owned();
+    open_foreign(path, false, 0).map_err(|error| match error {
+        ForeignError::Kind(kind) => LegError::Kind { path: path_of(), kind },
+        ForeignError::Io(source) if source.kind() == io::ErrorKind::NotFound => {
+            LegError::NotFound { path: path_of() }
+        }
+        ForeignError::Io(source) => LegError::Io { path: path_of(), source },
+    })
 }
 
 fn error_of(path: &Path, source: io::Error) -> LegError {
@@ -330,14 +331,14 @@ fn error_of(path: &Path, source: io::Error) -> LegError {
         Some(Errno::NOENT | Errno::NOTDIR) => LegError::NotFound { path },
         Some(Errno::ROFS | Errno::ACCESS | Errno::PERM) => LegError::ReadOnly { path, source },
         Some(Errno::BUSY) => LegError::InUse { path, holder: Holder::Unknown },
-        Some(Errno::ISDIR) => LegError::IsDirectory { path },
+        Some(Errno::ISDIR) => LegError::Kind { path, kind: NodeKind::Directory },
         _ => LegError::Io { path, source },
     }
 }
 
 /// The same file once more, through the page cache.
 fn open_again(path: &Path, data: &LegFile, id: FileId) -> io::Result<File> {
-    let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+    let open = |path: &Path| open_foreign(path, true, 0);
     let this = format!("/proc/self/fd/{}", data.file().as_raw_fd());
     let file = open(Path::new(&this)).or_else(|_| open(path))?;
     if FileId::of(&file.metadata()?) != id {
@@ -437,8 +438,12 @@ mod tests {
     #[test]
     fn what_is_no_leg_is_told_apart() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(OpenLeg::open(dir.path()), Err(LegError::IsDirectory { .. })));
-        assert!(matches!(OpenLeg::open(Path::new("/dev/null")), Err(LegError::NotAFileOrDevice { .. })));
+        for (path, what) in
+            [(dir.path(), NodeKind::Directory), (Path::new("/dev/null"), NodeKind::CharDevice)]
+        {
+            assert!(matches!(OpenLeg::open(path), Err(LegError::Kind { kind, .. }) if kind == what));
+            assert!(matches!(open_to_read(path), Err(LegError::Kind { kind, .. }) if kind == what));
+        }
         assert!(matches!(OpenLeg::open(&dir.path().join("none")), Err(LegError::NotFound { .. })));
     }
 }

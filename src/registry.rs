@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::engine::{LogFallback, SparePolicy};
+use crate::leg::open_to_read;
 use crate::paths::Dirs;
 use crate::tls::TlsFiles;
 
@@ -185,11 +186,7 @@ pub fn volume_on(path: &Path) -> Option<Uuid> {
 
 /// What the leg `path` says of its volume, if it is a leg. Takes no lock.
 pub fn superblock_on(path: &Path) -> Option<Superblock> {
-    let file_type = fs::metadata(path).ok()?.file_type();
-    if !file_type.is_file() && !std::os::unix::fs::FileTypeExt::is_block_device(&file_type) {
-        return None;
-    }
-    let file = File::open(path).ok()?;
+    let file = open_to_read(path).ok()?;
     let (backing, len) = measure(&file).ok()?;
     read_leg(&file, backing, len).ok().map(|metadata| metadata.superblock)
 }

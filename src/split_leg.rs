@@ -2,15 +2,14 @@
 //!
 //! It is locked like any leg in use, so a merge meanwhile is refused.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mirrord_log::{ReadLegError, Superblock, measure, read_leg};
 use mirrord_raid::LegState;
-use mirrord_ublk::LegFile;
+use mirrord_ublk::{ForeignError, LegFile};
 
-use crate::leg::{Holder, LOCK_PATIENCE, LegError, lock_waiting};
+use crate::leg::{Holder, LOCK_PATIENCE, LegError, lock_waiting, open_to_read};
 
 /// Why it cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -50,19 +49,17 @@ impl SplitLeg {
     /// See [`SplitLegError`].
     pub fn open(path: &Path) -> Result<SplitLeg, SplitLegError> {
         let failed = |source| LegError::Io { path: path.to_owned(), source };
-        if fs::metadata(path).map_err(failed)?.is_dir() {
-            return Err(LegError::IsDirectory { path: path.to_owned() }.into());
-        }
-        let data = LegFile::open_read_only(path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::ResourceBusy => {
+        let data = LegFile::open_read_only(path).map_err(|error| match error {
+            ForeignError::Kind(kind) => LegError::Kind { path: path.to_owned(), kind },
+            ForeignError::Io(source) if source.kind() == std::io::ErrorKind::ResourceBusy => {
                 LegError::InUse { path: path.to_owned(), holder: Holder::Unknown }
             }
-            _ => failed(source),
+            ForeignError::Io(source) => failed(source),
         })?;
         if let Some(holder) = lock_waiting(data.file(), LOCK_PATIENCE).map_err(failed)? {
             return Err(LegError::InUse { path: path.to_owned(), holder }.into());
         }
-        let meta = File::open(path).map_err(failed)?;
+        let meta = open_to_read(path)?;
         let (backing, len) = measure(&meta).map_err(failed)?;
         let metadata = read_leg(&meta, backing, len)
             .map_err(|source| SplitLegError::Metadata { path: path.to_owned(), source })?;

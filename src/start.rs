@@ -3,7 +3,6 @@
 //!
 //! Guarantee: nothing is written here. A refused start leaves every leg as it was, unlocked.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use mirrord_log::{LegMetadata, ReadLegError, measure, read_leg};
@@ -13,7 +12,7 @@ use mirrord_raid::{
 };
 use uuid::Uuid;
 
-use crate::leg::{FileId, LegError, OpenLeg, Patience, same_twice};
+use crate::leg::{FileId, LegError, OpenLeg, Patience, open_to_read, same_twice};
 
 /// What the user allows.
 #[derive(Clone, Debug, Default)]
@@ -250,7 +249,7 @@ pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {
 /// Which leg the one at `path` is, that somebody has, if it is split off by the newest record: it may be served for
 /// reading, and is nobody else's.
 fn split_leg(path: &Path, members: &[Member]) -> Option<Leg> {
-    let file = File::open(path).ok()?;
+    let file = open_to_read(path).ok()?;
     let (backing, len) = measure(&file).ok()?;
     let found = read_leg(&file, backing, len).ok()?.superblock;
     let newest = members.iter().max_by_key(|member| member.metadata.superblock.event_count)?;

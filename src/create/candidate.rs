@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use mirrord_log::{Backing, LegMetadata, read_leg};
 use mirrord_raid::SECTOR;
+use mirrord_ublk::NodeKind;
 use rustix::fs::{Access, access};
 
 use super::error::CreateError;
@@ -91,7 +92,7 @@ fn place(path: &Path) -> Result<PathBuf, CreateError> {
     }
     let absolute = std::path::absolute(path).map_err(io_error)?;
     let (Some(dir), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-        return Err(LegError::IsDirectory { path: path.to_owned() }.into());
+        return Err(LegError::Kind { path: path.to_owned(), kind: NodeKind::Directory }.into());
     };
     let dir = dir.canonicalize().map_err(io_error)?;
     access(&dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| io_error(errno.into()))?;

@@ -23,7 +23,7 @@ use super::Volume;
 use super::shared::{LegChange, MetaChange, lock};
 use super::worker::LegMeta;
 use crate::create::CreateError;
-use crate::leg::{LegError, OpenLeg, Patience};
+use crate::leg::{LegError, OpenLeg, Patience, open_to_read};
 use crate::start::record;
 
 /// How long a thread may take to answer, and a record to be durable.
@@ -463,7 +463,7 @@ impl Volume {
 fn await_free(path: &Path) {
     let begun = Instant::now();
     while begun.elapsed() < FREE {
-        let Ok(file) = File::open(path) else { return };
+        let Ok(file) = open_to_read(path) else { return };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             return;
         }
@@ -475,11 +475,7 @@ fn await_free(path: &Path) {
 /// The metadata of the leg at `path`, which somebody may have locked.
 pub(super) fn read_at(path: &Path) -> Result<LegMetadata, ChangeError> {
     let failed = |source| ChangeError::Io { path: path.to_owned(), doing: "reading its metadata", source };
-    let kind = std::fs::metadata(path).map_err(failed)?.file_type();
-    if kind.is_dir() {
-        return Err(LegError::IsDirectory { path: path.to_owned() }.into());
-    }
-    let file = File::open(path).map_err(failed)?;
+    let file = open_to_read(path)?;
     let (backing, len) = measure(&file).map_err(failed)?;
     read(&file, backing, len, path)
 }

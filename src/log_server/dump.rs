@@ -1,14 +1,15 @@
 //! What a disk log in a file or on a device says. Only reads, takes no lock: what a server writes meanwhile may be
 //! seen half done.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use mirrord_log::wire::MAX_LOG_REGIONS;
 use mirrord_log::{DirtyLog, DiskLog, SyncMode};
 use mirrord_raid::SECTOR;
+use mirrord_ublk::{ForeignError, open_foreign};
 
 use super::report::{DiskLogDump, owner, ranges};
 
@@ -49,11 +50,10 @@ pub enum DumpError {
 /// See [`DumpError`].
 pub fn dump(path: &Path) -> Result<DiskLogDump, DumpError> {
     let failed = |source| DumpError::Io { path: path.to_owned(), source };
-    let kind = fs::metadata(path).map_err(failed)?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(DumpError::NotALog { path: path.to_owned() });
-    }
-    let file = File::open(path).map_err(failed)?;
+    let file = open_foreign(path, false, 0).map_err(|error| match error {
+        ForeignError::Kind(_) => DumpError::NotALog { path: path.to_owned() },
+        ForeignError::Io(source) => failed(source),
+    })?;
     let mut head = [0; HEAD];
     let have = read(&file, &mut head).map_err(failed)?;
     let regions = DiskLog::regions_of(&head[..have]);

@@ -17,12 +17,12 @@ const LIMIT: u64 = 4;
 const ETIMEDOUT: i32 = 110;
 
 /// A file system that hangs when it is told to; beside it is one in memory, which never takes long.
-struct Disk {
+pub(super) struct Disk {
     at: PathBuf,
 }
 
 impl Disk {
-    fn new(rig: &Rig) -> Option<Disk> {
+    pub(super) fn new(rig: &Rig) -> Option<Disk> {
         let at = rig.file_system("disk", 192 * MIB)?;
         let memory = rig.path("mem");
         std::fs::create_dir(&memory).unwrap();
@@ -32,11 +32,11 @@ impl Disk {
         Some(Disk { at })
     }
 
-    fn hang(&self) {
+    pub(super) fn hang(&self) {
         sh("fsfreeze", &["-f", self.at.to_str().unwrap()]);
     }
 
-    fn go_on(&self) {
+    pub(super) fn go_on(&self) {
         sh("fsfreeze", &["-u", self.at.to_str().unwrap()]);
     }
 }

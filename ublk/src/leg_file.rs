@@ -5,15 +5,16 @@
 //! the IO on it that was given up and is still under way: see [`LegFile::hung`]. Shared by all
 //! rings; used from any thread.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use mirrord_raid::SECTOR;
 use rustix::fs::{Advice, AtFlags, StatxFlags, fadvise, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
+
+use crate::foreign::{ForeignError, open_foreign};
 
 /// An open leg.
 #[derive(Debug)]
@@ -43,27 +44,29 @@ impl LegFile {
     /// or opened exclusively by another is refused (`EBUSY`); files have no such claim.
     ///
     /// # Errors
-    /// As `open(2)`.
-    pub fn open(path: impl Into<PathBuf>, exclusive: bool) -> io::Result<LegFile> {
+    /// As [`open_foreign`](crate::open_foreign).
+    pub fn open(path: impl Into<PathBuf>, exclusive: bool) -> Result<LegFile, ForeignError> {
         LegFile::open_for(path.into(), exclusive, true)
     }
 
     /// Opens the leg at `path` for reading, a block device for nobody else.
     ///
     /// # Errors
-    /// As `open(2)`.
-    pub fn open_read_only(path: impl Into<PathBuf>) -> io::Result<LegFile> {
+    /// As [`open_foreign`](crate::open_foreign).
+    pub fn open_read_only(path: impl Into<PathBuf>) -> Result<LegFile, ForeignError> {
         LegFile::open_for(path.into(), true, false)
     }
 
-    fn open_for(path: PathBuf, exclusive: bool, write: bool) -> io::Result<LegFile> {
-        let block_device = std::fs::metadata(&path)?.file_type().is_block_device();
-        let excl = if exclusive && block_device { libc::O_EXCL } else { 0 };
-        let open = |flags| OpenOptions::new().read(true).write(write).custom_flags(flags).open(&path);
+    fn open_for(path: PathBuf, exclusive: bool, write: bool) -> Result<LegFile, ForeignError> {
+        let excl = if exclusive { libc::O_EXCL } else { 0 };
+        let open = |flags| open_foreign(&path, write, flags);
         let (file, direct) = match open(excl | libc::O_DIRECT) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (open(excl)?, false),
+            Err(ForeignError::Io(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                (open(excl)?, false)
+            }
             file => (file?, true),
         };
+        let block_device = file.metadata()?.file_type().is_block_device();
         let (offset_align, memory_align) = match direct {
             true => alignment(&file, block_device),
             false => (SECTOR as u32, 1),
@@ -224,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_missing_leg_is_an_error() {
-        let error = LegFile::open("/nonexistent/leg", false).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let error = std::io::Error::from(LegFile::open("/nonexistent/leg", false).unwrap_err());
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
     }
 }

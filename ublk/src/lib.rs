@@ -13,6 +13,7 @@
 
 mod buffer;
 mod done;
+mod foreign;
 mod front;
 mod fuse;
 mod leg_file;
@@ -24,6 +25,7 @@ mod wake;
 
 pub use buffer::{Buffer, BufferPool, PoolConfig};
 pub use done::{Done, Group};
+pub use foreign::{ForeignError, NodeKind, check_kind, open_foreign};
 pub use front::{Engine, FrontEnd, FrontError, FrontKind, Op, Patch, Pulled, Request, Shutdown, Source};
 pub use fuse::{FuseError, FuseFront, FuseOptions, clear_dead_mount};
 pub use leg_file::LegFile;
