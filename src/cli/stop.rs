@@ -44,8 +44,12 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         // Its end may be a long time coming, and touching these legs may hang, too.
         return stopped(context, &args.name, &left_behind);
     }
-    if let Some(daemon) = daemon {
-        daemon.wait_ended();
+    if let Some(daemon) = daemon.filter(|daemon| !daemon.wait_ended()) {
+        bail!(
+            "{doing}: it is not served any more, but its process {} has not ended: something that it was asked to \
+             do hangs; it ends when that does",
+            daemon.pid
+        );
     }
     // The kernel may let go of its files a little later: whoever is told that it is stopped can use them.
     for leg in status.legs {

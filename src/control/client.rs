@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Failure, MAX_LINE, Request, Response};
 use crate::map::VolumeMap;
@@ -21,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a stop may take: legs are flushed first.
 const STOP_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long the process of a volume that is stopped may take to end: it gives up requests that hang, and its event
+/// hook, before.
+const END_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a resize may take: legs that cannot be told to be zero are written.
 const RESIZE_PATIENCE: Duration = Duration::from_secs(86_400);
@@ -156,7 +160,7 @@ impl Client {
     /// The process that answers here, to wait for its end; `None` where it cannot be seen.
     pub fn daemon(&self) -> Option<Daemon> {
         let pid = Peer::of(self.stream.get_ref()).ok()?.pid?;
-        pidfd_open(pid, PidfdFlags::empty()).ok().map(Daemon)
+        pidfd_open(pid, PidfdFlags::empty()).ok().map(|descriptor| Daemon { pid, descriptor })
     }
 
     /// Follows what happens to the volume; first what came after event `since`, if that is given.
@@ -235,13 +239,17 @@ impl Following {
 
 /// A daemon's process.
 #[derive(Debug)]
-pub struct Daemon(OwnedFd);
+pub struct Daemon {
+    /// Its id.
+    pub pid: Pid,
+    descriptor: OwnedFd,
+}
 
 impl Daemon {
     /// Waits until it has ended, a while at most. Whether it has.
     pub fn wait_ended(&self) -> bool {
-        let ended = PollFd::new(&self.0, PollFlags::IN);
-        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let ended = PollFd::new(&self.descriptor, PollFlags::IN);
+        let patience = Timespec { tv_sec: END_PATIENCE.as_secs() as i64, tv_nsec: 0 };
         // An interrupted wait is a short one.
         poll(&mut [ended], Some(&patience)).is_ok_and(|ended| ended > 0)
     }

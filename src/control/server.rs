@@ -3,7 +3,8 @@
 //! The caller holds the volume's name ([`Dirs::lock`]), so a socket that is there belongs to a dead
 //! daemon and is replaced; one that answers all the same is left alone. Connections are bounded in
 //! number, those that follow events by themselves, so that others always get their answer; an idle one ends by
-//! itself. [`ControlServer::close`] lets answers under way be written, and events until the journal ends.
+//! itself. [`ControlServer::close`] lets answers under way be written, and events until the journal ends; a request
+//! that hangs is given up after a while.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::stream::send_events;
 use super::{Failure, MAX_LINE, Request, Response};
@@ -30,6 +31,13 @@ const MOST_FOLLOWERS: usize = 8;
 
 /// A connection that asks nothing for so long is closed.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// How long the end waits for requests under way. One that hangs on a file system that does not answer must not
+/// keep the process.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks at them.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// What a handler has for whoever asked.
 #[derive(Debug)]
@@ -140,8 +148,17 @@ impl ControlServer {
         for (stream, _) in &connections {
             let _ = stream.shutdown(Shutdown::Read);
         }
+        let begun = Instant::now();
+        while begun.elapsed() < ANSWER_PATIENCE && connections.iter().any(|(_, thread)| !thread.is_finished())
+        {
+            thread::sleep(LOOK);
+        }
         for (_, thread) in connections {
-            let _ = thread.join();
+            if thread.is_finished() {
+                let _ = thread.join();
+            } else {
+                tracing::error!("a request hangs: it is given up, and ends with this process");
+            }
         }
     }
 }
