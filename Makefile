@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 IMAGE ?= localhost/mirrord
 BINARY ?= $(or $(CARGO_TARGET_DIR),target)/release/mirrord
 
-.PHONY: all install image demo test bench soak mutants fuzz clean
+.PHONY: all install image demo check test bench soak mutants fuzz clean
 
 all:
 	$(CARGO) build --release
@@ -32,7 +32,12 @@ demo:
 	scripts/need build fuse ext4 json
 	scripts/demo
 
-# Every test that this machine can run; what it cannot is said at the end.
+# For every commit: format, clippy, unit tests, the simulator, and the real program on this machine.
+check:
+	scripts/need build static fuse ext4 fio
+	scripts/test --quick
+
+# Every test that this machine can run, about an hour; what it cannot is said at the end.
 test:
 	scripts/need build static fuse ext4 fio
 	scripts/test

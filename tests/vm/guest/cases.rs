@@ -8,6 +8,7 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) run: fn(),
     smoke: bool,
+    seconds: u32,
     timeout: u32,
     memory: &'static str,
     disks: u32,
@@ -23,6 +24,7 @@ pub(crate) const fn case(name: &'static str, run: fn()) -> Case {
         name,
         run,
         smoke: false,
+        seconds: 30,
         timeout: 300,
         memory: "2G",
         disks: 0,
@@ -39,6 +41,12 @@ impl Case {
     /// Runs on every kernel, not on the first only.
     pub(crate) const fn smoke(mut self) -> Case {
         self.smoke = true;
+        self
+    }
+
+    /// Seconds that it takes on a quiet machine, about: what takes long begins first.
+    pub(crate) const fn takes(mut self, seconds: u32) -> Case {
+        self.seconds = seconds;
         self
     }
 
@@ -90,7 +98,8 @@ impl Case {
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let smoke = if self.smoke { "yes" } else { "no" };
-        write!(f, "{} smoke={smoke} timeout={} mem={} ", self.name, self.timeout, self.memory)?;
+        write!(f, "{} smoke={smoke} seconds={} timeout={} ", self.name, self.seconds, self.timeout)?;
+        write!(f, "mem={} ", self.memory)?;
         write!(f, "disks={} disk_size={} kills={} ", self.disks, self.disk_size, self.kills)?;
         write!(f, "user={} since={} allow={}", self.user, self.since, self.allow)
     }

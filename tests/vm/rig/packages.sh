@@ -8,6 +8,9 @@ tools=(
   mount strace udev util-linux xfsprogs
 )
 
+# What these functions return when another try could not do better: no mirror has it. After any other failure one may.
+never=3
+
 private_apt() { # program argument..
   local apt=$store/apt program=$1
   shift
@@ -20,9 +23,9 @@ private_apt() { # program argument..
 # Fetches the package lists, from the mirror that this machine uses for its own packages.
 update_lists() {
   local apt=$store/apt codename targets uri release component
-  command -v apt-get >/dev/null || { echo "no apt-get: Debian packages cannot be fetched"; return 1; }
+  command -v apt-get >/dev/null || { echo "no apt-get: Debian packages cannot be fetched"; return $never; }
   codename=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") ||
-    { echo "not a Debian: no mirror is known that has its kernels"; return 1; }
+    { echo "not a Debian: no mirror is known that has its kernels"; return $never; }
   mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
   : >"$apt/status"
   targets=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages')
@@ -37,7 +40,7 @@ update_lists() {
       echo "deb $sign $uri trixie-backports main"
     fi
   done <<<"$targets" | sort -u >"$apt/sources.list"
-  [ -s "$apt/sources.list" ] || { echo "apt's sources name no Debian mirror"; return 1; }
+  [ -s "$apt/sources.list" ] || { echo "apt's sources name no Debian mirror"; return $never; }
   private_apt apt-get update -q >"$apt/log" 2>&1 && ! grep -q '^[EW]: Failed' "$apt/log" ||
     { echo "package lists cannot be fetched: $(grep -m1 '^[EW]:' "$apt/log")"; return 1; }
 }
@@ -58,10 +61,10 @@ unpack() { # folder deb..
 fetch_kernel() { # X.Y
   local into=$store/kernels/$1 name parts
   [ -e "$into/name" ] && return
-  listed || return 1
+  listed || return
   name=$(private_apt apt-cache search --names-only "^linux-image-${1/./\\.}\.[0-9]+[^ ]*-cloud-amd64$" |
     cut -d' ' -f1 | sort -V | tail -1)
-  [ -n "$name" ] || { echo "no package linux-image-$1.*-cloud-amd64 in the mirror's suites"; return 1; }
+  [ -n "$name" ] || { echo "no package linux-image-$1.*-cloud-amd64 in the mirror's suites"; return $never; }
   # From 7.x on the image package is empty and depends on those that have the files.
   mapfile -t parts < <(private_apt apt-cache depends --important "$name" |
     grep -oE 'linux-[a-z]+-[0-9].*' | grep -F -- "-${name#linux-image-}")
@@ -82,7 +85,7 @@ fetch_kernel() { # X.Y
 fetch_tools() {
   local into=$store/tools debs=$store/apt/cache/archives
   [ "$(cat "$into/packages" 2>/dev/null)" = "${tools[*]}" ] && return
-  listed || return 1
+  listed || return
   rm -rf "$into" && mkdir -p "$into" && rm -f "$debs"/*.deb &&
     private_apt apt-get install -y -q --no-install-recommends --download-only "${tools[@]}" >"$store/apt/log" 2>&1 &&
     unpack "$into" "$debs"/*.deb ||
@@ -95,7 +98,7 @@ fetch_tools() {
 fetch_fio() {
   local into=$store/fio
   [ -x "$into/fio" ] && return
-  listed || return 1
+  listed || return
   rm -rf "$into" && mkdir -p "$into/src" &&
     (cd "$into" && private_apt apt-get source -q --download-only fio) >"$store/apt/log" 2>&1 &&
     tar -xf "$into"/fio_*.orig.tar.gz -C "$into/src" --strip-components=1 ||
