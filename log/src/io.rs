@@ -91,6 +91,9 @@ fn timed_out() -> io::Error {
 
 const TIMED_OUT: i32 = 110;
 
+/// `EIO`.
+const IO_ERROR: i32 = 5;
+
 type Job<'a> = (Target<'a>, Arc<Vec<PageWrite>>);
 
 impl std::fmt::Debug for MetaIo {
@@ -232,7 +235,13 @@ fn blocking_run(file: &File, base: u64, runs: &[PageWrite], flight: &Flight) -> 
         file.write_all_at(&run.bytes, base + run.offset)?;
     }
     flight.go_on()?;
-    file.sync_data()
+    file.sync_data().map_err(of_sync)
+}
+
+/// The error of a sync is one of all that was written before, so none for lack of space.
+fn of_sync(error: io::Error) -> io::Error {
+    let no_space = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    if no_space { io::Error::from_raw_os_error(IO_ERROR) } else { error }
 }
 
 /// One thread for each file: whoever waits for it need not be the one who hangs.
@@ -362,7 +371,7 @@ async fn ring_run(
     }
     result?;
     flight.go_on()?;
-    file.sync_data().await
+    file.sync_data().await.map_err(of_sync)
 }
 
 async fn ring_write(

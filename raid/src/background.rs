@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::durable::Ticket;
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::{Hold, Owner};
@@ -150,6 +151,15 @@ impl Job {
     }
 }
 
+/// A flush that the log worker asked for.
+#[derive(Clone, Copy, Debug)]
+struct Flush {
+    legs: LegSet,
+    pending: LegSet,
+    errors: LegErrors,
+    ticket: Ticket,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Background {
@@ -158,8 +168,10 @@ pub struct Background {
     jobs: [Option<Job>; COPY_SLOTS as usize],
     waiting: Vec<(Region, LegSet)>,
     repairs: VecDeque<(Leg, u64, u64)>,
-    flush: Option<(LegSet, LegSet, LegErrors)>,
+    flush: Option<Flush>,
     granted: Vec<u32>,
+    /// Slots whose durable IO waits for that of others no longer.
+    joined: Vec<u32>,
     scrub: Scrub,
 }
 
@@ -167,9 +179,10 @@ impl Background {
     /// The background worker of `mirror`, copying at most `window` bytes at once.
     pub fn new(mirror: Arc<Mirror>, window: u64) -> Background {
         let jobs = [None; COPY_SLOTS as usize];
-        let (waiting, repairs, granted) = (Vec::new(), VecDeque::new(), Vec::new());
+        let (waiting, repairs) = (Vec::new(), VecDeque::new());
+        let (granted, joined) = (Vec::new(), Vec::new());
         let scrub = Scrub::new(Arc::clone(&mirror));
-        Background { mirror, window, jobs, waiting, repairs, flush: None, granted, scrub }
+        Background { mirror, window, jobs, waiting, repairs, flush: None, granted, joined, scrub }
     }
 
     /// Copies and compares at most `window` bytes at once from the next window on.
@@ -206,6 +219,11 @@ impl Background {
                     SCRUB_IO => self.scrub(actions, Scrub::read),
                     io => self.read_window(io, actions),
                 }
+            } else if let Some(io) = self.joined.pop() {
+                match io {
+                    SCRUB_IO => self.scrub(actions, Scrub::joined),
+                    _ => self.all_flushed(actions),
+                }
             } else if !self.start_repair(actions) && !self.start_copy(actions) {
                 let (window, copying) = (self.window, self.is_copying());
                 self.scrub(actions, |scrub, out| scrub.start_window(window, copying, out));
@@ -219,7 +237,7 @@ impl Background {
         actions: &mut Vec<BackgroundAction>,
         step: impl FnOnce(&mut Scrub, &mut Out<'_>) -> T,
     ) -> T {
-        step(&mut self.scrub, &mut Out { actions, granted: &mut self.granted })
+        step(&mut self.scrub, &mut Out { actions, granted: &mut self.granted, joined: &mut self.joined })
     }
 
     /// Whether regions are being copied: repairs aside.
@@ -252,6 +270,7 @@ impl Background {
         for note in notes {
             match note {
                 QueueNote::Granted { io } => self.granted.push(io),
+                QueueNote::Joined { io } => self.joined.push(io),
                 QueueNote::Copy { region, targets } => self.waiting.push((region, targets)),
                 QueueNote::Repair { leg, offset, len } => self.repairs.push_back((leg, offset, len)),
                 QueueNote::Marked { io: SCRUB_IO, result } => {
@@ -275,7 +294,8 @@ impl Background {
 
     fn start_flush(&mut self, legs: LegSet, actions: &mut Vec<BackgroundAction>) {
         assert!(self.flush.is_none(), "one flush at a time");
-        self.flush = Some((legs, legs, [None; MAX_LEGS]));
+        let ticket = self.mirror.durable.begin(legs);
+        self.flush = Some(Flush { legs, pending: legs, errors: [None; MAX_LEGS], ticket });
         for leg in legs.iter() {
             let io = LegIo { io: FLUSH_IO, tag: 0, leg, op: LegOp::Flush, offset: 0, len: 0, buf_offset: 0 };
             actions.push(BackgroundAction::Queue(Action::Submit(io)));
@@ -283,23 +303,31 @@ impl Background {
     }
 
     fn flushed(&mut self, leg: Leg, result: Result<(), Errno>, actions: &mut Vec<BackgroundAction>) {
-        let (legs, pending, errors) = self.flush.as_mut().expect("a flush is under way");
-        pending.remove(leg);
+        let flush = self.flush.as_mut().expect("a flush is under way");
+        flush.pending.remove(leg);
         if let Err(errno) = result {
             if !errno.is_given_up() {
                 self.mirror.legs.flush_failed(leg);
             }
-            errors[leg.index()] = Some(errno);
+            flush.errors[leg.index()] = Some(errno);
             Counters::add(&self.mirror.legs.counters[leg].flush_errors, 1);
         }
-        if pending.is_empty() {
-            for leg in legs.intersect(self.mirror.legs.unflushed()).iter() {
-                errors[leg.index()].get_or_insert(Errno::EIO);
-            }
-            let note = WorkerNote::Flushed { legs: *legs, errors: *errors };
-            self.flush = None;
-            self.tell_worker(note, actions);
+        let Flush { legs, pending, errors, ticket } = *flush;
+        let act = |action| actions.push(BackgroundAction::Queue(action));
+        self.mirror.durable_handled(self.mirror.background(), ticket, leg, &mut self.joined, act);
+        let ok = legs.iter().filter(|leg| errors[leg.index()].is_none()).collect();
+        if pending.is_empty() && self.mirror.durable.join(self.owner(FLUSH_IO), ok) {
+            self.all_flushed(actions);
         }
+    }
+
+    /// The flush is over, and no other one that began before is left to be handled.
+    fn all_flushed(&mut self, actions: &mut Vec<BackgroundAction>) {
+        let Flush { legs, mut errors, .. } = self.flush.take().expect("a flush is under way");
+        for leg in legs.intersect(self.mirror.legs.unflushed()).iter() {
+            errors[leg.index()].get_or_insert(Errno::EIO);
+        }
+        self.tell_worker(WorkerNote::Flushed { legs, errors }, actions);
     }
 
     // ---- repair

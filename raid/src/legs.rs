@@ -181,6 +181,8 @@ pub struct LegTable {
     /// Per leg counters.
     pub counters: LegMap<LegCounters>,
     unflushed: AtomicU8,
+    /// Failed flushes, by leg.
+    failed_flushes: [AtomicU32; MAX_LEGS],
     exact: AtomicU8,
     flush_broken: AtomicBool,
 }
@@ -205,6 +207,7 @@ impl LegTable {
             }),
             counters: LegMap::from_fn(states.len(), |_| LegCounters::default()),
             unflushed: AtomicU8::new(0),
+            failed_flushes: Default::default(),
             exact: AtomicU8::new(0),
             flush_broken: AtomicBool::new(false),
         }
@@ -321,7 +324,13 @@ impl LegTable {
     }
 
     pub(crate) fn flush_failed(&self, leg: Leg) {
+        self.failed_flushes[leg.index()].fetch_add(1, SeqCst);
         self.unflushed.fetch_or(LegSet::one(leg).bits(), SeqCst);
+    }
+
+    /// Flushes that have failed on each leg so far.
+    pub(crate) fn failed_flushes(&self) -> [u32; MAX_LEGS] {
+        self.failed_flushes.each_ref().map(|failed| failed.load(SeqCst))
     }
 
     /// The leg is stale in whatever it lost. Log worker only.

@@ -14,6 +14,7 @@
 
 mod assemble;
 mod background;
+mod durable;
 mod geometry;
 mod legs;
 mod lineage;

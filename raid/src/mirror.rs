@@ -12,11 +12,16 @@ use std::sync::atomic::{
 use std::sync::{Mutex, PoisonError};
 
 use crate::background::REGIONS_AT_ONCE;
+use crate::durable::{DurableIo, Ticket};
 use crate::geometry::{Geometry, Region};
 use crate::legs::LegTable;
 use crate::ranges::{Owner, RangeLocks};
 use crate::region::RegionTable;
+use crate::request::Action;
 use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
+
+/// Stands for the log worker among queues, where it owns durable IO.
+pub(crate) const LOG_WORKER: QueueId = QueueId(u16::MAX - 1);
 
 /// Error of each leg that failed, if any.
 pub type LegErrors = [Option<Errno>; MAX_LEGS];
@@ -79,6 +84,11 @@ pub enum WorkerNote {
         /// Its error, if a write failed.
         errors: LegErrors,
     },
+    /// Every durable IO that the log worker's own one waited for has been handled.
+    Joined {
+        /// Which of its own.
+        io: u32,
+    },
     /// A scrub wrote what differed anew on legs in sync, as far as it could.
     Scrubbed {
         /// Where.
@@ -102,6 +112,11 @@ pub enum QueueNote {
         io: u32,
         /// How it went.
         result: Result<(), Errno>,
+    },
+    /// Every durable IO that the slot's one waited for has been handled.
+    Joined {
+        /// The slot.
+        io: u32,
     },
     /// The result of the slot's request, after what had to be recorded is durable.
     Settled {
@@ -182,6 +197,7 @@ pub struct Mirror {
     pub legs: LegTable,
     /// Ranges held by requests and resync.
     pub ranges: RangeLocks,
+    pub(crate) durable: DurableIo,
     /// Counters.
     pub counters: Counters,
     /// The regions that are being copied, one more than their numbers; zero where none is.
@@ -212,6 +228,7 @@ impl Mirror {
             regions: RegionTable::with_room(regions, room),
             legs: LegTable::with_room(states, regions, room),
             ranges: RangeLocks::default(),
+            durable: DurableIo::default(),
             counters: Counters::default(),
             copying: Default::default(),
             undone_writes: AtomicU32::new(0),
@@ -312,6 +329,31 @@ impl Mirror {
 
     pub(crate) fn undo_write(&self) {
         self.undone_writes.fetch_add(1, SeqCst);
+    }
+
+    /// The completion of a durable IO on `leg` has been handled by `by`. Tells those that wait no longer; `by`'s own are
+    /// added to `own` instead.
+    pub(crate) fn durable_handled(
+        &self,
+        by: QueueId,
+        ticket: Ticket,
+        leg: Leg,
+        own: &mut Vec<u32>,
+        mut act: impl FnMut(Action),
+    ) {
+        let mut released = Vec::new();
+        self.durable.end(ticket, leg, &mut released);
+        for Owner { queue, io } in released {
+            if queue == by {
+                own.push(io);
+            } else if queue == LOG_WORKER {
+                self.tell_worker(WorkerNote::Joined { io });
+                act(Action::WakeWorker);
+            } else {
+                self.tell_queue(queue, QueueNote::Joined { io });
+                act(Action::Wake(queue));
+            }
+        }
     }
 
     pub(crate) fn tell_worker(&self, note: WorkerNote) {

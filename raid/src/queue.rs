@@ -3,8 +3,8 @@
 //! A request is split at region borders into *parts*. Life of a part:
 //!
 //! ```text
-//! write: Range -> Mark -> (Fetch -> overlay ->) Write -> (Settle ->) done
-//! read:  (Range ->) Read -> done                  flush: Flush -> (Settle ->) done
+//! write: Range -> Mark -> (Fetch -> overlay ->) Write -> (Join ->) (Settle ->) done
+//! read:  (Range ->) Read -> done                  flush: Flush -> (Join ->) (Settle ->) done
 //! ```
 //!
 //! - `Range`: waits for its range lock. Writes always take one; reads only where writes are in
@@ -12,6 +12,8 @@
 //!   write overtook is done again behind that write: should the write fail, nobody may have seen it.
 //! - `Mark`: waits until the region's bit is durable. The write is counted in the region from here on.
 //! - `Fetch`: reads the blocks around an unaligned write.
+//! - `Join`: a flush, or a write that has to be durable, waits until each one that began before is handled, whichever
+//!   thread's it is ([`crate::durable`]).
 //! - `Settle`: a leg was missed; the log worker records that and says how the request ends.
 //!
 //! Runs on the queue's thread, which alone owns it. Nothing here blocks or allocates once the
@@ -19,6 +21,7 @@
 
 use std::sync::Arc;
 
+use crate::durable::Ticket;
 use crate::mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::{Hold, Owner};
 use crate::region::Begin;
@@ -39,6 +42,7 @@ enum Step {
     Write,
     Read,
     Flush,
+    Join,
     Settle,
 }
 
@@ -63,6 +67,8 @@ struct Part {
     /// Of these, back and well.
     ok: LegSet,
     errors: LegErrors,
+    /// Of a step that has to be durable.
+    ticket: Option<Ticket>,
     /// Of a read: [`Mirror::undone_writes`] when it began.
     undone: u32,
 }
@@ -88,6 +94,8 @@ pub struct MirrorQueue {
     held: Vec<u32>,
     /// Parts of this queue that were granted their range while another part was handled.
     granted: Vec<u32>,
+    /// The same, of those that waited for durable IO to be handled.
+    joined: Vec<u32>,
     released: Vec<Owner>,
     notes: Vec<QueueNote>,
     /// Breaks ties between equally busy legs.
@@ -105,6 +113,7 @@ impl MirrorQueue {
             requests: Vec::new(),
             held: Vec::new(),
             granted: Vec::new(),
+            joined: Vec::new(),
             released: Vec::new(),
             notes: Vec::new(),
             turn: 0,
@@ -132,8 +141,14 @@ impl MirrorQueue {
                 }
             }
         }
-        while let Some(io) = self.granted.pop() {
-            self.range_granted(io, actions);
+        loop {
+            if let Some(io) = self.granted.pop() {
+                self.range_granted(io, actions);
+            } else if let Some(io) = self.joined.pop() {
+                self.joined(io, actions);
+            } else {
+                return;
+            }
         }
     }
 
@@ -161,6 +176,7 @@ impl MirrorQueue {
                     Err(errno) => self.finish_part(io, Err(errno), actions),
                 }
             }
+            QueueNote::Joined { io } => self.joined(io, actions),
             QueueNote::Settled { io, result } => {
                 assert_eq!(self.parts[io as usize].step, Step::Settle);
                 self.finish_part(io, result, actions);
@@ -239,6 +255,7 @@ impl MirrorQueue {
             pending: LegSet::EMPTY,
             ok: LegSet::EMPTY,
             errors: [None; MAX_LEGS],
+            ticket: None,
             undone: 0,
         };
         if let Some(io) = self.free.pop() {
@@ -351,6 +368,7 @@ impl MirrorQueue {
         part.targets = targets;
         part.pending = targets;
         part.ok = LegSet::EMPTY;
+        part.ticket = op.is_durable().then(|| self.mirror.durable.begin(targets));
         let buf_offset = if op == LegOp::Flush { 0 } else { (part.offset - request.offset) as u32 };
         let (tag, offset, len) = (part.tag, part.offset, part.len);
         for leg in targets.iter() {
@@ -454,6 +472,10 @@ impl MirrorQueue {
         {
             self.mirror.legs.flush_failed(leg);
         }
+        if let Some(ticket) = part.ticket {
+            let act = |action| actions.push(action);
+            self.mirror.durable_handled(self.id, ticket, leg, &mut self.joined, act);
+        }
         if !part.pending.is_empty() {
             return;
         }
@@ -482,11 +504,35 @@ impl MirrorQueue {
         }
     }
 
-    /// A write or flush came back from every leg it was sent to: done if that is every leg that counts.
+    /// Whether the step that the part is in has to be durable.
+    fn is_durable(&self, part: &Part) -> bool {
+        match part.step {
+            Step::Flush => true,
+            Step::Write => self.requests[part.tag as usize].is_some_and(|entry| entry.request.fua),
+            _ => false,
+        }
+    }
+
+    /// A write or flush came back from every leg it was sent to. Where it had to be durable, its success is believed
+    /// once no other durable IO that began before is left to be handled.
     fn all_legs_done(&mut self, io: u32, actions: &mut Vec<Action>) {
-        let request = self.request_of(io);
+        let part = self.parts[io as usize];
+        let durable = self.is_durable(&part);
+        if durable && !self.mirror.durable.join(self.owner(io), part.ok) {
+            self.parts[io as usize].step = Step::Join;
+            return;
+        }
+        self.look_at_legs(io, durable, actions);
+    }
+
+    fn joined(&mut self, io: u32, actions: &mut Vec<Action>) {
+        assert_eq!(self.parts[io as usize].step, Step::Join);
+        self.look_at_legs(io, true, actions);
+    }
+
+    /// A write or flush is over: done if it worked on every leg that counts.
+    fn look_at_legs(&mut self, io: u32, durable: bool, actions: &mut Vec<Action>) {
         let part = &mut self.parts[io as usize];
-        let durable = request.fua || part.op == Op::Flush;
         for leg in self.mirror.legs.unflushed().intersect(part.ok).iter().filter(|_| durable) {
             part.ok.remove(leg);
             part.errors[leg.index()] = Some(Errno::EIO);

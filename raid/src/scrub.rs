@@ -17,6 +17,7 @@
 use std::sync::Arc;
 
 use crate::background::{BackgroundAction, COPY_SLOTS, release_range};
+use crate::durable::Ticket;
 use crate::geometry::{Region, SECTOR};
 use crate::mirror::{Counters, LegErrors, Mirror, WorkerNote};
 use crate::ranges::{Hold, Owner};
@@ -182,6 +183,8 @@ enum Step {
     Compare,
     Mark,
     Write,
+    /// As for a write of users that has to be durable.
+    Join,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -198,6 +201,8 @@ pub(crate) struct Out<'a> {
     pub(crate) actions: &'a mut Vec<BackgroundAction>,
     /// Slots of the background worker that hold their range now.
     pub(crate) granted: &'a mut Vec<u32>,
+    /// Slots whose durable IO waits for that of others no longer.
+    pub(crate) joined: &'a mut Vec<u32>,
 }
 
 impl Out<'_> {
@@ -228,6 +233,7 @@ pub(crate) struct Scrub {
     repairing: usize,
     /// Where that was written.
     written: LegSet,
+    ticket: Ticket,
     /// The repair of the window counts as a write.
     counted: bool,
 }
@@ -249,6 +255,7 @@ impl Scrub {
             found: Vec::new(),
             repairing: 0,
             written: LegSet::EMPTY,
+            ticket: Ticket::default(),
             counted: false,
         }
     }
@@ -356,22 +363,38 @@ impl Scrub {
                 }
             }
             Step::Write => {
-                // A leg that failed a flush has forgotten: what it says of a durable write need not count.
-                let unflushed = self.mirror.legs.unflushed().contains(leg);
-                if let Err(errno) = result.and(if unflushed { Err(Errno::EIO) } else { Ok(()) }) {
+                if let Err(errno) = result {
                     if !errno.is_given_up() && !errno.is_no_space() {
                         self.mirror.legs.flush_failed(leg);
                     }
-                    self.errors[leg.index()] = Some(errno);
-                    Counters::add(&self.mirror.legs.counters[leg].write_errors, 1);
+                    self.failed_to_write(leg, errno);
                 }
+                let act = |action| out.actions.push(BackgroundAction::Queue(action));
+                self.mirror.durable_handled(self.mirror.background(), self.ticket, leg, out.joined, act);
                 if self.pending.is_empty() {
-                    self.report_difference(out);
-                    self.write_next(out);
+                    self.step = Step::Join;
+                    if self.mirror.durable.join(self.owner(), self.written.minus(self.failed())) {
+                        self.joined(out);
+                    }
                 }
             }
             step => unreachable!("leg IO of a scrub in step {step:?}"),
         }
+    }
+
+    fn failed_to_write(&mut self, leg: Leg, errno: Errno) {
+        self.errors[leg.index()] = Some(errno);
+        Counters::add(&self.mirror.legs.counters[leg].write_errors, 1);
+    }
+
+    /// The present range was written, and no durable IO that began before is left to be handled.
+    pub(crate) fn joined(&mut self, out: &mut Out<'_>) {
+        assert_eq!(self.step, Step::Join);
+        // A leg that failed a flush has forgotten: what it says of a durable write need not count.
+        let forgotten = self.written.intersect(self.mirror.legs.unflushed()).minus(self.failed());
+        forgotten.iter().for_each(|leg| self.failed_to_write(leg, Errno::EIO));
+        self.report_difference(out);
+        self.write_next(out);
     }
 
     /// Whether a window is under way and not waiting for the throttle.
@@ -469,7 +492,7 @@ impl Scrub {
 
     /// Writes the next range that differs to the legs that are wrong; ends the window behind the last.
     fn write_next(&mut self, out: &mut Out<'_>) {
-        let may_write = matches!(self.step, Step::Mark | Step::Write);
+        let may_write = matches!(self.step, Step::Mark | Step::Join);
         while let Some(&difference) = self.found.get(self.repairing) {
             let good = self.good(&difference).filter(|_| may_write);
             let source = good.and_then(LegSet::lowest);
@@ -487,6 +510,7 @@ impl Scrub {
     fn write(&mut self, difference: &Difference, source: Leg, targets: LegSet, out: &mut Out<'_>) {
         self.step = Step::Write;
         (self.pending, self.written) = (targets, targets);
+        self.ticket = self.mirror.durable.begin(targets);
         let Difference { offset, len, .. } = *difference;
         // Whole blocks, each leg's own but for what is wrong there: nobody can write less to some drives.
         let start = (offset / BLOCK * BLOCK).max(self.offset);

@@ -328,6 +328,13 @@ pub enum LegOp {
     Flush,
 }
 
+impl LegOp {
+    /// Whether its success says that something is durable.
+    pub fn is_durable(self) -> bool {
+        matches!(self, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true, .. })
+    }
+}
+
 /// One IO on one leg, the output of the engine and the input of the ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LegIo {

@@ -1,5 +1,6 @@
 //! Marks committed in groups, clears in two steps, and the last of both when the volume stops.
 
+use super::durable::COMMIT_IO;
 use super::states::is_lost;
 use super::{Committing, Doing, Flushing, LogWorker, NOBODY, Stopping, WorkerAction};
 use crate::geometry::Region;
@@ -26,6 +27,9 @@ impl LogWorker {
         self.clears = false;
         self.clears_due = false;
         self.committing = Some(Committing { legs, marks });
+        if self.log_on_legs {
+            self.begin_metadata(COMMIT_IO, legs);
+        }
         actions.push(WorkerAction::Commit { legs });
     }
 

@@ -43,6 +43,7 @@
 //! sync is never failed. Runs on the log worker's thread.
 
 mod ahead;
+mod durable;
 mod grow;
 mod marks;
 mod repair;
@@ -62,6 +63,7 @@ use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
 use ahead::Ahead;
+use durable::{COMMIT_IO, KINDS, Metadata, RECORD_IO};
 use grow::Growing;
 use split::Splitting;
 
@@ -274,6 +276,8 @@ pub struct LogWorker {
     doing: Doing,
     /// Beside what is done otherwise only if the log is not on the legs.
     committing: Option<Committing>,
+    /// Of what is being done, that which goes to the legs.
+    metadata: [Option<Metadata>; KINDS],
     flushing: Flushing,
     /// The leg states changed since the last record began, or that record failed.
     record_wanted: bool,
@@ -336,6 +340,7 @@ impl LogWorker {
             log_failed: false,
             doing: Doing::Nothing,
             committing: None,
+            metadata: Default::default(),
             flushing: Flushing::Nothing,
             record_wanted: false,
             record_held_off: false,
@@ -390,6 +395,29 @@ impl LogWorker {
 
     /// Takes one event and adds what is to be done to `actions`.
     pub fn handle(&mut self, event: WorkerEvent, actions: &mut Vec<WorkerAction>) {
+        let event = match event {
+            WorkerEvent::Committed { .. } => self.metadata_done(COMMIT_IO, event),
+            WorkerEvent::Recorded { .. } | WorkerEvent::LogFilled { .. } => {
+                self.metadata_done(RECORD_IO, event)
+            }
+            event => Some(event),
+        };
+        if let Some(event) = event {
+            self.event(event, actions);
+        }
+        let mut notes = std::mem::take(&mut self.notes);
+        self.mirror.take_worker_notes(&mut notes);
+        for note in &notes {
+            self.note(*note, actions);
+        }
+        self.notes = notes;
+        self.next(actions);
+        self.wake.sort_unstable();
+        self.wake.dedup();
+        actions.extend(self.wake.drain(..).map(WorkerAction::Wake));
+    }
+
+    fn event(&mut self, event: WorkerEvent, actions: &mut Vec<WorkerAction>) {
         match event {
             WorkerEvent::Woken => {}
             WorkerEvent::Tick => self.tick(),
@@ -421,16 +449,6 @@ impl LogWorker {
                 }
             }
         }
-        let mut notes = std::mem::take(&mut self.notes);
-        self.mirror.take_worker_notes(&mut notes);
-        for note in &notes {
-            self.note(*note, actions);
-        }
-        self.notes = notes;
-        self.next(actions);
-        self.wake.sort_unstable();
-        self.wake.dedup();
-        actions.extend(self.wake.drain(..).map(WorkerAction::Wake));
     }
 
     /// Whether a [`WorkerEvent::Tick`] a second is needed. An idle, clean volume needs none.
@@ -501,6 +519,11 @@ impl LogWorker {
             WorkerNote::Missed { region, ok, errors, durable, from } => {
                 self.missed(region, ok, errors, durable, from);
             }
+            WorkerNote::Joined { io } => {
+                if let Some(event) = self.metadata_joined(io) {
+                    self.event(event, actions);
+                }
+            }
             WorkerNote::Unreadable { leg, offset, len, errno } => self.unreadable(leg, offset, len, errno),
             WorkerNote::Repaired { ok, errors } => self.repaired(ok, &errors),
             WorkerNote::Scrubbed { region, errors } => self.scrubbed(region, &errors),
@@ -522,6 +545,7 @@ impl LogWorker {
                 && let Some(leg) = self.take_returning()
             {
                 self.doing = Doing::Fill(leg);
+                self.begin_metadata(RECORD_IO, LegSet::one(leg));
                 actions.push(WorkerAction::FillLog { leg });
             }
         }

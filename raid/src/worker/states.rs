@@ -1,5 +1,6 @@
 //! Leg states: who is failed for what, and the records that make it durable.
 
+use super::durable::RECORD_IO;
 use super::{Doing, HOLD_OFF_TICKS, LogWorker, Record, Stopping, WorkerAction};
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
@@ -144,6 +145,7 @@ impl LogWorker {
             lineage: self.lineage.clone(),
         };
         self.doing = Doing::Record(record.clone());
+        self.begin_metadata(RECORD_IO, record.legs);
         actions.push(WorkerAction::Record(record));
     }
 

@@ -1,6 +1,7 @@
 //! The end of one life and the start of the next: crashes, what they leave, and the start as the
 //! real daemon makes it, from superblocks and logs.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use mirrord_log::{DirtyLog, Flush, InternalLog, SyncMode};
@@ -31,7 +32,7 @@ impl Sim {
         let before = if came_to_nothing { self.unrecorded } else { LegSet::EMPTY };
         self.unrecorded = states.all().iter().filter(|&leg| !states.recorded(leg)).collect();
         self.unrecorded = self.unrecorded.union(before);
-        let jobs: Vec<_> = daemon.leg_jobs().copied().collect();
+        let jobs: Vec<_> = daemon.jobs_on_legs().copied().collect();
         let meta = daemon.meta.take();
         let late = std::mem::take(&mut daemon.late);
         self.daemon = Some(daemon);
@@ -218,6 +219,7 @@ impl Sim {
             phase: Phase::Filling,
             pending: Vec::new(),
             awake: 0,
+            ended: vec![VecDeque::new(); usize::from(queues) + 1],
             meta: None,
             clients: vec![vec![None; self.config.depth]; usize::from(queues)],
             in_flight: 0,

@@ -158,7 +158,9 @@ impl Sim {
                     });
                     let worn_out = self.live().failed_reads[leg.index()] > MOST_REPAIRS;
                     let unreadable = worn_out || self.live().gone.contains(leg);
-                    let cause = cause || unreadable && !in_sync.minus(LegSet::one(leg)).is_empty();
+                    // A leg that failed a flush has forgotten: what it says of others need not count.
+                    let bad = unreadable || self.live().unflushed.contains(leg);
+                    let cause = cause || bad && !in_sync.minus(LegSet::one(leg)).is_empty();
                     self.saw.saw_if(Saw::WornOutLeg, worn_out);
                     self.leg_failed_beside();
                     assert!(cause, "invariant 4: {leg:?} was failed, no other leg was better: {now:?}");

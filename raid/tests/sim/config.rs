@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) dying: bool,
     /// Steps in 10,000 in which a leg becomes slow or hangs for a while.
     pub(crate) slow_periods: u64,
+    /// Steps in 10,000 in which the threads of some rings stop running for a while.
+    pub(crate) stalls: u64,
     /// Looks in 100 at IO that is held up by a slow leg, or one that hangs, at which it is given up.
     pub(crate) give_ups: u64,
     /// Starts in 100 at which a leg is pulled.
@@ -85,6 +87,7 @@ impl Config {
             bad_sectors: trouble(rng, if dying { 8000 } else { 300 }),
             dying,
             slow_periods: trouble(rng, 100),
+            stalls: trouble(rng, 100),
             give_ups: trouble(rng, 30),
             pulls: trouble(rng, 60),
             forced: trouble(rng, 5),

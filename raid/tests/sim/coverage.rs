@@ -18,6 +18,7 @@ pub(crate) enum Saw {
     RepairedAll,
     WornOutLeg,
     FailedFlush,
+    FailedDeviceFlush,
     ErrorOnAllLegs,
     NoSpaceOnOneLeg,
     NoSpaceOnAllLegs,
@@ -98,7 +99,7 @@ const ALL: [Saw; KINDS] = {
     [
         Request, SpanningRequest, WholeVolumeZero, Patch, DurableWrite, OkFlush, LegError, FailedRead,
         BadSectorRead, Repair, FailedRepair, RepairedAll, WornOutLeg,
-        FailedFlush, ErrorOnAllLegs, NoSpaceOnOneLeg, NoSpaceOnAllLegs, FailedCommit, FailedRecord,
+        FailedFlush, FailedDeviceFlush, ErrorOnAllLegs, NoSpaceOnOneLeg, NoSpaceOnAllLegs, FailedCommit, FailedRecord,
         FailedFill, HungLeg, GivenUp, Refused, LateWrite, LateFailedFlush, Degraded, FailedLeg, Return, ReturnOfPulled, Promote, Clear, RefusedMark,
         Copy, CopyOfZeroes, FlushBroken, PausedResync, Kill, PowerCut, CrashInStart, TornSuperblock,
         BadLogSector, DegradedStart, ForcedStart, CleanStop, UncleanStop, StopUnderErrors, StopUnderLastingErrors,

@@ -1,5 +1,6 @@
 //! One life of the daemon: the engine's parts, and everything that is under way around them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use mirrord_log::DirtyLog;
@@ -58,6 +59,8 @@ pub(crate) struct LegJob {
 #[derive(Clone, Copy)]
 pub(crate) enum Pending {
     Leg(LegJob),
+    /// A ring finds its oldest completion.
+    Ended(u16),
     /// A queue, or the background worker, finds its notes.
     Wake(u16),
     WakeWorker,
@@ -143,6 +146,9 @@ pub(crate) struct Daemon {
     pub(crate) pending: Vec<Pending>,
     /// Wakes that are pending: bit q for queue q, the highest for the worker.
     pub(crate) awake: u32,
+    /// By queue (the background worker last): leg IO that has ended on its leg, oldest first. The ring has not
+    /// looked at its completions yet, or the queue at what the ring gave it.
+    pub(crate) ended: Vec<VecDeque<(LegJob, Result<(), Errno>)>>,
     pub(crate) meta: Option<Meta>,
     /// By queue and tag.
     pub(crate) clients: Vec<Vec<Option<Client>>>,
@@ -212,11 +218,22 @@ impl Daemon {
         clients.filter(|c| c.op == Op::Read).map(|c| c.start).min().unwrap_or(now)
     }
 
-    /// Leg IO under way that is waited for.
-    pub(crate) fn leg_jobs(&self) -> impl Iterator<Item = &LegJob> {
+    /// Leg IO under way on the legs that is waited for.
+    pub(crate) fn jobs_on_legs(&self) -> impl Iterator<Item = &LegJob> {
         self.pending.iter().filter_map(|pending| match pending {
             Pending::Leg(job) if job.refused.is_none() => Some(job),
             _ => None,
         })
+    }
+
+    /// Leg IO that is waited for: under way, or ended and not handled.
+    pub(crate) fn leg_jobs(&self) -> impl Iterator<Item = &LegJob> {
+        self.jobs_on_legs().chain(self.ended.iter().flatten().map(|(job, _)| job))
+    }
+
+    /// A leg IO has ended: its ring finds that out some time later.
+    pub(crate) fn end(&mut self, job: LegJob, result: Result<(), Errno>) {
+        self.ended[usize::from(job.queue)].push_back((job, result));
+        self.pending.push(Pending::Ended(job.queue));
     }
 }

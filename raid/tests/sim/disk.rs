@@ -4,8 +4,9 @@
 //! share, for metadata the number of a block in [`crate::blocks::Blocks`]. Writes land sector by
 //! sector in the cache and in the journal. A flush makes stable what completed before it was
 //! submitted, and no more. A flush that fails marks all that is cached as lost, as Linux does: still
-//! readable, never again written by a later flush. A power cut keeps, of each sector, the stable
-//! value or any value journalled since.
+//! readable, never again written by a later flush. Linux tells each open file of the leg once of an error of the
+//! page cache; an error of the device's own cache is told once, to the flush that met it. A power cut keeps, of
+//! each sector, the stable value or any value journalled since.
 //!
 //! A sector can go bad: it cannot be read until it is written anew, and is bad again if a power cut
 //! takes that write back. What it would have said is still here, for the checks; no read returns it.
@@ -26,9 +27,23 @@ struct Entry {
     value: u64,
 }
 
-/// A leg's open files: one for data, which all rings share, and one for metadata.
-pub(crate) const DATA_FILE: usize = 0;
-pub(crate) const META_FILE: usize = 1;
+/// A leg's open files: one for metadata, and one for the data IO of each ring.
+pub(crate) const META_FILE: usize = 0;
+const FILES: usize = 8;
+
+/// The open file that the IO of a ring goes through.
+pub(crate) fn data_file(queue: u16) -> usize {
+    1 + usize::from(queue)
+}
+
+/// What fails in a flush.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cache {
+    /// The page cache is not written to the device.
+    Pages,
+    /// The device does not write its own cache to the medium.
+    Device,
+}
 
 pub(crate) struct Disk {
     stable: Vec<u64>,
@@ -44,7 +59,7 @@ pub(crate) struct Disk {
     pass: u64,
     /// Failed flushes so far; each open file is told of each once.
     failed_flushes: u32,
-    told: [u32; 2],
+    told: [u32; FILES],
 }
 
 impl Disk {
@@ -59,7 +74,7 @@ impl Disk {
             settled: vec![0; sectors],
             pass: 0,
             failed_flushes: 0,
-            told: [0; 2],
+            told: [0; FILES],
         }
     }
 
@@ -159,9 +174,12 @@ impl Disk {
         self.journal.drain(..kept);
     }
 
-    /// A flush failed: what is cached now stays unwritten for ever.
-    pub(crate) fn flush_failed(&mut self) {
-        self.failed_flushes += 1;
+    /// A flush through `file`, which is told, failed: what is cached now stays unwritten for ever.
+    pub(crate) fn flush_failed(&mut self, file: usize, cache: Cache) {
+        if cache == Cache::Pages {
+            self.failed_flushes += 1;
+            self.told[file] = self.failed_flushes;
+        }
         for entry in &mut self.journal {
             entry.lost = true;
         }
@@ -266,8 +284,10 @@ fn what_a_failed_flush_lost_no_later_one_writes() {
     let write = disk.begin();
     disk.land(write, 0, 7);
     disk.complete(write, 10);
-    disk.flush_failed();
-    assert!(disk.tell(1) && !disk.tell(1), "each file is told once");
+    disk.flush_failed(0, Cache::Device);
+    assert!(!disk.tell(0) && !disk.tell(1), "nobody else is told");
+    disk.flush_failed(0, Cache::Pages);
+    assert!(disk.tell(1) && !disk.tell(1) && !disk.tell(0), "each file is told once");
     disk.flush_done(20);
     assert_eq!((disk.stable(0), disk.read(0)), (ZERO, 7));
     let again = disk.begin();

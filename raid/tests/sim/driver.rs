@@ -9,7 +9,6 @@ use mirrord_raid::{
 use crate::config::SECTOR;
 use crate::coverage::Saw;
 use crate::daemon::{LegJob, MetaKind, Pending, Phase};
-use crate::late::is_durable;
 use crate::sim::{Sim, trace};
 
 impl Sim {
@@ -157,7 +156,7 @@ impl Sim {
             self.saw.saw(Saw::Refused);
             return Some(Errno::GIVEN_UP);
         }
-        (is_durable(io.op) && self.live().forgetful.contains(io.leg)).then_some(Errno::EIO)
+        (io.op.is_durable() && self.live().forgetful.contains(io.leg)).then_some(Errno::EIO)
     }
 
     /// The volume is served from now on: what was recovered is what it holds.

@@ -1,5 +1,6 @@
 //! What goes wrong and for how long: single errors, periods of errors on some legs or all, also periods that outlast
-//! a stop and the next start, sectors that go bad, legs that are slow or hang.
+//! a stop and the next start, sectors that go bad, legs that are slow or hang, threads
+//! that do not get to run.
 
 use mirrord_raid::{Errno, Leg, LegSet};
 
@@ -36,6 +37,9 @@ pub(crate) struct Faults {
     slow_until: u64,
     hung: LegSet,
     hung_until: u64,
+    /// Rings that do not get to run, as bits.
+    stalled: u8,
+    stalled_until: u64,
     /// Nothing goes wrong any more.
     over: bool,
 }
@@ -62,6 +66,8 @@ impl Faults {
             slow_until: 0,
             hung: LegSet::EMPTY,
             hung_until: 0,
+            stalled: 0,
+            stalled_until: 0,
             over: false,
         }
     }
@@ -117,6 +123,9 @@ impl Faults {
                 (self.hung, self.hung_until) = (legs, until);
             }
         }
+        if rng.chance(config.stalls, 10_000) {
+            (self.stalled, self.stalled_until) = (rng.next() as u8, now + rng.pick(&[20, 100, 400]));
+        }
     }
 
     /// The leg and sector that goes bad in this step, if one does.
@@ -150,6 +159,11 @@ impl Faults {
         !self.over
             && (self.hung.contains(leg) && now < self.hung_until
                 || self.slow.contains(leg) && now < self.slow_until && !rng.chance(1, 16))
+    }
+
+    /// Whether the thread of a ring does not get to run for now.
+    pub(crate) fn stalls(&self, queue: u16, now: u64) -> bool {
+        !self.over && now < self.stalled_until && self.stalled & (1 << queue) != 0
     }
 
     /// Whether a period of errors is under way.

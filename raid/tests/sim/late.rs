@@ -6,7 +6,7 @@ use mirrord_raid::{Errno, Leg, LegOp};
 use crate::config::SECTOR;
 use crate::coverage::Saw;
 use crate::daemon::{LegJob, MetaLeg, Pending};
-use crate::disk::{DATA_FILE, META_FILE};
+use crate::disk::{META_FILE, data_file};
 use crate::faults::Kind;
 use crate::sim::{Sim, trace};
 
@@ -21,10 +21,6 @@ pub(crate) enum What {
     /// With what its buffer held.
     Data(LegJob, Vec<u64>),
     Meta(MetaLeg),
-}
-
-pub(crate) fn is_durable(op: LegOp) -> bool {
-    matches!(op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true, .. })
 }
 
 impl Sim {
@@ -66,7 +62,8 @@ impl Sim {
         let buffer = buffers.get(job.io.tag as usize).cloned().unwrap_or_default();
         self.d().pending.swap_remove(at);
         self.add_late(job.io.leg, What::Data(job, buffer));
-        self.tell_end(&job, Err(Errno::GIVEN_UP));
+        // The ring takes in every completion that is there before it gives anything up.
+        self.d().end(job, Err(Errno::GIVEN_UP));
     }
 
     /// What is late moves on: some of it lands, or all, and it ends.
@@ -97,23 +94,26 @@ impl Sim {
             return false;
         }
         let result = if kind == Kind::Flush {
-            self.flush_leg(leg, DATA_FILE, job.submitted)
+            self.flush_leg(leg, data_file(job.queue), job.submitted)
         } else {
             let struck = self.faults.strike(&mut self.rng, &self.config, leg, kind);
             if struck.is_ok() {
                 self.land_late(job, buffer, u32::MAX);
             }
             let now = self.moment();
+            let synced = match job.io.op.is_durable() && struck.is_ok() {
+                true => self.sync_leg(leg, data_file(job.queue)),
+                false => struck,
+            };
             let disk = &mut self.disks[leg.index()];
-            let told = is_durable(job.io.op) && disk.tell(DATA_FILE);
-            if is_durable(job.io.op) && struck.is_ok() && !told {
+            if job.io.op.is_durable() && synced.is_ok() {
                 disk.complete_durably(job.ticket, now);
             } else {
                 disk.complete(job.ticket, now);
             }
-            if told { Err(Errno::EIO) } else { struck }
+            synced
         };
-        if result.is_err() && is_durable(job.io.op) {
+        if result.is_err() && job.io.op.is_durable() {
             self.saw.saw(Saw::LateFailedFlush);
             self.d().forgetful.insert(leg);
         }

@@ -5,9 +5,8 @@ use mirrord_raid::{BackgroundEvent, Errno, Event, LegOp, SCRUB_IO};
 use crate::config::SECTOR;
 use crate::coverage::Saw;
 use crate::daemon::{LegJob, Pending, REPAIR_SLOT};
-use crate::disk::{DATA_FILE, ZERO};
+use crate::disk::{ZERO, data_file};
 use crate::faults::Kind;
-use crate::late::is_durable;
 use crate::sim::{Sim, trace};
 
 impl Sim {
@@ -25,7 +24,7 @@ impl Sim {
         }
         self.d().pending.swap_remove(at);
         let mut result = self.end_leg(&mut job);
-        if result.is_ok() && is_durable(job.io.op) {
+        if result.is_ok() && job.io.op.is_durable() {
             // As the real ring: what is late may have been told of a loss in its place.
             result = self.refusal(&job.io).map_or(Ok(()), Err);
         }
@@ -37,6 +36,13 @@ impl Sim {
             job.io.offset / SECTOR,
             job.io.len / SECTOR
         );
+        self.d().end(job, result);
+    }
+
+    /// A queue, or the background worker, handles the oldest completion of its ring.
+    pub(crate) fn handle_end(&mut self, queue: u16) {
+        let ended = self.d().ended[usize::from(queue)].pop_front();
+        let (job, result) = ended.expect("a completion is pending");
         self.tell_end(&job, result);
     }
 
@@ -56,7 +62,7 @@ impl Sim {
     fn end_leg(&mut self, job: &mut LegJob) -> Result<(), Errno> {
         let (leg, disk) = (job.io.leg, job.io.leg.index());
         let (kind, fua) = match job.io.op {
-            LegOp::Flush => return self.flush_leg(leg, DATA_FILE, job.submitted),
+            LegOp::Flush => return self.flush_leg(leg, data_file(job.queue), job.submitted),
             LegOp::Read => (Kind::Read, false),
             LegOp::Write { fua } | LegOp::Zero { fua, .. } => (Kind::Write, fua),
         };
@@ -72,8 +78,8 @@ impl Sim {
             self.disks[disk].complete(job.ticket, now);
             return struck;
         }
-        if self.disks[disk].tell(DATA_FILE) {
-            // A durable write is a write and a sync, and the sync learns of an error of the leg.
+        // A durable write is a write and a sync, and the sync learns of an error of the leg.
+        if self.sync_leg(leg, data_file(job.queue)).is_err() {
             self.disks[disk].complete(job.ticket, now);
             return Err(Errno::EIO);
         }
@@ -137,19 +143,13 @@ impl Sim {
                 client.unreadable.insert(leg);
             }
         }
-        let durable = is_durable(job.io.op);
         let lasting =
             |errno: Errno| !errno.is_given_up() && (job.io.op == LegOp::Flush || !errno.is_no_space());
-        if durable && result.is_err_and(lasting) {
+        if job.io.op.is_durable() && result.is_err_and(lasting) {
             d.unflushed.insert(leg);
         }
         if outcome.pending == 0 {
             let outcome = std::mem::take(outcome);
-            let forgotten = outcome.ok.intersect(d.unflushed);
-            if durable && !forgotten.is_empty() {
-                // A leg that failed a flush has forgotten: what it says of later ones need not count.
-                d.troubles.push((outcome.ok.minus(forgotten), outcome.failed.union(forgotten), own));
-            }
             if !outcome.failed.is_empty() && job.io.op != LegOp::Read {
                 // A repair was read from another leg, which is to say that it worked there.
                 let repair = own && job.io.io == REPAIR_SLOT;

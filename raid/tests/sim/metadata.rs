@@ -186,7 +186,8 @@ impl Sim {
         let result = if to.refused {
             Some(Err(Errno::GIVEN_UP))
         } else if let Some(submitted) = to.flush {
-            Some(self.flush_leg(leg, META_FILE, submitted))
+            // Whatever a sync says, it says of more than what was written just now.
+            Some(self.flush_leg(leg, META_FILE, submitted).map_err(|_| Errno::EIO))
         } else if !to.writes.is_empty() && self.rng.chance(1, 4) {
             let some = self.rng.between(1, to.writes.len() as u64);
             self.land_meta(leg, to, some);
@@ -258,6 +259,11 @@ impl Sim {
         let ok = meta.to.minus(failed);
         if !failed.is_empty() {
             self.d().troubles.push((ok, failed, false));
+            let lost = |leg: &Leg| {
+                errors[leg.index()].is_some_and(|errno| !errno.is_given_up() && !errno.is_no_space())
+            };
+            let lost = failed.iter().filter(lost).collect();
+            self.d().unflushed = self.live().unflushed.union(lost);
         }
         match meta.kind {
             MetaKind::StartFill => {

@@ -112,6 +112,13 @@ impl Sim {
                     self.give_up(at, job);
                 }
             }
+            Pending::Ended(queue) => {
+                let now = self.now;
+                if !self.faults.stalls(queue, now) {
+                    self.d().pending.swap_remove(at);
+                    self.handle_end(queue);
+                }
+            }
             Pending::Meta(leg) => {
                 let now = self.now;
                 let refused = self.live().meta.as_ref().is_some_and(|meta| meta.legs[leg.index()].refused);
@@ -133,6 +140,7 @@ impl Sim {
                     self.step_late(at, id);
                 }
             }
+            Pending::Wake(queue) if self.faults.stalls(queue, self.now) => {}
             Pending::Wake(queue) => {
                 self.d().pending.swap_remove(at);
                 self.d().woken(queue);

@@ -5,7 +5,7 @@
 //! over the engine's shoulder all the while ([`crate::checks`], [`crate::history`]).
 
 use mirrord_log::Superblock;
-use mirrord_raid::{Geometry, Leg, LegSet, MAX_LEGS};
+use mirrord_raid::{Errno, Geometry, Leg, LegSet, MAX_LEGS};
 use uuid::Uuid;
 
 use crate::beside;
@@ -13,8 +13,8 @@ use crate::blocks::{self, Blocks, META_SECTORS};
 use crate::config::{Config, SECTOR};
 use crate::coverage::{Coverage, Saw};
 use crate::daemon::Daemon;
-use crate::disk::{Disk, ZERO};
-use crate::faults::Faults;
+use crate::disk::{Cache, Disk, ZERO};
+use crate::faults::{Faults, Kind};
 use crate::growth::Growth;
 use crate::history::History;
 use crate::place::Place;
@@ -177,29 +177,29 @@ impl Sim {
     }
 
     /// Flushes a leg through an open file; what completed before `submitted` is stable if it works.
-    pub(crate) fn flush_leg(
-        &mut self,
-        leg: Leg,
-        file: usize,
-        submitted: u64,
-    ) -> Result<(), mirrord_raid::Errno> {
-        let disk = &mut self.disks[leg.index()];
-        let result = if disk.tell(file) {
-            // Another file met the error; every file open then is told once.
-            Err(mirrord_raid::Errno::EIO)
-        } else {
-            let kind = crate::faults::Kind::Flush;
-            let result = self.faults.strike(&mut self.rng, &self.config, leg, kind);
-            if result.is_ok() {
-                disk.flush_done(submitted);
-            } else {
-                disk.flush_failed();
-                let _ = disk.tell(file);
-                self.saw.saw(Saw::FailedFlush);
-            }
-            result
-        };
+    pub(crate) fn flush_leg(&mut self, leg: Leg, file: usize, submitted: u64) -> Result<(), Errno> {
+        let result = self.sync_leg(leg, file);
+        if result.is_ok() {
+            self.disks[leg.index()].flush_done(submitted);
+        }
         self.look_at_marks(leg);
+        result
+    }
+
+    /// How a sync of an open file ends, of whatever it was to make stable.
+    pub(crate) fn sync_leg(&mut self, leg: Leg, file: usize) -> Result<(), Errno> {
+        let disk = &mut self.disks[leg.index()];
+        if disk.tell(file) {
+            // Another file met the error; every file open then is told once.
+            return Err(Errno::EIO);
+        }
+        let result = self.faults.strike(&mut self.rng, &self.config, leg, Kind::Flush);
+        if result.is_err() {
+            let cache = if self.rng.coin() { Cache::Pages } else { Cache::Device };
+            disk.flush_failed(file, cache);
+            self.saw.saw(Saw::FailedFlush);
+            self.saw.saw_if(Saw::FailedDeviceFlush, cache == Cache::Device);
+        }
         result
     }
 }
