@@ -1,13 +1,14 @@
 //! One open leg, for data IO.
 //!
-//! Owns the open file. Guarantees: opened for reading and writing, O_DIRECT where the file system
-//! has it, and says which alignment that needs. Holds no lock and knows nothing of superblocks. Counts
-//! the IO on it that was given up and is still under way: see [`LegFile::hung`]. Shared by all
-//! rings; used from any thread.
+//! Owns the open file that the lock is put on; each ring does its IO through another ([`LegFile::open_again`]).
+//! Guarantees: opened for reading and writing, O_DIRECT where the file system has it, and says which alignment
+//! that needs. Takes no lock and knows nothing of superblocks. Counts the IO on it that was given up and is still
+//! under way: see [`LegFile::hung`]. Shared by all rings; used from any thread.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
@@ -21,6 +22,7 @@ use crate::foreign::{ForeignError, open_foreign};
 pub struct LegFile {
     path: PathBuf,
     file: File,
+    writable: bool,
     direct: bool,
     block_device: bool,
     offset_align: u32,
@@ -79,6 +81,7 @@ impl LegFile {
         Ok(LegFile {
             path,
             file,
+            writable: write,
             direct,
             block_device,
             offset_align,
@@ -124,6 +127,21 @@ impl LegFile {
     /// What IO is best a multiple of, in bytes: the sector of the device, or the page that a file is made of.
     pub fn physical_block(&self) -> u32 {
         self.physical_block
+    }
+
+    /// The same leg in another open file: Linux reports a lost write once to each. It has neither lock nor claim.
+    ///
+    /// # Errors
+    /// As `open(2)`, and if another file has taken its place.
+    pub(crate) fn open_again(&self) -> io::Result<File> {
+        let flags = if self.direct { libc::O_DIRECT } else { 0 };
+        let open = |path: &Path| open_foreign(path, self.writable, flags);
+        let this = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let again = open(Path::new(&this)).or_else(|_| open(&self.path))?;
+        if id_of(&again)? != id_of(&self.file)? {
+            return Err(io::Error::other("another file has taken its place"));
+        }
+        Ok(again)
     }
 
     /// Has the system forget what it read of the leg for others: as long as it has pages of it in memory each
@@ -193,6 +211,15 @@ impl AsFd for LegFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// What an open file is of.
+fn id_of(file: &File) -> io::Result<(u64, u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok(match metadata.file_type().is_block_device() {
+        true => (0, 0, metadata.rdev()),
+        false => (metadata.dev(), metadata.ino(), 0),
+    })
 }
 
 /// Offset and memory alignment of direct IO.

@@ -7,6 +7,7 @@
 //! No allocation after start-up unless more IOs than `depth` are in flight. A ring belongs to the
 //! thread that made it; only its [`Wake`] goes to others.
 
+mod own;
 mod patience;
 mod step;
 mod threads;
@@ -30,6 +31,7 @@ use crate::Spawn;
 use crate::buffer::{Buffer, BufferPool};
 use crate::leg_file::LegFile;
 use crate::wake::Wake;
+use own::{Leaving, LegSlot};
 use patience::{Fate, Parked, Patience, uses_buffer};
 use step::{Call, Step};
 use threads::{Threads, perform};
@@ -111,6 +113,8 @@ pub struct Ring {
     free: Vec<u32>,
     tags: Vec<Tag>,
     legs: LegMap<LegSlot>,
+    /// Files that were replaced and have IO under way.
+    leaving: Vec<Leaving>,
     /// Completions to give out at the next `wait`.
     ready: Vec<LegDone>,
     patience: Option<Patience>,
@@ -160,18 +164,12 @@ impl Tag {
     }
 }
 
-struct LegSlot {
-    file: Option<Arc<LegFile>>,
-    /// Counts replacements, so that an IO is not continued on another file.
-    generation: u32,
-}
-
 impl LegSlot {
     /// Whether a call is made at once: a leg in memory has nothing to wait for, and io_uring, which does not
     /// know that, would hand the call to another thread. That costs more than the copy.
     fn is_instant(&self, call: Call) -> bool {
         let moves = matches!(call, Call::Read { .. } | Call::Write { .. } | Call::Sync);
-        moves && self.file.as_ref().is_some_and(|file| file.is_in_memory())
+        moves && self.own.as_ref().is_some_and(|own| own.leg_file().is_in_memory())
     }
 }
 
@@ -207,7 +205,8 @@ impl Ring {
             slots: Vec::with_capacity(config.depth as usize),
             free: Vec::with_capacity(config.depth as usize),
             tags: (0..config.tags).map(|_| Tag::default()).collect(),
-            legs: LegMap::from_fn(legs.len(), |_| LegSlot { file: None, generation: 0 }),
+            legs: LegMap::from_fn(legs.len(), |_| LegSlot::default()),
+            leaving: Vec::new(),
             ready: Vec::new(),
             patience: config.leg_timeout.map(Patience::new),
             hung: 0,
@@ -290,10 +289,11 @@ impl Ring {
     /// If a read or write does not lie inside the buffer of its tag, or the leg is not the volume's.
     pub fn submit(&mut self, io: &LegIo) {
         let leg = &self.legs[io.leg];
-        if leg.file.is_none() {
+        let Some(own) = &leg.own else {
             self.ready.push(LegDone { io: io.io, leg: io.leg, result: Err(Errno(libc::ENODEV)) });
             return;
-        }
+        };
+        let step = Step::new(*io, own.leg_file().direct());
         let generation = leg.generation;
         if let Some(errno) = self.refusal(io) {
             self.ready.push(LegDone { io: io.io, leg: io.leg, result: Err(errno) });
@@ -308,7 +308,7 @@ impl Ring {
             tag.filling += u32::from(io.op == LegOp::Read);
         }
         let born = self.patience.as_ref().map_or(0, Patience::now);
-        let slot = Slot { step: Step::new(*io), generation, born, parked: 0, fate: Fate::Told };
+        let slot = Slot { step, generation, born, parked: 0, fate: Fate::Told };
         let index = match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = slot;
@@ -431,11 +431,9 @@ impl Ring {
     /// # Errors
     /// When the kernel does not take the new file.
     pub fn replace_leg(&mut self, leg: Leg, file: Option<Arc<LegFile>>) -> io::Result<()> {
-        while let Engine::Uring(uring) = &mut self.engine {
-            if !uring.flush()? {
-                uring.set_leg(leg, file.as_deref())?;
-                break;
-            }
+        while let Engine::Uring(uring) = &mut self.engine
+            && uring.flush()?
+        {
             let mut ready = mem::take(&mut self.ready);
             self.collect(&mut ready);
             self.ready = ready;
@@ -446,10 +444,7 @@ impl Ring {
         if let Some(file) = &file {
             file.drop_cached();
         }
-        let slot = &mut self.legs[leg];
-        slot.file = file;
-        slot.generation = slot.generation.wrapping_add(1);
-        Ok(())
+        self.put_leg(leg, file)
     }
 
     fn is_readable(&self) -> bool {
@@ -512,8 +507,10 @@ impl Ring {
         let result = result.and_then(|()| self.believe(&io));
         let slot = &mut self.slots[index as usize];
         slot.fate = Fate::Free;
+        let generation = slot.generation;
+        self.leave(io.leg, generation);
         if uses_buffer(io.op) {
-            if slot.parked != 0 {
+            if self.slots[index as usize].parked != 0 {
                 self.unpark(index, result.is_ok());
             }
             self.tags[io.tag as usize].let_go(io.op);
@@ -542,16 +539,16 @@ impl Ring {
         };
         match &mut self.engine {
             Engine::Uring(_) if self.legs[leg].is_instant(call) => {
-                let file = self.legs[leg].file.as_ref().expect("an IO is issued on a leg that is there");
+                let own = self.legs[leg].own.as_ref().expect("an IO is issued on a leg that is there");
                 // SAFETY: `submit` checked that the memory is as long as the call says; as for any IO in flight
                 // nobody else may touch it until the completion is given out.
-                let result = unsafe { perform(file, call, memory.ptr) };
+                let result = unsafe { perform(own, call, memory.ptr) };
                 self.instant.push_back((index, result));
             }
             Engine::Uring(uring) => uring.issue(index, leg, call, memory),
             Engine::Threads(threads) => {
-                let file = self.legs[leg].file.as_ref().expect("an IO is issued on a leg that is there");
-                threads.issue(index, leg, file, call, memory);
+                let own = self.legs[leg].own.as_ref().expect("an IO is issued on a leg that is there");
+                threads.issue(index, leg, own, call, memory);
             }
         }
     }

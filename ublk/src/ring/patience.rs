@@ -103,17 +103,18 @@ impl Ring {
 
     /// Why an IO is refused, if it is: its leg hangs, or forgot what it should have flushed.
     pub(super) fn refusal(&self, io: &LegIo) -> Option<Errno> {
-        let file = self.legs[io.leg].file.as_ref().filter(|_| self.patience.is_some())?;
+        let own = self.legs[io.leg].own.as_ref().filter(|_| self.patience.is_some())?;
+        let file = own.leg_file();
         if file.hangs(io.op == LegOp::Read) {
             return Some(Errno::GIVEN_UP);
         }
-        (is_durable(io.op) && file.is_forgetful()).then_some(Errno::EIO)
+        (io.op.is_durable() && file.is_forgetful()).then_some(Errno::EIO)
     }
 
     /// Whether an IO that went well has: not if it was to make things durable and would be refused now. What was
     /// given up may have been told in its place that data was lost.
     pub(super) fn believe(&self, io: &LegIo) -> Result<(), Errno> {
-        if is_durable(io.op) { self.refusal(io).map_or(Ok(()), Err) } else { Ok(()) }
+        if io.op.is_durable() { self.refusal(io).map_or(Ok(()), Err) } else { Ok(()) }
     }
 
     /// Gives up what is too old. To be called when every completion that is there was taken in.
@@ -136,7 +137,8 @@ impl Ring {
         let slot = &mut self.slots[index];
         let io = slot.step.io;
         let leg = &self.legs[io.leg];
-        let file = leg.file.clone().filter(|_| slot.generation == leg.generation);
+        let own = leg.own.as_ref().filter(|_| slot.generation == leg.generation);
+        let file = own.map(|own| Arc::clone(own.leg_file()));
         if let Some(file) = &file {
             file.hang(io.op == LegOp::Read);
         }
@@ -211,6 +213,7 @@ impl Ring {
     pub(super) fn swallow(&mut self, index: u32, result: i32) {
         let slot = &mut self.slots[index as usize];
         let io = slot.step.io;
+        let generation = slot.generation;
         let Fate::Swallowed(file) = mem::replace(&mut slot.fate, Fate::Free) else {
             unreachable!("only what was given up is swallowed")
         };
@@ -218,19 +221,16 @@ impl Ring {
             self.unpark(index, false);
         }
         if let Some(file) = file {
-            if result < 0 && is_durable(io.op) {
+            if result < 0 && io.op.is_durable() {
                 file.forget();
             }
             file.unhang(io.op == LegOp::Read);
         }
         self.hung -= 1;
         self.free.push(index);
+        self.leave(io.leg, generation);
         tracing::info!(leg = io.leg.index(), op = ?io.op, result, "leg IO that was given up has ended");
     }
-}
-
-fn is_durable(op: LegOp) -> bool {
-    matches!(op, LegOp::Flush | LegOp::Write { fua: true } | LegOp::Zero { fua: true, .. })
 }
 
 pub(super) fn uses_buffer(op: LegOp) -> bool {

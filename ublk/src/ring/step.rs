@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! state      call                 done ->                    not supported ->
-//! Copy       read / write         Copy (rest) | end
+//! Copy       read / write         Copy (rest) | Sync (fua, page cache) | end
 //! Punch      fallocate punch      Sync (fua) | end           ZeroRange
 //! ZeroRange  fallocate zero       Sync (fua) | end           Zeroes
 //! Zeroes     write zeroes         Zeroes (rest) | Sync | end
@@ -44,17 +44,19 @@ pub(super) struct Step {
     state: State,
     /// Bytes of `Copy` or `Zeroes` behind us.
     done: u64,
+    /// A durable write is one call: the page cache is not used, so what the call says is said of this write.
+    direct: bool,
 }
 
 impl Step {
-    pub(super) fn new(io: LegIo) -> Step {
+    pub(super) fn new(io: LegIo, direct: bool) -> Step {
         let state = match io.op {
             LegOp::Read | LegOp::Write { .. } => State::Copy,
             LegOp::Zero { keep: false, .. } => State::Punch,
             LegOp::Zero { keep: true, .. } => State::ZeroRange,
             LegOp::Flush => State::Sync,
         };
-        Step { io, state, done: 0 }
+        Step { io, state, done: 0, direct }
     }
 
     /// The call to make now.
@@ -65,7 +67,9 @@ impl Step {
             State::Copy => {
                 let (len, buf_offset) = (rest as u32, self.io.buf_offset + self.done as u32);
                 match self.io.op {
-                    LegOp::Write { fua } => Call::Write { offset, len, buf_offset, dsync: fua },
+                    LegOp::Write { fua } => {
+                        Call::Write { offset, len, buf_offset, dsync: fua && self.direct }
+                    }
                     _ => Call::Read { offset, len, buf_offset },
                 }
             }
@@ -91,9 +95,9 @@ impl Step {
                 if self.done < self.io.len {
                     return None;
                 }
-                if self.state == State::Zeroes { self.zeroed() } else { Some(Ok(())) }
+                self.written()
             }
-            State::Punch | State::ZeroRange => self.zeroed(),
+            State::Punch | State::ZeroRange => self.written(),
             State::Sync => Some(Ok(())),
         }
     }
@@ -103,6 +107,8 @@ impl Step {
         let errno = if errno == Errno::GIVEN_UP.0 { libc::EIO } else { errno };
         let unsupported = matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV);
         match self.state {
+            // Whatever the sync behind a write says, it says of all that was written before.
+            State::Sync if self.io.op != LegOp::Flush => return Some(Err(Errno::EIO)),
             State::Sync => return Some(Err(Errno(errno))),
             _ if matches!(errno, libc::EINTR | libc::EAGAIN) => {}
             State::Punch if unsupported => self.state = State::ZeroRange,
@@ -112,14 +118,13 @@ impl Step {
         None
     }
 
-    fn zeroed(&mut self) -> Option<Result<(), Errno>> {
-        match self.io.op {
-            LegOp::Zero { fua: true, .. } => {
-                self.state = State::Sync;
-                None
-            }
-            _ => Some(Ok(())),
+    fn written(&mut self) -> Option<Result<(), Errno>> {
+        let synced = self.state == State::Copy && self.direct;
+        if self.io.op.is_durable() && !synced {
+            self.state = State::Sync;
+            return None;
         }
+        Some(Ok(()))
     }
 }
 
@@ -130,7 +135,7 @@ mod tests {
     use super::*;
 
     fn step(op: LegOp, len: u64) -> Step {
-        Step::new(LegIo { io: 1, tag: 2, leg: Leg::new(0), op, offset: 4096, len, buf_offset: 512 })
+        Step::new(LegIo { io: 1, tag: 2, leg: Leg::new(0), op, offset: 4096, len, buf_offset: 512 }, true)
     }
 
     #[test]
@@ -180,6 +185,16 @@ mod tests {
         for errno in [libc::EIO, libc::EINTR, libc::EAGAIN, libc::EOPNOTSUPP] {
             assert_eq!(step(LegOp::Flush, 0).advance(-errno), Some(Err(Errno(errno))));
         }
+    }
+
+    #[test]
+    fn without_direct_io_a_durable_write_is_synced_by_a_call_of_its_own() {
+        let io = LegIo { op: LegOp::Write { fua: true }, ..step(LegOp::Read, 4096).io };
+        let mut write = Step::new(io, false);
+        assert_eq!(write.call(), Call::Write { offset: 4096, len: 4096, buf_offset: 512, dsync: false });
+        assert_eq!(write.advance(4096), None);
+        assert_eq!(write.call(), Call::Sync);
+        assert_eq!(write.advance(-libc::ENOSPC), Some(Err(Errno::EIO)), "not of this write alone");
     }
 
     #[test]

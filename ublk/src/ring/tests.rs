@@ -14,13 +14,13 @@ use crate::buffer::PoolConfig;
 use crate::plain_spawn;
 
 const SIZE: u64 = 1 << 20;
-const BLOCK: u64 = 4096;
-const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
+pub(super) const BLOCK: u64 = 4096;
+pub(super) const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
 
-struct Bed {
+pub(super) struct Bed {
     dir: TempDir,
-    pool: Arc<BufferPool>,
-    ring: Ring,
+    pub(super) pool: Arc<BufferPool>,
+    pub(super) ring: Ring,
 }
 
 fn leg_file(dir: &Path, name: &str, len: u64) -> Arc<LegFile> {
@@ -30,7 +30,7 @@ fn leg_file(dir: &Path, name: &str, len: u64) -> Arc<LegFile> {
 }
 
 /// A ring on legs of these sizes; `None` where io_uring is forbidden.
-fn bed(kind: EngineKind, sizes: &[Option<u64>]) -> Option<Bed> {
+pub(super) fn bed(kind: EngineKind, sizes: &[Option<u64>]) -> Option<Bed> {
     let dir = tempfile::tempdir().unwrap();
     let config = PoolConfig { small_len: 8192, small_count: 4, ..PoolConfig::default() };
     let pool = BufferPool::new(config).unwrap();
@@ -58,7 +58,7 @@ fn bed(kind: EngineKind, sizes: &[Option<u64>]) -> Option<Bed> {
 }
 
 impl Bed {
-    fn finish(&mut self) -> Vec<LegDone> {
+    pub(super) fn finish(&mut self) -> Vec<LegDone> {
         let mut out = Vec::new();
         while self.ring.inflight() > 0 {
             self.ring.wait(&mut out, None).unwrap();
@@ -67,7 +67,7 @@ impl Bed {
     }
 
     /// One IO on one leg, to its end.
-    fn one(&mut self, leg: usize, op: LegOp, offset: u64, len: u64) -> Result<(), Errno> {
+    pub(super) fn one(&mut self, leg: usize, op: LegOp, offset: u64, len: u64) -> Result<(), Errno> {
         self.ring.submit(&io(9, 0, leg, op, offset, len));
         let done = self.finish();
         assert_eq!(done.len(), 1);
@@ -76,7 +76,7 @@ impl Bed {
     }
 }
 
-fn io(io: u32, tag: u32, leg: usize, op: LegOp, offset: u64, len: u64) -> LegIo {
+pub(super) fn io(io: u32, tag: u32, leg: usize, op: LegOp, offset: u64, len: u64) -> LegIo {
     LegIo { io, tag, leg: Leg::new(leg), op, offset, len, buf_offset: 0 }
 }
 
@@ -293,7 +293,7 @@ fn a_buffer_in_use_cannot_be_taken() {
 }
 
 /// A file system that can be frozen: calls that change something there hang until it is thawed.
-struct Freezer {
+pub(super) struct Freezer {
     mount: TempDir,
     frozen: bool,
 }
@@ -313,7 +313,7 @@ impl Freezer {
         Some(Freezer { mount, frozen: false })
     }
 
-    fn freeze(&mut self, freeze: bool) {
+    pub(super) fn freeze(&mut self, freeze: bool) {
         if std::mem::replace(&mut self.frozen, freeze) != freeze {
             let how = if freeze { "-f" } else { "-u" };
             assert!(run("fsfreeze", &[how, self.mount.path().to_str().unwrap()]));
@@ -328,7 +328,7 @@ impl Drop for Freezer {
     }
 }
 
-fn run(program: &str, args: &[&str]) -> bool {
+pub(super) fn run(program: &str, args: &[&str]) -> bool {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let mut command = std::process::Command::new(program);
     command.args(args).env("PATH", path).output().is_ok_and(|output| output.status.success())
@@ -336,10 +336,10 @@ fn run(program: &str, args: &[&str]) -> bool {
 
 const LIMIT: Duration = Duration::from_millis(320);
 const TIMED_OUT: Result<(), Errno> = Err(Errno::GIVEN_UP);
-const WRITE: LegOp = LegOp::Write { fua: false };
+pub(super) const WRITE: LegOp = LegOp::Write { fua: false };
 
 /// A ring with a time-out; leg 0 is an ordinary file, leg 1 one on a file system that can be frozen.
-fn freezing_bed(kind: EngineKind) -> Option<(Bed, Freezer)> {
+pub(super) fn freezing_bed(kind: EngineKind) -> Option<(Bed, Freezer)> {
     let freezer = Freezer::new()?;
     let mut bed = bed(kind, &[Some(SIZE), None])?;
     let leg = leg_file(freezer.mount.path(), "leg", SIZE);
@@ -375,7 +375,7 @@ fn a_leg_that_hangs_is_given_up_and_its_buffer_is_left_alone() {
         assert_eq!(*bed.ring.buffer(0), [0x11; 2 * BLOCK as usize], "{kind:?}");
         bed.ring.buffer_mut(0).fill(0x22);
         drop(bed.ring.detach(0));
-        let file = bed.ring.legs[Leg::new(1)].file.clone().unwrap();
+        let file = Arc::clone(bed.ring.legs[Leg::new(1)].own.as_ref().unwrap().leg_file());
         assert_eq!(file.hung(), 1, "{kind:?}");
 
         // While it hangs the leg is given nothing, and the other one goes on.
@@ -431,7 +431,7 @@ fn a_flush_beside_one_that_was_given_up_is_not_believed() {
         bed.ring.submit(&io(3, 0, 1, LegOp::Flush, 0, 0));
         let late = bed.ring.slots.iter().position(|slot| slot.step.io.io == 1).unwrap();
         assert_eq!(bed.ring.give_up(late).result, TIMED_OUT);
-        bed.ring.legs[Leg::new(0)].file.as_ref().unwrap().forget();
+        bed.ring.legs[Leg::new(0)].own.as_ref().unwrap().leg_file().forget();
         let mut done = bed.finish();
         done.sort_by_key(|done| done.io);
         assert!(done.len() == 2 && done[0].result.is_err() && done[1].result.is_ok(), "{kind:?} {done:?}");
@@ -533,7 +533,7 @@ fn a_ring_ends_though_a_leg_hangs() {
         freezer.freeze(true);
         bed.ring.attach(0, bed.pool.take(BLOCK as usize));
         assert_eq!(bed.one(1, WRITE, 0, BLOCK), TIMED_OUT, "{kind:?}");
-        let file = bed.ring.legs[Leg::new(1)].file.clone().unwrap();
+        let file = Arc::clone(bed.ring.legs[Leg::new(1)].own.as_ref().unwrap().leg_file());
         let began = Instant::now();
         drop(bed.ring);
         assert!(began.elapsed() < DRAIN + Duration::from_secs(10), "{kind:?}");

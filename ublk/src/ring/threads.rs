@@ -15,9 +15,9 @@ use std::time::Duration;
 use mirrord_raid::{Leg, LegSet};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::own::OwnLeg;
 use super::step::Call;
 use super::uring::Memory;
-use crate::leg_file::LegFile;
 use crate::wake::Wake;
 use crate::{Spawn, Task};
 
@@ -60,7 +60,7 @@ struct Job {
     slot: u32,
     call: Call,
     ptr: *mut u8,
-    file: Arc<LegFile>,
+    own: Arc<OwnLeg>,
 }
 
 // SAFETY: `ptr` points into a buffer that the ring leaves alone until this job's result was reaped;
@@ -114,8 +114,8 @@ impl Threads {
 
     /// Queues a call. `memory` must stay valid, and not be borrowed against it, until the slot's
     /// result was reaped.
-    pub(super) fn issue(&mut self, slot: u32, leg: Leg, file: &Arc<LegFile>, call: Call, memory: Memory) {
-        let job = Job { slot, call, ptr: memory.ptr, file: Arc::clone(file) };
+    pub(super) fn issue(&mut self, slot: u32, leg: Leg, own: &Arc<OwnLeg>, call: Call, memory: Memory) {
+        let job = Job { slot, call, ptr: memory.ptr, own: Arc::clone(own) };
         let desk = &self.shared.legs[leg.index()];
         desk.jobs().queue.push_back(job);
         desk.more.notify_one();
@@ -214,7 +214,7 @@ impl Shared {
             };
             drop(jobs);
             // SAFETY: whoever issued it keeps the memory in place until the result is reaped.
-            let result = unsafe { perform(&job.file, job.call, job.ptr) };
+            let result = unsafe { perform(&job.own, job.call, job.ptr) };
             self.results().push_back((job.slot, result));
             self.wake.done();
         }
@@ -225,10 +225,10 @@ impl Shared {
 ///
 /// # Safety
 /// The memory at `ptr` is as long as the call says, valid, and this call's alone.
-pub(super) unsafe fn perform(file: &LegFile, call: Call, ptr: *mut u8) -> i32 {
+pub(super) unsafe fn perform(own: &OwnLeg, call: Call, ptr: *mut u8) -> i32 {
     const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-    let fd = file.raw_fd();
+    let fd = own.raw_fd();
     let write = |offset: u64, len: u32, flags| {
         let (offset, len) = (offset as i64, len as usize);
         if flags == 0 {
@@ -239,7 +239,7 @@ pub(super) unsafe fn perform(file: &LegFile, call: Call, ptr: *mut u8) -> i32 {
         // SAFETY: as above; the iovec lives until the call is back.
         unsafe { libc::pwritev2(fd, &iovec, 1, offset, flags) }
     };
-    // SAFETY: no pointer; the descriptor is open as long as `file`.
+    // SAFETY: no pointer; the descriptor is open as long as `own`.
     let fallocate =
         |mode, offset, len| unsafe { libc::fallocate(fd, mode, offset as i64, len as i64) as isize };
     let result = match call {
@@ -249,7 +249,7 @@ pub(super) unsafe fn perform(file: &LegFile, call: Call, ptr: *mut u8) -> i32 {
         Call::WriteZeroes { offset, len } => write(offset, len, 0),
         Call::Punch { offset, len } => fallocate(PUNCH, offset, len),
         Call::ZeroRange { offset, len } => fallocate(ZERO, offset, len),
-        // SAFETY: no pointer; the descriptor is open as long as `file`.
+        // SAFETY: no pointer; the descriptor is open as long as `own`.
         Call::Sync => unsafe { libc::fdatasync(fd) as isize },
     };
     match result {

@@ -17,7 +17,6 @@ use mirrord_raid::{Leg, MAX_LEGS};
 
 use super::step::Call;
 use crate::buffer::BufferPool;
-use crate::leg_file::LegFile;
 use crate::wake::Wake;
 
 /// `user_data` of the eventfd read. Below 2^32 it is a slot index.
@@ -32,6 +31,9 @@ const COMMAND: u64 = 2 << 32;
 /// What is watched for. Exclusive, and for once: of several rings that watch one source only one that
 /// sleeps is woken, and one that is busy with it not at all.
 const WATCHED: u32 = (libc::EPOLLIN | libc::EPOLLEXCLUSIVE) as u32;
+
+/// Files in the table: one for the IO of each leg, and some that are only held.
+const FILES: usize = 4 * MAX_LEGS;
 
 /// Largest SQ asked for. More in flight costs more enters, nothing else.
 const MAX_ENTRIES: u32 = 4096;
@@ -49,6 +51,8 @@ pub(super) struct Uring {
     /// The next number of a registered buffer.
     next_buffer: u16,
     watch: Watch,
+    /// Numbers in the table of files that are only held, as bits.
+    held: u64,
     /// Device commands that ended: id and result.
     commands: Vec<(u16, i32)>,
 }
@@ -86,9 +90,7 @@ impl Uring {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
         let submitter = ring.submitter();
-        submitter
-            .register_files_sparse(MAX_LEGS as u32)
-            .or_else(|_| submitter.register_files(&[-1; MAX_LEGS]))?;
+        submitter.register_files_sparse(FILES as u32).or_else(|_| submitter.register_files(&[-1; FILES]))?;
         if let Err(error) = submitter.register_buffers_sparse(tags.min(u16::MAX.into()) + 1) {
             tracing::debug!(%error, "io_uring without registered buffers");
         }
@@ -101,6 +103,7 @@ impl Uring {
             small_buffers: false,
             next_buffer: SMALL,
             watch: Watch::default(),
+            held: 0,
             commands: Vec::new(),
         };
         let (base, len) = pool.small_region();
@@ -140,11 +143,25 @@ impl Uring {
         }
     }
 
-    /// Puts `file` in the table for `leg`. The kernel looks a file up when it takes the call: all
+    /// Puts `fd`, or none (-1), in the table for `leg`. The kernel looks a file up when it takes the call: all
     /// calls for the old file must have been flushed.
-    pub(super) fn set_leg(&mut self, leg: Leg, file: Option<&LegFile>) -> io::Result<()> {
-        let fd = file.map_or(-1, LegFile::raw_fd);
+    pub(super) fn set_leg(&mut self, leg: Leg, fd: RawFd) -> io::Result<()> {
         self.ring.submitter().register_files_update(leg.index() as u32, &[fd]).map(drop)
+    }
+
+    /// Keeps the file of `fd` open until [`Uring::let_go`] of the number, or until this ring and all its IO have ended:
+    /// also if the process is killed.
+    pub(super) fn hold(&mut self, fd: RawFd) -> io::Result<u32> {
+        let free = (MAX_LEGS as u32..FILES as u32).find(|number| self.held & 1 << number == 0);
+        let number = free.ok_or(io::ErrorKind::QuotaExceeded)?;
+        self.ring.submitter().register_files_update(number, &[fd])?;
+        self.held |= 1 << number;
+        Ok(number)
+    }
+
+    pub(super) fn let_go(&mut self, number: u32) -> io::Result<()> {
+        self.held &= !(1 << number);
+        self.ring.submitter().register_files_update(number, &[-1]).map(drop)
     }
 
     /// Queues a call. `memory` must stay valid, and not be borrowed against it, until the slot's
