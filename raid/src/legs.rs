@@ -11,10 +11,10 @@
 //! and, if it was split off since the volume was started, no more than where its bits are set: queues set
 //! them as they write.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32 as Counter32, AtomicU64 as Counter};
 
 use crate::geometry::Region;
-use crate::sync::zeroes;
+use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst, zeroes};
 use crate::types::{FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
 /// The planes of a [`LegStates`] word: a byte each, in which leg n has bit n. A leg is in at most one of the
@@ -141,34 +141,27 @@ impl std::fmt::Debug for LegStates {
     }
 }
 
-/// One leg's stale bits.
-#[derive(Debug)]
-struct Stale {
-    words: Box<[AtomicU64]>,
-    count: AtomicU32,
-}
-
 /// One leg's counters, for status.
 #[derive(Debug, Default)]
 pub struct LegCounters {
     /// Reads answered by this leg now.
-    pub reads_in_flight: AtomicU32,
+    pub reads_in_flight: Counter32,
     /// Reads answered.
-    pub reads: AtomicU64,
+    pub reads: Counter,
     /// Writes carried out.
-    pub writes: AtomicU64,
+    pub writes: Counter,
     /// Bytes written for the front end, resync not counted.
-    pub written_bytes: AtomicU64,
+    pub written_bytes: Counter,
     /// Bytes copied to this leg by resync.
-    pub resynced_bytes: AtomicU64,
+    pub resynced_bytes: Counter,
     /// Failed reads.
-    pub read_errors: AtomicU64,
+    pub read_errors: Counter,
     /// Ranges that could not be read and were written anew from another leg.
-    pub repaired: AtomicU64,
+    pub repaired: Counter,
     /// Failed writes.
-    pub write_errors: AtomicU64,
+    pub write_errors: Counter,
     /// Failed flushes.
-    pub flush_errors: AtomicU64,
+    pub flush_errors: Counter,
 }
 
 /// See the module's documentation.
@@ -177,7 +170,8 @@ pub struct LegTable {
     word: AtomicU64,
     /// Regions of the volume: bits behind them are not set.
     regions: AtomicU32,
-    stale: LegMap<Stale>,
+    /// A bit for each region. They are not counted as they change: queues set some while the log worker sets them all.
+    stale: LegMap<Box<[AtomicU64]>>,
     /// Per leg counters.
     pub counters: LegMap<LegCounters>,
     unflushed: AtomicU8,
@@ -201,10 +195,7 @@ impl LegTable {
         LegTable {
             word: AtomicU64::new(word),
             regions: AtomicU32::new(regions),
-            stale: LegMap::from_fn(states.len(), |_| Stale {
-                words: zeroes(words),
-                count: AtomicU32::new(0),
-            }),
+            stale: LegMap::from_fn(states.len(), |_| zeroes(words)),
             counters: LegMap::from_fn(states.len(), |_| LegCounters::default()),
             unflushed: AtomicU8::new(0),
             failed_flushes: Default::default(),
@@ -244,18 +235,19 @@ impl LegTable {
 
     /// Whether `leg` is stale in `region` (meant for legs that are syncing).
     pub fn is_stale(&self, leg: Leg, region: Region) -> bool {
-        let word = self.stale[leg].words[region.index() / 64].load(SeqCst);
+        let word = self.stale[leg][region.index() / 64].load(SeqCst);
         word & (1 << (region.index() % 64)) != 0
     }
 
-    /// In how many regions `leg` is stale.
+    /// In how many regions `leg` is stale: looks at every bit.
     pub fn stale_count(&self, leg: Leg) -> u32 {
-        self.stale[leg].count.load(SeqCst)
+        let words = &self.stale[leg][..self.regions.load(SeqCst).div_ceil(64) as usize];
+        words.iter().map(|word| word.load(SeqCst).count_ones()).sum()
     }
 
     /// The first region at or after `from` where `leg` is stale.
     pub fn next_stale(&self, leg: Leg, from: u32) -> Option<Region> {
-        let words = &self.stale[leg].words[..self.regions.load(SeqCst).div_ceil(64) as usize];
+        let words = &self.stale[leg][..self.regions.load(SeqCst).div_ceil(64) as usize];
         let mut mask = !0 << (from % 64);
         for (i, word) in words.iter().enumerate().skip(from as usize / 64) {
             let bits = word.load(SeqCst) & mask;
@@ -270,29 +262,24 @@ impl LegTable {
     /// Log worker only (and assembly, before the volume is served), but for legs that are tracked.
     pub(crate) fn set_stale(&self, leg: Leg, region: Region) {
         let bit = 1 << (region.index() % 64);
-        if self.stale[leg].words[region.index() / 64].fetch_or(bit, SeqCst) & bit == 0 {
-            self.stale[leg].count.fetch_add(1, SeqCst);
-        }
+        self.stale[leg][region.index() / 64].fetch_or(bit, SeqCst);
     }
 
     /// Log worker only.
     pub(crate) fn clear_stale(&self, leg: Leg, region: Region) {
         let bit = 1 << (region.index() % 64);
-        if self.stale[leg].words[region.index() / 64].fetch_and(!bit, SeqCst) & bit != 0 {
-            self.stale[leg].count.fetch_sub(1, SeqCst);
-        }
+        self.stale[leg][region.index() / 64].fetch_and(!bit, SeqCst);
     }
 
     /// Sets or clears every stale bit of a leg. Log worker only.
     pub(crate) fn set_all_stale(&self, leg: Leg, stale: bool) {
         let regions = self.regions.load(SeqCst);
         let words = regions.div_ceil(64) as usize;
-        for (i, word) in self.stale[leg].words[..words].iter().enumerate() {
+        for (i, word) in self.stale[leg][..words].iter().enumerate() {
             let valid = regions as usize - i * 64;
             let full = if valid >= 64 { !0 } else { (1u64 << valid) - 1 };
             word.store(if stale { full } else { 0 }, SeqCst);
         }
-        self.stale[leg].count.store(if stale { regions } else { 0 }, SeqCst);
     }
 
     /// Legs that a read of `region` may be served from.
@@ -349,7 +336,7 @@ impl LegTable {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -414,5 +401,55 @@ mod tests {
         assert_eq!(table.next_stale(leg, 129), Some(Region(129)));
         assert_eq!(table.readable(Region(129)), LegSet::EMPTY);
         assert_eq!(table.readable(Region(7)), LegSet::one(leg));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    //! The pair on which returns rely: the word of a region and the word of the leg states.
+    use super::*;
+    use crate::region::{RegionState, RegionTable};
+    use loom::sync::Arc;
+
+    const LEG: Leg = Leg::new(0);
+    const REGION: Region = Region(0);
+
+    /// A write begins in a region that is dirty, or clean and then marked, while a leg comes back: it is sent to the leg,
+    /// or the leg is stale there.
+    fn write_beside_a_return(out: LegState, dirty: bool) {
+        loom::model(move || {
+            let regions = Arc::new(RegionTable::new(1));
+            let legs = Arc::new(LegTable::new(&LegMap::from(vec![out]), 1));
+            if dirty {
+                regions.assume_dirty(REGION);
+            }
+            let writer = {
+                let (regions, legs) = (regions.clone(), legs.clone());
+                loom::thread::spawn(move || {
+                    let _ = regions.begin_write(REGION);
+                    let states = legs.states();
+                    states.tracked().iter().for_each(|leg| legs.set_stale(leg, REGION));
+                    states.in_use().contains(LEG)
+                })
+            };
+            legs.set_all_stale(LEG, true);
+            legs.set(LEG, LegState::Syncing);
+            if regions.state(REGION) == RegionState::Clean {
+                legs.clear_stale(LEG, REGION);
+            }
+            let is_sent = writer.join().unwrap();
+            assert!(is_sent || legs.is_stale(LEG, REGION));
+            assert_eq!(legs.stale_count(LEG) == 0, legs.next_stale(LEG, 0).is_none());
+        });
+    }
+
+    #[test]
+    fn loom_write_beside_the_return_of_a_failed_leg() {
+        [false, true].map(|dirty| write_beside_a_return(LegState::Failed(FailReason::Io), dirty));
+    }
+
+    #[test]
+    fn loom_write_beside_the_merge_of_a_tracked_leg() {
+        [false, true].map(|dirty| write_beside_a_return(LegState::Tracked, dirty));
     }
 }

@@ -1,11 +1,11 @@
-//! The atomics of this crate: the standard ones, or loom's when it checks the region table. Tables are made
+//! The atomics of this crate: the standard ones, or loom's when it checks the region and leg tables. Tables are made
 //! zeroed, by the system: what nobody touches takes no memory.
 
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU32, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// `count` words, all 0.
 #[cfg(not(loom))]
