@@ -25,6 +25,34 @@ impl Region {
     }
 }
 
+/// Regions one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Regions {
+    /// The first.
+    pub first: Region,
+    /// How many.
+    pub count: u32,
+}
+
+impl Regions {
+    /// Just this one.
+    pub const fn one(region: Region) -> Regions {
+        Regions { first: region, count: 1 }
+    }
+
+    /// Takes in a region, if it is the next one; whether it was.
+    pub fn grow(&mut self, region: Region) -> bool {
+        let is_next = self.first.0 + self.count == region.0;
+        self.count += u32::from(is_next);
+        is_next
+    }
+
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = Region> {
+        (self.first.0..self.first.0 + self.count).map(Region)
+    }
+}
+
 /// Size of a volume and of its regions, both in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {

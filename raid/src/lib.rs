@@ -30,7 +30,7 @@ mod worker;
 
 pub use assemble::{AssembleError, AssembleOptions, Assembly, LegRecord, Replaces, assemble};
 pub use background::{Background, BackgroundAction, BackgroundEvent, COPY_SLOTS, WINDOW};
-pub use geometry::{Geometry, GeometryError, MAX_REGIONS, Parts, Region, SECTOR};
+pub use geometry::{Geometry, GeometryError, MAX_REGIONS, Parts, Region, Regions, SECTOR};
 pub use legs::{LegCounters, LegStates, LegTable};
 pub use lineage::{Lineage, MAX_PAST, Past};
 pub use mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};

@@ -19,13 +19,20 @@
 //! region with a write anywhere between the two can be neither cleaned nor forgotten.
 //! All operations are sequentially consistent: the return of a leg relies on a total order between
 //! these words and the leg states.
+//!
+//! One bit for each block of regions says where some may be unclean, so that whoever looks for those passes over
+//! clean blocks. Any thread sets it after the word of a region; the log worker alone unsets it, before it looks at the
+//! words of the block once more: a region that becomes unclean meanwhile is seen there, or sets the bit again.
 
 use crate::geometry::Region;
-use crate::sync::{AtomicU32, Ordering::SeqCst, zeroes};
+use crate::sync::{AtomicU32, AtomicU64, Ordering::SeqCst, zeroes};
 
 const STATE: u32 = 0b11;
 const TOUCHED: u32 = 0b100;
 const ONE_WRITE: u32 = 0b1000;
+
+/// Regions of a block: a cache line of words holds 16.
+const BLOCK: u32 = 64;
 
 /// The state of a region in the dirty-region log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +80,8 @@ pub enum Begin {
 #[derive(Debug)]
 pub struct RegionTable {
     words: Box<[AtomicU32]>,
+    /// A bit for each block: unset, all of its regions are clean.
+    blocks: Box<[AtomicU64]>,
     /// Regions of the volume: the words behind them are 0.
     count: AtomicU32,
     /// Regions that are not clean.
@@ -88,7 +97,8 @@ impl RegionTable {
     /// `count` clean regions, with room for `room` in all.
     pub fn with_room(count: u32, room: u32) -> RegionTable {
         let words = zeroes(room.max(count) as usize);
-        RegionTable { words, count: AtomicU32::new(count), unclean: AtomicU32::new(0) }
+        let blocks = zeroes(room.max(count).div_ceil(BLOCK).div_ceil(64) as usize);
+        RegionTable { words, blocks, count: AtomicU32::new(count), unclean: AtomicU32::new(0) }
     }
 
     /// How many regions there is room for.
@@ -127,16 +137,60 @@ impl RegionTable {
         self.words[region.index()].load(SeqCst) / ONE_WRITE
     }
 
-    /// Regions that are not clean, in order.
-    pub fn unclean_regions(&self) -> impl Iterator<Item = Region> {
-        (0..self.len()).map(Region).filter(|&r| self.state(r) != RegionState::Clean)
+    /// Adds to `found` regions that are not clean, in order from `from` on. Looks at `most` regions one by one, or a few
+    /// more, and gives where it stopped; `None`: at the end. Log worker only.
+    pub(crate) fn find_unclean(&self, from: u32, most: u32, found: &mut Vec<Region>) -> Option<u32> {
+        let (len, mut looked) = (self.len(), 0);
+        let mut block = from / BLOCK;
+        while block * BLOCK < len {
+            let bits = self.blocks[block as usize / 64].load(SeqCst) >> (block % 64);
+            if bits == 0 {
+                // None in what is left of this word.
+                block = (block / 64 + 1) * 64;
+                continue;
+            }
+            block += bits.trailing_zeros();
+            let regions = (block * BLOCK).max(from)..((block + 1) * BLOCK).min(len);
+            if regions.is_empty() {
+                break;
+            }
+            if looked >= most {
+                return Some(regions.start);
+            }
+            looked += BLOCK;
+            let before = found.len();
+            let is_unclean = |&region: &Region| self.state(region) != RegionState::Clean;
+            found.extend(regions.map(Region).filter(is_unclean));
+            if found.len() == before {
+                self.forget_block(block);
+            }
+            block += 1;
+        }
+        None
+    }
+
+    /// Unsets the bit of a block, unless some region of it is unclean.
+    fn forget_block(&self, block: u32) {
+        let bit = 1 << (block % 64);
+        self.blocks[block as usize / 64].fetch_and(!bit, SeqCst);
+        let regions = block * BLOCK..((block + 1) * BLOCK).min(self.room());
+        if regions.map(Region).any(|region| self.state(region) != RegionState::Clean) {
+            self.blocks[block as usize / 64].fetch_or(bit, SeqCst);
+        }
+    }
+
+    /// A region was clean and is not any more.
+    fn is_unclean_now(&self, region: Region) {
+        self.unclean.fetch_add(1, SeqCst);
+        let block = region.0 / BLOCK;
+        self.blocks[block as usize / 64].fetch_or(1 << (block % 64), SeqCst);
     }
 
     /// Sets a region dirty before the volume is served: its bit is durable already.
     pub fn assume_dirty(&self, region: Region) {
         let old = self.update(region, |word| Some((word & !STATE) | RegionState::Dirty.code()));
         if RegionState::of(old) == RegionState::Clean {
-            self.unclean.fetch_add(1, SeqCst);
+            self.is_unclean_now(region);
         }
     }
 
@@ -151,7 +205,7 @@ impl RegionTable {
         });
         match RegionState::of(old) {
             RegionState::Clean => {
-                self.unclean.fetch_add(1, SeqCst);
+                self.is_unclean_now(region);
                 Begin::Mark
             }
             RegionState::Marking => Begin::Mark,
@@ -173,7 +227,7 @@ impl RegionTable {
             _ => None,
         });
         if RegionState::of(old) == RegionState::Clean {
-            self.unclean.fetch_add(1, SeqCst);
+            self.is_unclean_now(region);
         }
         matches!(RegionState::of(old), RegionState::Clean | RegionState::Marking)
     }
@@ -187,7 +241,7 @@ impl RegionTable {
         });
         let was_clean = RegionState::of(old) == RegionState::Clean;
         if was_clean {
-            self.unclean.fetch_add(1, SeqCst);
+            self.is_unclean_now(region);
         }
         was_clean
     }
@@ -329,6 +383,30 @@ mod tests {
     }
 
     #[test]
+    fn unclean_regions_are_found_a_few_at_a_time_and_clean_blocks_passed_over() {
+        let table = RegionTable::with_room(100_000, 200_000);
+        let unclean = [3, 4, 63, 64, 5_000, 70_000, 99_999].map(Region);
+        unclean.iter().for_each(|&region| table.assume_dirty(region));
+        let look = |from, most| {
+            let mut found = Vec::new();
+            let next = table.find_unclean(from, most, &mut found);
+            (found, next)
+        };
+        assert_eq!(look(0, u32::MAX), (unclean.to_vec(), None));
+        assert_eq!(look(4, 64), (vec![Region(4), Region(63)], Some(64)));
+        assert_eq!(look(64, 128), (vec![Region(64), Region(5_000)], Some(70_000 / BLOCK * BLOCK)));
+        assert_eq!(look(5_001, u32::MAX), (unclean[5..].to_vec(), None));
+        for region in unclean {
+            assert!(table.start_cleaning(region, true) && table.finish_cleaning(region));
+        }
+        assert_eq!(look(0, u32::MAX), (vec![], None));
+        assert!(table.blocks.iter().all(|bits| bits.load(SeqCst) == 0), "blocks that are clean are known");
+        assert_eq!(table.begin_write(Region(64)), Begin::Mark);
+        assert!(table.want_mark(Region(200)) && table.mark_ahead(Region(300)));
+        assert_eq!(look(0, u32::MAX).0, [64, 200, 300].map(Region));
+    }
+
+    #[test]
     fn a_write_in_flight_forbids_cleaning() {
         let table = RegionTable::new(1);
         let r = Region(0);
@@ -373,6 +451,26 @@ mod loom_tests {
             }
             assert_eq!(table.unclean(), 1);
             assert_eq!(table.writes(Region(0)), 1);
+        });
+    }
+
+    /// A writer against a look for unclean regions that passes over clean blocks: the next look finds the region.
+    #[test]
+    fn loom_write_against_a_look() {
+        loom::model(|| {
+            let table = Arc::new(RegionTable::new(1));
+            table.assume_dirty(Region(0));
+            assert!(table.start_cleaning(Region(0), true) && table.finish_cleaning(Region(0)));
+            let writer = {
+                let table = table.clone();
+                loom::thread::spawn(move || table.begin_write(Region(0)))
+            };
+            let mut found = Vec::new();
+            assert_eq!(table.find_unclean(0, 64, &mut found), None);
+            writer.join().unwrap();
+            found.clear();
+            let _ = table.find_unclean(0, 64, &mut found);
+            assert_eq!(found, [Region(0)]);
         });
     }
 

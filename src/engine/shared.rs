@@ -81,6 +81,8 @@ struct Mail {
     events: Vec<WorkerEvent>,
     changes: Vec<MetaChange>,
     jobs: Vec<Job>,
+    /// Legs that have room again, and the file on which that was seen.
+    rooms: Vec<(Leg, Arc<LegFile>)>,
     woken: bool,
 }
 
@@ -111,6 +113,19 @@ impl Mailbox {
         mail.jobs.push(job);
         mail.woken = true;
         self.arrived.notify_one();
+    }
+
+    /// A leg that ran out of space has room again, as seen on this file.
+    pub(super) fn room(&self, leg: Leg, file: Arc<LegFile>) {
+        let mut mail = lock(&self.events);
+        mail.rooms.push((leg, file));
+        mail.woken = true;
+        self.arrived.notify_one();
+    }
+
+    /// Legs that were found to have room again.
+    pub(super) fn take_rooms(&self) -> Vec<(Leg, Arc<LegFile>)> {
+        std::mem::take(&mut lock(&self.events).rooms)
     }
 
     /// Jobs that have come.

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -68,8 +68,7 @@ impl Durable {
         let pages = self.log.all_pages();
         let (mut errors, log_error) = self.write_log(legs, &pages);
         if self.log.kind() != LogKind::Internal {
-            let metas: Vec<(Leg, &LegMeta)> =
-                legs.iter().filter_map(|leg| Some((leg, self.legs[leg].as_ref()?))).collect();
+            let metas = metas_of(&self.legs, legs, &mut errors);
             let targets: Vec<Target<'_>> = metas.iter().map(|(_, meta)| meta.target(0)).collect();
             for ((leg, _), result) in metas.iter().zip(self.io.write_and_sync(&targets, &[])) {
                 errors[leg.index()] = errno(result).err();
@@ -94,8 +93,7 @@ impl Durable {
         let mut errors = [None; MAX_LEGS];
         match self.log.kind() {
             LogKind::Internal => {
-                let metas: Vec<(Leg, &LegMeta)> =
-                    legs.iter().filter_map(|leg| Some((leg, self.legs[leg].as_ref()?))).collect();
+                let metas = metas_of(&self.legs, legs, &mut errors);
                 let targets: Vec<Target<'_>> =
                     metas.iter().map(|(_, meta)| meta.target(meta.layout.log)).collect();
                 let results = self.io.write_and_sync(&targets, &flush.writes);
@@ -188,6 +186,22 @@ impl Durable {
     }
 }
 
+/// The metadata of these legs. One that has none cannot be written, which is an error as any other.
+fn metas_of<'a>(
+    all: &'a LegMap<Option<LegMeta>>,
+    legs: LegSet,
+    errors: &mut LegErrors,
+) -> Vec<(Leg, &'a LegMeta)> {
+    let mut metas = Vec::with_capacity(legs.len());
+    for leg in legs.iter() {
+        match &all[leg] {
+            Some(meta) => metas.push((leg, meta)),
+            None => errors[leg.index()] = Some(Errno::EIO),
+        }
+    }
+    metas
+}
+
 fn errno(result: io::Result<()>) -> Result<(), Errno> {
     result.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno))
 }
@@ -204,8 +218,8 @@ pub(super) struct Worker {
     /// Writes wait.
     frozen_since: Option<Instant>,
     ticks: u32,
-    /// Somebody looks for room.
-    looking: Arc<AtomicBool>,
+    /// Legs on which somebody looks for room, as bits.
+    looking: Arc<AtomicU8>,
 }
 
 impl Worker {
@@ -247,6 +261,13 @@ impl Worker {
                 }
                 let _ = done.send(());
             }
+            for (leg, file) in self.shared.mailbox.take_rooms() {
+                // What was looked at may be no leg any more, or another one by now.
+                let is_same = |meta: &LegMeta| Arc::ptr_eq(&meta.data, &file);
+                if self.durable.legs[leg].as_ref().is_some_and(is_same) {
+                    self.events.push(WorkerEvent::Room { leg });
+                }
+            }
             for job in self.shared.mailbox.take_jobs() {
                 job(&mut self.durable);
             }
@@ -281,8 +302,12 @@ impl Worker {
 
     fn act(&mut self, action: WorkerAction) -> bool {
         match self.shared.pass_on_worker(action) {
-            Some(WorkerAction::LogMark(region)) => self.durable.log.mark(region),
-            Some(WorkerAction::LogClear(region)) => self.durable.log.clear(region),
+            Some(WorkerAction::LogMark(regions)) => {
+                regions.iter().for_each(|region| self.durable.log.mark(region))
+            }
+            Some(WorkerAction::LogClear(regions)) => {
+                regions.iter().for_each(|region| self.durable.log.clear(region));
+            }
             Some(WorkerAction::SizeLog(regions)) => self.durable.log.resize(regions),
             Some(WorkerAction::Commit { legs }) => {
                 if let Some(remote) = &self.shared.remote {
@@ -315,6 +340,7 @@ impl Worker {
                 self.events.push(WorkerEvent::LogFilled { result });
             }
             Some(WorkerAction::Stopped) => return true,
+            Some(WorkerAction::Again) => self.shared.mailbox.wake(),
             Some(WorkerAction::Wake(_)) | None => {}
         }
         false
@@ -341,10 +367,10 @@ impl Worker {
     }
 
     /// A leg that ran out of space comes back when its file system has room for what is stale: unless something
-    /// that was given up may still change it. The file system may hang, so this thread does not ask it itself.
+    /// that was given up may still change it. The file system may hang, so each leg is looked at by a thread of its own.
     fn look_for_room(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
-        if !self.ticks.is_multiple_of(ROOM_TICKS) || self.looking.load(Ordering::SeqCst) {
+        if !self.ticks.is_multiple_of(ROOM_TICKS) {
             return;
         }
         let mirror = &self.shared.mirror;
@@ -352,7 +378,9 @@ impl Worker {
         let stale = u64::from(mirror.regions.unclean()) * mirror.geometry().region_size();
         for leg in mirror.all_legs().filter(|&leg| states.of(leg) == LegState::Failed(FailReason::NoSpace)) {
             let Some(meta) = self.durable.legs[leg].as_ref() else { continue };
-            if meta.data.hung() > 0 || self.durable.io.is_late(&meta.file) {
+            let bit = LegSet::one(leg).bits();
+            let is_looked_at = self.looking.load(Ordering::SeqCst) & bit != 0;
+            if is_looked_at || meta.data.hung() > 0 || self.durable.io.is_late(&meta.file) {
                 continue;
             }
             let (data, grows, shared) = (Arc::clone(&meta.data), meta.grows, Arc::clone(&self.shared));
@@ -362,18 +390,17 @@ impl Worker {
                     Ok(stat) if grows => stat.f_bavail * stat.f_frsize,
                     _ => u64::MAX,
                 };
-                looking.store(false, Ordering::SeqCst);
+                looking.fetch_and(!bit, Ordering::SeqCst);
                 if room >= stale.min(ROOM_AT_MOST) && data.hung() == 0 {
-                    tracing::info!(leg = leg.index(), room, "there is room again: the leg comes back");
-                    shared.mailbox.send(WorkerEvent::Return { leg, full: false, replaces: None });
+                    tracing::info!(leg = leg.index(), room, "there is room again");
+                    shared.mailbox.room(leg, data);
                 }
             };
-            self.looking.store(true, Ordering::SeqCst);
+            self.looking.fetch_or(bit, Ordering::SeqCst);
             if let Err(error) = std::thread::Builder::new().name("mirrord-room".to_owned()).spawn(look) {
                 tracing::warn!(%error, "cannot look for room");
-                self.looking.store(false, Ordering::SeqCst);
+                self.looking.fetch_and(!bit, Ordering::SeqCst);
             }
-            return;
         }
     }
 }

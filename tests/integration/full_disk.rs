@@ -84,6 +84,31 @@ fn a_leg_that_is_full_alone_is_failed_and_comes_back_when_there_is_room() {
     rig.assert_same("a", "disk/b", 64 * MIB);
 }
 
+/// Of two legs that are out of space the second has room first: it does not wait for the first.
+#[test]
+fn each_leg_that_is_full_comes_back_when_it_has_room() {
+    let rig = Rig::new();
+    let Some(one) = rig.file_system("one", 96 * MIB) else { return };
+    let Some(other) = rig.file_system("other", 96 * MIB) else { return };
+    let volume = rig.create_of(["a", "one/b"], "64MiB", &[]);
+    rig.ok(&["leg", "add", "v", "other/c"]);
+    rig.wait();
+    let leg = |index: usize| states(&rig.status())[index].clone();
+    for (disk, index, byte) in [(&one, 1, 9), (&other, 2, 8)] {
+        fill(disk, 4 * MIB);
+        write_all(&volume, 24 * (index as u64 - 1), 16, byte).unwrap();
+        until("the leg is out", || leg(index) == "failed");
+    }
+    fs::remove_file(other.join("ballast")).unwrap();
+    until("the second is back in sync", || leg(2) == "in_sync");
+    assert_eq!(leg(1), "failed", "it has no room yet");
+    fs::remove_file(one.join("ballast")).unwrap();
+    until("the first is back in sync", || leg(1) == "in_sync");
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("a", "one/b", 64 * MIB);
+    rig.assert_same("a", "other/c", 64 * MIB);
+}
+
 #[test]
 fn preallocated_legs_do_not_run_out_of_space() {
     let rig = Rig::new();

@@ -3,11 +3,35 @@
 use super::durable::COMMIT_IO;
 use super::states::is_lost;
 use super::{Committing, Doing, Flushing, LogWorker, NOBODY, Stopping, WorkerAction};
-use crate::geometry::Region;
+use crate::geometry::{Region, Regions};
 use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::ranges::Owner;
 use crate::region::RegionState;
 use crate::types::{Errno, LegSet, LegState};
+
+/// A look for what to clear, which comes once in a while, is as long as so many others: after a resync of a volume with
+/// 4 million regions it takes minutes until all are clean.
+const CLEAR_TURNS: u32 = 4;
+
+/// Has a region marked in the log's memory.
+fn log_mark(region: Region, actions: &mut Vec<WorkerAction>) {
+    if let Some(WorkerAction::LogMark(regions)) = actions.last_mut()
+        && regions.grow(region)
+    {
+        return;
+    }
+    actions.push(WorkerAction::LogMark(Regions::one(region)));
+}
+
+/// Has a region cleared there.
+fn log_clear(region: Region, actions: &mut Vec<WorkerAction>) {
+    if let Some(WorkerAction::LogClear(regions)) = actions.last_mut()
+        && regions.grow(region)
+    {
+        return;
+    }
+    actions.push(WorkerAction::LogClear(Regions::one(region)));
+}
 
 impl LogWorker {
     pub(super) fn may_commit(&self) -> bool {
@@ -20,7 +44,7 @@ impl LogWorker {
         for &(region, _) in &marks {
             // A commit that failed may have left it clean since the mark was asked for.
             self.mirror.regions.want_mark(region);
-            actions.push(WorkerAction::LogMark(region));
+            log_mark(region, actions);
         }
         let legs = self.in_use();
         Counters::add(&self.mirror.counters.commits, 1);
@@ -56,9 +80,7 @@ impl LogWorker {
                 // The legs have a log that says more than is so. Trying again at once may go on for ever.
                 self.stopping = Stopping::Unclear;
             }
-            for (region, from) in marks {
-                self.mark_failed(region, from, errno, actions);
-            }
+            self.marks_failed(marks, errno, actions);
             return;
         }
         // A record under way may have begun before this failed.
@@ -98,22 +120,27 @@ impl LogWorker {
         self.answer_mark(from, Ok(()));
     }
 
-    pub(super) fn mark_failed(
+    pub(super) fn marks_failed(
         &mut self,
-        region: Region,
-        from: Owner,
+        marks: Vec<(Region, Owner)>,
         errno: Errno,
         actions: &mut Vec<WorkerAction>,
     ) {
         // Also by a commit under way, of which it is not known yet.
         let under_way = self.committing.iter().flat_map(|commit| &commit.marks);
-        let is_committed = self.marks_committed.iter().chain(under_way).any(|&(other, _)| other == region);
-        if !is_committed && self.mirror.regions.state(region) == RegionState::Marking {
-            self.mirror.regions.mark_failed(region);
-            actions.push(WorkerAction::LogClear(region));
-            self.clears = true;
+        let committed = self.marks_committed.iter().chain(under_way).map(|&(region, _)| region);
+        let mut committed: Vec<Region> = committed.collect();
+        committed.sort_unstable();
+        for (region, from) in marks {
+            let is_committed = committed.binary_search(&region).is_ok();
+            if !is_committed && self.mirror.regions.state(region) == RegionState::Marking {
+                self.mirror.regions.mark_failed(region);
+                log_clear(region, actions);
+                self.clears = true;
+            }
+            self.full_held_off |= from == NOBODY;
+            self.answer_mark(from, Err(errno));
         }
-        self.answer_mark(from, Err(errno));
     }
 
     /// First step of a clear: flushes the legs if there is a region to clear. When stopping, legs are
@@ -130,17 +157,28 @@ impl LogWorker {
     }
 
     /// Regions that are cleaning now. None while a leg is out, or on its way in to be copied whole: it is stale
-    /// wherever the log is dirty.
-    pub(super) fn clearable(&self, at_once: bool) -> Vec<Region> {
-        let legs = &self.mirror.legs;
+    /// wherever the log is dirty. Each look goes on where the last one stopped. A stop looks everywhere, since it is the
+    /// last one: nobody waits for it.
+    pub(super) fn clearable(&mut self, at_once: bool) -> Vec<Region> {
+        let (legs, table) = (&self.mirror.legs, &self.mirror.regions);
         let every_leg = legs.states().all();
         let is_one_out = self.in_use() != every_leg || !self.returning_full.is_empty();
-        if is_one_out || legs.flush_broken() || self.mirror.regions.unclean() == 0 {
+        if is_one_out || legs.flush_broken() || table.unclean() == 0 {
             return Vec::new();
         }
-        let table = &self.mirror.regions;
-        let in_sync = table.unclean_regions().filter(|&region| legs.readable(region) == every_leg);
-        in_sync.filter(|&region| table.start_cleaning(region, at_once)).collect()
+        let is_last = self.stopping != Stopping::No;
+        let (from, most) =
+            if is_last { (0, u32::MAX) } else { (self.clear_cursor, CLEAR_TURNS * self.turn_regions) };
+        let mut regions = Vec::new();
+        let mut next = table.find_unclean(from, most, &mut regions);
+        if next.is_none() && from > 0 {
+            next = table.find_unclean(0, most.saturating_sub(regions.len() as u32), &mut regions);
+            next = next.filter(|&next| next < from);
+        }
+        self.clear_cursor = next.unwrap_or(0);
+        self.looked_at = self.looked_at.saturating_add(regions.len() as u32 / CLEAR_TURNS);
+        regions.retain(|&region| legs.readable(region) == every_leg && table.start_cleaning(region, at_once));
+        regions
     }
 
     pub(super) fn flushed(&mut self, legs: LegSet, errors: LegErrors, actions: &mut Vec<WorkerAction>) {
@@ -175,7 +213,7 @@ impl LogWorker {
                     if !(flushed && in_sync) {
                         self.mirror.regions.stop_cleaning(region);
                     } else if self.mirror.regions.finish_cleaning(region) {
-                        actions.push(WorkerAction::LogClear(region));
+                        log_clear(region, actions);
                         self.clears = true;
                     }
                 }

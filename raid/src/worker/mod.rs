@@ -52,16 +52,18 @@ mod roster;
 mod scrub;
 mod split;
 mod states;
+#[cfg(test)]
+mod turns;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::assemble::Replaces;
-use crate::geometry::Region;
+use crate::geometry::{Region, Regions};
 use crate::lineage::Lineage;
 use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::Owner;
-use crate::types::{Errno, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
+use crate::types::{Errno, FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
 use ahead::Ahead;
 use durable::{COMMIT_IO, KINDS, Metadata, RECORD_IO};
 use grow::Growing;
@@ -73,6 +75,9 @@ const CLEAR_TICKS: u32 = 3;
 
 /// Ticks for which resync leaves a leg alone after a copy to it failed.
 const HOLD_OFF_TICKS: u32 = 5;
+
+/// Regions that one turn looks at, marks or clears, one by one: some 50 ns each, and users' marks wait for the turn.
+const TURN_REGIONS: u32 = 1 << 14;
 
 /// Who asks for marks that only copies need: there is nobody to be told.
 const NOBODY: Owner = Owner { queue: QueueId(u16::MAX), io: u32::MAX };
@@ -128,6 +133,12 @@ pub enum WorkerEvent {
         /// The leg that is removed once this one is in sync.
         replaces: Option<Leg>,
     },
+    /// A leg that ran out of space has room again, and its file is still the one that every queue has. Nothing happens
+    /// to one that is in another state by now.
+    Room {
+        /// Which.
+        leg: Leg,
+    },
     /// A new leg is there, at an index that was vacant, as a spare.
     AddSpare {
         /// Which.
@@ -161,10 +172,10 @@ pub enum WorkerEvent {
 /// What to do, in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WorkerAction {
-    /// Set the region's bit in the log's memory.
-    LogMark(Region),
-    /// Unset it.
-    LogClear(Region),
+    /// Set the regions' bits in the log's memory.
+    LogMark(Regions),
+    /// Unset them.
+    LogClear(Regions),
     /// The log in memory has so many regions from now on, and all of it is to be written by the next commit; new ones
     /// are clean, those that are gone were.
     SizeLog(u32),
@@ -176,7 +187,7 @@ pub enum WorkerAction {
         legs: LegSet,
     },
     /// Make superblocks that say this durable on these legs, then send [`WorkerEvent::Recorded`].
-    Record(Record),
+    Record(Box<Record>),
     /// Write the whole log to the leg, if it is on the legs, then send [`WorkerEvent::LogFilled`].
     FillLog {
         /// Which.
@@ -184,6 +195,8 @@ pub enum WorkerAction {
     },
     /// Give a queue, or the background worker, a `Woken`.
     Wake(QueueId),
+    /// There is more to do than fits into one turn: send a [`WorkerEvent::Woken`], behind what has come meanwhile.
+    Again,
     /// All is recorded: the volume can be closed.
     Stopped,
 }
@@ -296,6 +309,20 @@ pub struct LogWorker {
     returning: Vec<Leg>,
     /// Of these, and of the one being filled: those to be copied whole.
     returning_full: LegSet,
+    /// While there are any: the regions before this one are marked durably.
+    marked_until: u32,
+    /// A mark for them failed: the next try waits for a tick.
+    full_held_off: bool,
+    /// Legs taken back, and the region before which it is known where they are stale: they are not copied to yet.
+    settling: [Option<u32>; MAX_LEGS],
+    /// Where the next look for regions to clear begins.
+    clear_cursor: u32,
+    /// Regions that one turn looks at, at most.
+    turn_regions: u32,
+    /// So many were looked at in this turn.
+    looked_at: u32,
+    /// More is to be looked at at once.
+    has_more: bool,
     copies: Vec<Copy>,
     copy_cursor: u32,
     /// Handed to the background worker, which goes by their order.
@@ -351,6 +378,13 @@ impl LogWorker {
             clears_due: false,
             returning: Vec::new(),
             returning_full: LegSet::EMPTY,
+            marked_until: 0,
+            full_held_off: false,
+            settling: [None; MAX_LEGS],
+            clear_cursor: 0,
+            turn_regions: TURN_REGIONS,
+            looked_at: 0,
+            has_more: false,
             copies: Vec::new(),
             copy_cursor: 0,
             repairs: VecDeque::new(),
@@ -385,6 +419,13 @@ impl LogWorker {
         self
     }
 
+    /// The same, one turn of which looks at so many regions at most, one by one: for tests of small volumes.
+    #[must_use]
+    pub fn with_turn_regions(mut self, regions: u32) -> LogWorker {
+        self.turn_regions = regions;
+        self
+    }
+
     /// The same, whose log is not in its place as it starts ([`WorkerEvent::LogBack`] says when it is): what is dirty is
     /// known in memory only, and the first record says so.
     #[must_use]
@@ -395,6 +436,7 @@ impl LogWorker {
 
     /// Takes one event and adds what is to be done to `actions`.
     pub fn handle(&mut self, event: WorkerEvent, actions: &mut Vec<WorkerAction>) {
+        (self.looked_at, self.has_more) = (0, false);
         let event = match event {
             WorkerEvent::Committed { .. } => self.metadata_done(COMMIT_IO, event),
             WorkerEvent::Recorded { .. } | WorkerEvent::LogFilled { .. } => {
@@ -415,6 +457,9 @@ impl LogWorker {
         self.wake.sort_unstable();
         self.wake.dedup();
         actions.extend(self.wake.drain(..).map(WorkerAction::Wake));
+        if self.has_more {
+            actions.push(WorkerAction::Again);
+        }
     }
 
     fn event(&mut self, event: WorkerEvent, actions: &mut Vec<WorkerAction>) {
@@ -435,6 +480,11 @@ impl LogWorker {
             WorkerEvent::Fail { leg } => self.fail_by_hand(leg),
             WorkerEvent::Split { leg } => self.split(leg),
             WorkerEvent::Return { leg, full, replaces } => self.take_back(leg, full, replaces),
+            WorkerEvent::Room { leg } => {
+                if self.states[leg] == LegState::Failed(FailReason::NoSpace) {
+                    self.take_back(leg, false, None);
+                }
+            }
             WorkerEvent::AddSpare { leg } => self.add_spare(leg),
             WorkerEvent::Remove { leg } => self.removals.insert(leg),
             WorkerEvent::Spares { ready, allocate } => {
@@ -459,7 +509,13 @@ impl LogWorker {
             || self.splitting.is_some()
             || self.growing.is_some()
             || !self.returning_full.is_empty()
+            || self.is_settling()
             || self.hold_off.iter().chain(&self.repaired_lately).any(|&n| n > 0)
+    }
+
+    /// Whether the turn may look at more regions one by one; how many, if so.
+    fn may_look_at(&self) -> u32 {
+        self.turn_regions.saturating_sub(self.looked_at)
     }
 
     /// Whether nothing durable is under way or waiting.
@@ -549,6 +605,10 @@ impl LogWorker {
                 actions.push(WorkerAction::FillLog { leg });
             }
         }
+        if self.may_commit() {
+            self.mark_for_full();
+        }
+        self.settle_legs();
         let wants_commit = !self.marks.is_empty() || self.clears_due;
         if wants_commit && self.may_commit() {
             self.start_commit(actions);
@@ -571,7 +631,7 @@ impl LogWorker {
         self.forget_repairs();
         self.tick_split();
         self.tick_growth();
-        self.mark_for_full();
+        self.full_held_off = false;
         if self.stopping == Stopping::No && self.ticks.is_multiple_of(CLEAR_TICKS) {
             self.start_clear(false);
         }

@@ -1,11 +1,11 @@
 //! Stale regions handed out for copying; legs that come back and legs that are in sync again.
 
-use super::{Copy, Doing, Flushing, HOLD_OFF_TICKS, LogWorker, NOBODY};
+use super::{Copy, Doing, Flushing, HOLD_OFF_TICKS, LogWorker, NOBODY, TURN_REGIONS};
 use crate::background::REGIONS_AT_ONCE;
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
 use crate::region::RegionState;
-use crate::types::{Errno, Leg, LegSet, LegState};
+use crate::types::{Errno, Leg, LegSet, LegState, MAX_LEGS};
 
 impl LogWorker {
     pub(super) fn log_filled(&mut self, result: Result<(), Errno>) {
@@ -29,14 +29,12 @@ impl LogWorker {
         self.states[leg] = LegState::Syncing;
         self.mirror.legs.set(leg, LegState::Syncing);
         self.record_wanted = true;
-        for region in (0..self.mirror.regions.len()).map(Region) {
-            if full {
-                assert_ne!(self.mirror.regions.state(region), RegionState::Clean, "it was marked before");
-            } else if tracked && self.mirror.regions.writes(region) > 0 {
-                self.mirror.legs.set_stale(leg, region);
-            } else if !tracked && self.mirror.regions.state(region) == RegionState::Clean {
-                self.mirror.legs.clear_stale(leg, region);
-            }
+        if tracked {
+            self.settling[leg.index()] = None;
+            self.set_stale_beside_writes(leg);
+        } else {
+            // All of one that is copied whole is marked, and stays stale.
+            self.settling[leg.index()] = (!full).then_some(0);
         }
         for copy in &mut self.copies {
             copy.again.insert(leg);
@@ -45,35 +43,80 @@ impl LogWorker {
         self.repaired_lately[leg.index()] = 0;
     }
 
+    /// Writes under way may have looked at the states before.
+    fn set_stale_beside_writes(&mut self, leg: Leg) {
+        let (mut unclean, table) = (Vec::new(), &self.mirror.regions);
+        let mut next = Some(0);
+        while let Some(from) = next {
+            next = table.find_unclean(from, TURN_REGIONS, &mut unclean);
+            for region in unclean.drain(..).filter(|&region| table.writes(region) > 0) {
+                self.mirror.legs.set_stale(leg, region);
+            }
+        }
+    }
+
+    /// Legs that came back are not stale where the log is clean. Until that is known everywhere they are not copied to: a
+    /// copy is made only where the log is dirty.
+    pub(super) fn settle_legs(&mut self) {
+        let (len, table) = (self.mirror.regions.len(), &self.mirror.regions);
+        for leg in LegSet::first(MAX_LEGS).iter() {
+            let Some(from) = self.settling[leg.index()] else { continue };
+            if self.states[leg] != LegState::Syncing {
+                self.settling[leg.index()] = None;
+                continue;
+            }
+            let until = from.saturating_add(self.may_look_at()).min(len);
+            for region in (from..until).map(Region) {
+                if table.state(region) == RegionState::Clean {
+                    self.mirror.legs.clear_stale(leg, region);
+                }
+            }
+            self.looked_at += until - from;
+            self.settling[leg.index()] = (until < len).then_some(until);
+            self.has_more |= until < len;
+        }
+    }
+
+    pub(super) fn is_settling(&self) -> bool {
+        self.settling.iter().any(Option::is_some)
+    }
+
     /// The next leg to be taken back. One that is copied whole waits until every region is marked: were it in use
     /// before, a crash would leave it stale where nobody knows.
     pub(super) fn take_returning(&mut self) -> Option<Leg> {
-        let table = &self.mirror.regions;
-        let is_marked = |region| matches!(table.state(region), RegionState::Dirty | RegionState::Cleaning);
-        let all_marked = self.returning_full.is_empty() || (0..table.len()).map(Region).all(is_marked);
+        let all_marked = self.returning_full.is_empty() || self.marked_until >= self.mirror.regions.len();
         let at = self.returning.iter().position(|&leg| all_marked || !self.returning_full.contains(leg))?;
         Some(self.returning.swap_remove(at))
     }
 
-    /// Has all regions marked for legs that are to be copied whole.
+    /// Has regions marked for legs that are to be copied whole, some with each commit: whoever waits for a mark gets it
+    /// with the next one. Nothing is cleared meanwhile.
     pub(super) fn mark_for_full(&mut self) {
-        if self.returning.iter().any(|&leg| self.returning_full.contains(leg)) {
-            (0..self.mirror.regions.len()).for_each(|region| self.mark_for_copy(Region(region)));
+        if self.full_held_off || !self.returning.iter().any(|&leg| self.returning_full.contains(leg)) {
+            return;
         }
-    }
-
-    /// Has a clean region marked, for a copy.
-    fn mark_for_copy(&mut self, region: Region) {
-        if self.mirror.regions.state(region) == RegionState::Clean && self.mirror.regions.want_mark(region) {
-            self.marks.push((region, NOBODY));
+        let (len, table) = (self.mirror.regions.len(), &self.mirror.regions);
+        let from = self.marked_until;
+        let until = from.saturating_add(self.may_look_at()).min(len);
+        for region in (from..until).map(Region) {
+            let is_marked = matches!(table.state(region), RegionState::Dirty | RegionState::Cleaning);
+            if is_marked && self.marked_until == region.0 {
+                self.marked_until += 1;
+            } else if table.state(region) == RegionState::Clean && table.want_mark(region) {
+                self.marks.push((region, NOBODY));
+            }
         }
+        self.looked_at += until - from;
+        // The others wait for the commit of these.
+        self.has_more |= self.marked_until == until && from < len;
     }
 
     /// Only once it is recorded as syncing: the legs in sync know then that they cannot go on without it.
     pub(super) fn can_promote(&self, leg: Leg) -> bool {
         self.states[leg] == LegState::Syncing
             && self.mirror.legs.states().recorded(leg)
-            && self.mirror.legs.stale_count(leg) == 0
+            && self.settling[leg.index()].is_none()
+            && self.mirror.legs.next_stale(leg, 0).is_none()
             && self.copies.iter().all(|copy| !copy.targets.contains(leg))
     }
 
@@ -97,8 +140,8 @@ impl LogWorker {
     /// The next stale region at or behind the cursor, around the end, with the legs that are stale there.
     pub(super) fn resync_work(&self) -> Option<(Region, LegSet)> {
         let legs = &self.mirror.legs;
-        let ready: LegSet =
-            legs.states().syncing().iter().filter(|leg| self.hold_off[leg.index()] == 0).collect();
+        let is_ready = |leg: &Leg| self.hold_off[leg.index()] == 0 && self.settling[leg.index()].is_none();
+        let ready: LegSet = legs.states().syncing().iter().filter(is_ready).collect();
         let regions = self.mirror.regions.len();
         let find = |from: u32| ready.iter().filter_map(|leg| legs.next_stale(leg, from)).min();
         let mut from = self.copy_cursor % regions;

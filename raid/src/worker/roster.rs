@@ -18,8 +18,10 @@ impl LogWorker {
         self.returning.push(leg);
         self.nothing_replaces(leg);
         if full || !self.states[leg].is_copy() {
+            if self.returning_full.is_empty() {
+                self.marked_until = 0;
+            }
             self.returning_full.insert(leg);
-            self.mark_for_full();
         }
         if replaces.is_some() || !self.states[leg].is_copy() {
             self.record_wanted |= self.replaces[leg.index()] != replaces;

@@ -146,7 +146,7 @@ impl LogWorker {
         };
         self.doing = Doing::Record(record.clone());
         self.begin_metadata(RECORD_IO, record.legs);
-        actions.push(WorkerAction::Record(record));
+        actions.push(WorkerAction::Record(Box::new(record)));
     }
 
     pub(super) fn recorded(&mut self, errors: LegErrors, actions: &mut Vec<WorkerAction>) {
@@ -198,9 +198,8 @@ impl LogWorker {
         self.record_wanted = true;
         self.record_held_off = true;
         self.end_split_without_metadata();
-        for (region, from) in std::mem::take(&mut self.marks_committed) {
-            self.mark_failed(region, from, Errno::EIO, actions);
-        }
+        let marks = std::mem::take(&mut self.marks_committed);
+        self.marks_failed(marks, Errno::EIO, actions);
         for (from, result) in std::mem::take(&mut self.settle) {
             let result = result.and(Err(Errno::EIO));
             self.tell(from.queue, QueueNote::Settled { io: from.io, result });

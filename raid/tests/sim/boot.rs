@@ -212,7 +212,8 @@ impl Sim {
             worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, on_legs)
                 .with_replaces(assembly.replaces)
                 .with_log_failed(self.is_without_place())
-                .with_mark_ahead(self.mark_ahead),
+                .with_mark_ahead(self.mark_ahead)
+                .with_turn_regions(self.turn_regions),
             mirror,
             log,
             beside: Beside::default(),

@@ -88,14 +88,18 @@ impl Sim {
     fn worker_action(&mut self, action: WorkerAction) {
         trace!(self, "worker -> {action:?}");
         match action {
-            WorkerAction::LogMark(region) => {
-                self.d().ever_dirty |= 1u64 << region.0;
-                self.saw_mark(region);
-                self.d().log.mark(region);
+            WorkerAction::LogMark(regions) => {
+                for region in regions.iter() {
+                    self.d().ever_dirty |= 1u64 << region.0;
+                    self.saw_mark(region);
+                    self.d().log.mark(region);
+                }
             }
-            WorkerAction::LogClear(region) => {
-                self.check_clear(region);
-                self.d().log.clear(region);
+            WorkerAction::LogClear(regions) => {
+                for region in regions.iter() {
+                    self.check_clear(region);
+                    self.d().log.clear(region);
+                }
             }
             WorkerAction::SizeLog(regions) => self.d().log.resize(regions),
             WorkerAction::Commit { .. } if self.commit_in_place() => {}
@@ -110,7 +114,7 @@ impl Sim {
                 if self.live().phase == Phase::Recording {
                     self.current = self.live().mirror.legs.states().in_sync();
                 }
-                self.start_meta(MetaKind::Record(record), legs, None);
+                self.start_meta(MetaKind::Record(*record), legs, None);
             }
             WorkerAction::FillLog { leg } => {
                 // Of a log beside the legs nothing is written; the leg is flushed all the same, as at a start.
@@ -121,6 +125,7 @@ impl Sim {
                 self.start_meta(MetaKind::Fill, LegSet::one(leg), Some(pages));
             }
             WorkerAction::Wake(queue) => self.d().wake(queue.0),
+            WorkerAction::Again => self.d().wake_worker(),
             WorkerAction::Stopped => {
                 self.check_stopped();
                 self.d().phase = Phase::Stopped;

@@ -72,6 +72,12 @@ impl Faults {
         }
     }
 
+    /// Any leg, half of all times.
+    pub(crate) fn one_leg(&mut self, legs: usize) -> Option<Leg> {
+        let leg = Leg::new(self.rng.below(legs as u64) as usize);
+        self.rng.coin().then_some(leg)
+    }
+
     /// Between two lives: what lasts may end here only.
     pub(crate) fn between_lives(&mut self) {
         if self.rng.coin() {

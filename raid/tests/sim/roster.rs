@@ -136,6 +136,9 @@ impl Sim {
                     self.roster.unsure.insert(leg);
                     self.roster.asked.remove(leg);
                 }
+                (LegState::Vacant, _) if !self.roster.members.contains(leg) => {
+                    panic!("roster: {leg:?} comes and there is no such leg: {now:?}")
+                }
                 (LegState::Vacant, LegState::Spare) => self.saw.saw(Saw::SpareAdded),
                 (LegState::Vacant, _) => self.saw.saw(Saw::Added),
                 (LegState::Spare, LegState::Syncing) => self.saw.saw(Saw::SpareUsed),

@@ -164,6 +164,7 @@ impl Sim {
 
     /// A failed leg that is there, or could be, is given back to the running daemon.
     fn give_back_a_leg(&mut self) {
+        self.find_room();
         let states = self.live().mirror.legs.states();
         let out = states.all().minus(states.in_use()).minus(states.vacant()).minus(states.spare());
         let Some(leg) = out.iter().nth(self.rng.below(4) as usize) else { return };
@@ -174,6 +175,19 @@ impl Sim {
             self.saw.saw(Saw::ReturnOfPulled);
         }
         self.give_back(leg);
+    }
+
+    /// Somebody looked for room for a leg that was out of space, and finds some, whatever became of the leg meanwhile.
+    fn find_room(&mut self) {
+        let Some(leg) = self.faults.one_leg(self.config.legs) else { return };
+        if self.live().mirror.legs.states().of(leg) == LegState::Failed(FailReason::NoSpace) {
+            if self.has_late(leg) || !self.attached.contains(leg) {
+                return;
+            }
+            self.saw.saw(Saw::RoomAgain);
+            self.d().given_back.insert(leg);
+        }
+        self.worker_event(WorkerEvent::Room { leg });
     }
 
     /// A leg is failed by hand, or split off.

@@ -89,6 +89,8 @@ pub(crate) struct Sim {
     pub(crate) place: Option<Place>,
     /// Regions that are marked ahead, at most.
     pub(crate) mark_ahead: u32,
+    /// Regions that the log worker looks at in one turn.
+    pub(crate) turn_regions: u32,
     pub(crate) daemon: Option<Box<Daemon>>,
 }
 
@@ -125,6 +127,7 @@ impl Sim {
             planted: Vec::new(),
             place,
             mark_ahead,
+            turn_regions: Rng::new(seed ^ 0x7042_0000_0000_0001).pick(&[1, 7, 1 << 14]),
             daemon: None,
             now: 1,
             saw: Coverage::default(),

@@ -223,7 +223,7 @@ impl Sim {
             .with_replaces(assembly.replaces)
             .handle(WorkerEvent::Start, &mut actions);
         actions.into_iter().find_map(|action| match action {
-            WorkerAction::Record(record) => Some(record),
+            WorkerAction::Record(record) => Some(*record),
             _ => None,
         })
     }

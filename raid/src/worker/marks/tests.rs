@@ -63,7 +63,7 @@ fn fail_leg_1(worker: &mut LogWorker) -> Vec<WorkerAction> {
 /// The one record among these actions.
 fn record(actions: &[WorkerAction]) -> &Record {
     let records = actions.iter().filter_map(|action| match action {
-        WorkerAction::Record(record) => Some(record),
+        WorkerAction::Record(record) => Some(&**record),
         _ => None,
     });
     let records: Vec<&Record> = records.collect();
@@ -77,10 +77,10 @@ fn commits(actions: &[WorkerAction]) -> usize {
 
 fn marks(actions: &[WorkerAction]) -> Vec<u32> {
     let mark = |action: &WorkerAction| match action {
-        WorkerAction::LogMark(region) => Some(region.0),
+        WorkerAction::LogMark(regions) => Some(regions.iter().map(|region| region.0)),
         _ => None,
     };
-    actions.iter().filter_map(mark).collect()
+    actions.iter().filter_map(mark).flatten().collect()
 }
 
 #[test]
