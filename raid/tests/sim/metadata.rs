@@ -135,7 +135,10 @@ impl Sim {
         if self.live().phase == Phase::Stopping {
             self.d().stop_operations += 1;
             let operations = self.live().stop_operations;
-            assert!(operations <= MOST_STOP_OPERATIONS, "progress: a stop commits and records for ever");
+            assert!(
+                operations <= MOST_STOP_OPERATIONS,
+                "progress: a stop goes on after {operations} operations"
+            );
         }
         let mut writes = Vec::new();
         if let Some(flush) = &flush {
