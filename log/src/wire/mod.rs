@@ -19,6 +19,8 @@ use std::mem::{offset_of, size_of};
 use zerocopy::little_endian::{I32, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::errno::ESRCH;
+
 pub use reply::{Reply, ReplyError, Work};
 pub use request::{Regions, Request, RequestError, RequestType};
 pub use table::{MAX_LOG_REGIONS, TableArgs, TableError, TableKind};
@@ -213,6 +215,10 @@ pub fn encode_reply(request: &Frame<'_>, reply: &Reply<'_>, to: &mut Vec<u8>) {
 
 /// As [`encode_reply`], for a request that is not at hand any more.
 ///
+/// With `ESRCH` go as many zero bytes as the real answer would have. The kernel constructs the log anew, then asks the
+/// same again, and takes the size of this answer for the room that the next one may have: without these bytes it refuses
+/// the good answer, and takes a region for one that is not in sync.
+///
 /// # Panics
 /// As [`encode_reply`].
 pub fn encode_answer(
@@ -227,6 +233,9 @@ pub fn encode_answer(
     encode_header(name, version, seq, request_type, to);
     to[from + offset_of!(RawHeader, error)..][..4].copy_from_slice(&reply.error().to_le_bytes());
     reply.encode_data(to);
+    if *reply == Reply::Failed(ESRCH) {
+        to.resize(to.len() + request::answer_room(request_type), 0);
+    }
     set_data_size(to, from);
 }
 

@@ -71,6 +71,20 @@ impl RequestType {
     }
 }
 
+/// Most bytes of a status: it is made from words of the text that the kernel constructed the log with, which fits into
+/// the kernel's buffer of 512 bytes with both headers (20 of the connector, 160 of the message).
+const STATUS_ROOM: usize = 512 - 20 - 160;
+
+/// Bytes of data in the answer to a request that the kernel asks again after it lost its server; the others have none.
+pub(super) fn answer_room(request_type: u32) -> usize {
+    match RequestType::from_number(request_type) {
+        Some(RequestType::IsClean | RequestType::InSync | RequestType::GetSyncCount) => 8,
+        Some(RequestType::GetResyncWork | RequestType::IsRemoteRecovering) => 16,
+        Some(RequestType::StatusInfo) => STATUS_ROOM,
+        _ => 0,
+    }
+}
+
 /// Why the data of a message is not a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RequestError {
@@ -233,6 +247,22 @@ impl<'a> Request<'a> {
             Request::StatusTable => Type::StatusTable,
             Request::IsRemoteRecovering(_) => Type::IsRemoteRecovering,
         }
+    }
+
+    /// Only a mirror that is in use asks this.
+    pub fn is_about_regions(&self) -> bool {
+        use Request as R;
+        matches!(
+            self,
+            R::IsClean(_)
+                | R::InSync(_)
+                | R::Flush(_)
+                | R::MarkRegion(_)
+                | R::ClearRegion(_)
+                | R::GetResyncWork
+                | R::SetRegionSync { .. }
+                | R::IsRemoteRecovering(_)
+        )
     }
 
     pub(super) fn encode_data(&self, to: &mut Vec<u8>) {
