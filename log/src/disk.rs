@@ -201,6 +201,13 @@ impl DiskLog {
         (clean, ResumeNote::Grown { from: had })
     }
 
+    /// Takes over what `image` says, as [`DirtyLog::resume`] does, and is not resumed yet.
+    pub(crate) fn look(&mut self, image: Option<&[u8]>) {
+        let (clean, note) = self.read(image);
+        self.maps.adopt(clean);
+        self.note = note;
+    }
+
     fn whole(&self) -> Flush {
         Flush { writes: vec![self.write(0, self.image.len())] }
     }
@@ -276,9 +283,7 @@ impl DirtyLog for DiskLog {
     /// If there is more than one image.
     fn resume(&mut self, images: &[Option<&[u8]>]) -> Flush {
         assert!(images.len() <= 1, "a disk log is one file");
-        let (clean, note) = self.read(images.first().copied().flatten());
-        self.maps.adopt(clean);
-        self.note = note;
+        self.look(images.first().copied().flatten());
         self.mode = SyncMode::Default;
         self.head_touched = false;
         let _ = self.maps.take_touched();

@@ -2,8 +2,14 @@
 
 use mirrord_raid::Errno;
 
+/// Not by this server.
+pub(crate) const EPERM: Errno = Errno(1);
 /// There is no such log here: construct it.
 pub(crate) const ESRCH: Errno = Errno(3);
+/// A file cannot be read or written.
+pub(crate) const EIO: Errno = Errno(5);
+/// Never answered: the kernel would ask again without a pause.
+pub(crate) const EAGAIN: Errno = Errno(11);
 /// Too many logs or regions.
 pub(crate) const ENOMEM: Errno = Errno(12);
 /// Somebody else has it.

@@ -23,6 +23,7 @@ pub(super) struct Fixed {
     pub(super) listens: Vec<String>,
     pub(super) folder: Option<String>,
     pub(super) lease_seconds: u64,
+    pub(super) single_host: bool,
 }
 
 /// Answers a request; `stopped` hears of the end.
@@ -63,6 +64,7 @@ fn report(shared: &Shared, fixed: &Fixed) -> LogServerReport {
         listens: fixed.listens.clone(),
         folder: fixed.folder.clone(),
         lease_seconds: fixed.lease_seconds,
+        single_host: fixed.single_host,
         logs: server.logs().count(),
         live: server.live(),
         noted: sessions.count(),
@@ -123,6 +125,6 @@ fn usefulness(life: Life) -> u8 {
         Life::Live | Life::Suspending => 3,
         Life::Resuming | Life::Closing => 2,
         Life::Suspended => 1,
-        Life::Opening | Life::Pending => 0,
+        Life::Opening | Life::Pending | Life::Returned => 0,
     }
 }

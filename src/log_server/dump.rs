@@ -16,6 +16,10 @@ use super::report::{DiskLogDump, owner, ranges};
 /// Bytes before the bits.
 const HEAD: usize = 1024;
 
+/// Regions in the header of a log that LVM has just made: whatever mirror uses it first has no more, and takes its bits as they
+/// are.
+const UNUSED: u64 = u64::MAX;
+
 /// Why nothing can be said of a file.
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
@@ -58,6 +62,8 @@ pub fn dump(path: &Path) -> Result<DiskLogDump, DumpError> {
     let have = read(&file, &mut head).map_err(failed)?;
     let regions = DiskLog::regions_of(&head[..have]);
     let regions = regions.ok_or_else(|| DumpError::NotALog { path: path.to_owned() })?;
+    let is_unused = regions == UNUSED;
+    let regions = if is_unused { 0 } else { regions };
     if regions > MAX_LOG_REGIONS {
         return Err(DumpError::TooMany { path: path.to_owned(), regions });
     }
@@ -74,7 +80,7 @@ pub fn dump(path: &Path) -> Result<DiskLogDump, DumpError> {
     Ok(DiskLogDump {
         path: path.to_owned(),
         version,
-        regions: regions as u32,
+        regions: (!is_unused).then_some(regions as u32),
         dirty_regions,
         owner,
         released,

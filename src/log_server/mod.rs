@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use mirrord_log::server::{LogServer, ServerConfig};
+use mirrord_log::server::{LogServer, Refused, RestoreError, ServerConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig as TlsConfig;
 use signal_hook::iterator::Signals;
@@ -125,6 +125,9 @@ pub enum LogServeError {
     /// No notes can be kept.
     #[error(transparent)]
     Sessions(#[from] SessionsError),
+    /// A server that was here before kept a log that this one may not.
+    #[error("a mirror of the kernel waits for this server")]
+    Refused(#[source] Refused),
     /// The kernel cannot be answered.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -204,6 +207,7 @@ impl LogServing {
             listens: places.clone(),
             folder: fixed_folder,
             lease_seconds: spec.config.lease,
+            single_host: spec.config.single_host,
         };
         start_threads(&shared, listeners, &mut control, fixed, signals, stop)
             .map_err(LogServeError::Threads)?;
@@ -241,6 +245,10 @@ fn restore(shared: &Arc<Shared>) -> Result<(), LogServeError> {
     for (session, notes) in shared.left()? {
         let mut result = Ok(());
         shared.act(&mut hands, |server, out| result = server.restore(session, &notes, out));
+        if let Err(RestoreError::Refused(refused)) = result {
+            // The notes stay: a server that is told more goes on with them.
+            return Err(LogServeError::Refused(refused));
+        }
         if let Err(error) = result {
             tracing::warn!(%error, "what was noted of a log cannot be used: its mirror resyncs more than it needs to");
             shared.forget(session);

@@ -14,7 +14,7 @@ pub struct LogReport {
     pub uuid: String,
     /// Which life of the mirror's table, in hexadecimal.
     pub luid: String,
-    /// `opening` `pending` `resuming` `live` `suspending` `closing` `suspended`.
+    /// `opening` `pending` `returned` `resuming` `live` `suspending` `closing` `suspended`.
     pub state: String,
     /// `core` or `disk`.
     pub kind: String,
@@ -34,7 +34,7 @@ pub struct LogReport {
     pub client: String,
     /// Whether it is connected.
     pub connected: bool,
-    /// Why the last write to its file failed.
+    /// Why a write to its file failed: of a volume's log the last one, of the kernel's any one.
     pub error: Option<String>,
     /// What its last resume found.
     pub note: Option<String>,
@@ -119,6 +119,9 @@ pub struct LogServerReport {
     pub folder: Option<String>,
     /// For how long the log of a volume that is gone is kept for it.
     pub lease_seconds: u64,
+    /// No other host uses the kernel's mirrors, so it keeps `clustered-core` and `clustered-disk` for them.
+    #[serde(default)]
+    pub single_host: bool,
     /// Its logs.
     pub logs: usize,
     /// Those in use.
@@ -144,8 +147,8 @@ pub struct DiskLogDump {
     pub path: std::path::PathBuf,
     /// Version in its header.
     pub version: u32,
-    /// Regions in its header.
-    pub regions: u32,
+    /// Regions in its header; `None`: LVM made the log, and no mirror has used it since.
+    pub regions: Option<u32>,
     /// Regions that are not clean.
     pub dirty_regions: u64,
     /// The last volume that used it through a server: the number of its life, in hexadecimal.

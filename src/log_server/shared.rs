@@ -132,6 +132,9 @@ impl Shared {
         if rings && !hands.sends_streams {
             self.outlets.ring();
         }
+        for refused in hands.out.refused.drain(..) {
+            tracing::error!("{refused}");
+        }
         for job in hands.out.jobs.drain(..) {
             self.pool.submit(self, job);
         }
@@ -165,14 +168,14 @@ impl Shared {
         }
     }
 
-    fn do_job(&self, store: StoreId, what: JobKind) -> Option<JobDone> {
+    fn do_job(&self, store: StoreId, what: JobKind) -> JobDone {
         let told = |doing: &str, error: std::io::Error| {
             tracing::error!("cannot {doing} a log: {}", describe(&error));
             errno(&error)
         };
-        Some(match what {
-            JobKind::Open { device, by_kernel, regions } => {
-                let opened = self.stores.open(store, &device, by_kernel, regions);
+        match what {
+            JobKind::Open { device, by_kernel, regions, again } => {
+                let opened = self.stores.open(store, &device, by_kernel, regions, again);
                 JobDone::Opened(opened.map_err(|error| {
                     tracing::error!("{}", describe(&error));
                     error.errno()
@@ -186,9 +189,9 @@ impl Shared {
             }
             JobKind::Close => {
                 self.stores.close(store);
-                return None;
+                JobDone::Closed
             }
-        })
+        }
     }
 }
 
@@ -196,9 +199,8 @@ impl Work<Job> for Shared {
     type Kept = Hands;
 
     fn work(self: &Arc<Shared>, job: Job, hands: &mut Hands) {
-        if let Some(done) = self.do_job(job.store, job.what) {
-            self.act(hands, |server, out| server.job_done(job.store, done, out));
-        }
+        let done = self.do_job(job.store, job.what);
+        self.act(hands, |server, out| server.job_done(job.store, done, out));
     }
 }
 

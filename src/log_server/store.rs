@@ -126,15 +126,24 @@ impl Stores {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the file of a log of so many regions and locks it.
+    /// Opens the file of a log of so many regions and locks it. One that was in use before may have become read-only.
     pub(super) fn open(
         &self,
         store: StoreId,
         device: &str,
         by_kernel: bool,
         regions: u32,
+        again: bool,
     ) -> Result<OpenedStore, StoreError> {
-        let opened = if by_kernel { open_device(device)? } else { self.make(device, regions)? };
+        let opened = match by_kernel {
+            true => open_device(device, true).or_else(|error| match error {
+                StoreError::Open { source, .. } if again && is_read_only(&source) => {
+                    open_device(device, false)
+                }
+                error => Err(error),
+            })?,
+            false => self.make(device, regions)?,
+        };
         let failed = |source| StoreError::Open { device: device.to_owned(), source };
         let metadata = opened.metadata().map_err(failed)?;
         let is_device = metadata.file_type().is_block_device();
@@ -254,6 +263,8 @@ impl LogFile {
                         offset += written as u64;
                     }
                     Err(Errno::INTR) => {}
+                    // It is open for reading only.
+                    Err(Errno::BADF) => return Err(Errno::ROFS.into()),
                     Err(errno) => return Err(errno.into()),
                 }
             }
@@ -291,7 +302,7 @@ impl Aligned {
 }
 
 /// Opens what the table of a kernel's mirror names.
-fn open_device(device: &str) -> Result<File, StoreError> {
+fn open_device(device: &str, writes: bool) -> Result<File, StoreError> {
     let failed = |source| StoreError::Open { device: device.to_owned(), source };
     let path = match number(device) {
         Some(number) => node(number).map_err(failed)?,
@@ -305,7 +316,7 @@ fn open_device(device: &str) -> Result<File, StoreError> {
     }
     let direct = if kind.is_block_device() { OFlags::DIRECT } else { OFlags::empty() };
     let flags = (OFlags::CLOEXEC | OFlags::NONBLOCK | direct).bits();
-    let file = File::options().read(true).write(true).custom_flags(flags as i32).open(&path);
+    let file = File::options().read(true).write(writes).custom_flags(flags as i32).open(&path);
     let file = file.map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let is_other = number(device).is_some_and(|wanted| {
@@ -315,6 +326,11 @@ fn open_device(device: &str) -> Result<File, StoreError> {
         return Err(failed(io::ErrorKind::NotFound.into()));
     }
     Ok(file)
+}
+
+/// Whether it is so that a file cannot be opened for writing.
+fn is_read_only(error: &io::Error) -> bool {
+    [Errno::ROFS, Errno::ACCESS, Errno::PERM].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
 fn number(device: &str) -> Option<(u32, u32)> {
@@ -344,8 +360,8 @@ mod tests {
         fs::write(&path, vec![0; 4096]).unwrap();
         let device = path.to_str().unwrap();
         let stores = Stores::new(None);
-        let one = stores.open(StoreId(1), device, true, 100).unwrap();
-        let other = stores.open(StoreId(2), device, true, 100).unwrap();
+        let one = stores.open(StoreId(1), device, true, 100, false).unwrap();
+        let other = stores.open(StoreId(2), device, true, 100, false).unwrap();
         assert_eq!(one, other);
         assert_eq!((one.block_size, one.len, &one.number), (512, 4096, &None));
         stores.write(StoreId(1), &[write(0, 1, 512), write(1024, 2, 512)]).unwrap();
@@ -359,7 +375,7 @@ mod tests {
         stores.close(StoreId(2));
         flock(&stranger, FlockOperation::NonBlockingLockExclusive).unwrap();
         assert!(stores.read(StoreId(2), 1).is_err());
-        let error = stores.open(StoreId(3), device, true, 100).unwrap_err();
+        let error = stores.open(StoreId(3), device, true, 100, false).unwrap_err();
         assert!(matches!(error, StoreError::Locked { .. }), "{error}");
     }
 
@@ -379,11 +395,11 @@ mod tests {
             ("relative", 22, "absolute"),
             ("4095:1048575", 2, "cannot be opened"),
         ] {
-            let error = stores.open(StoreId(1), device, true, 100).unwrap_err();
+            let error = stores.open(StoreId(1), device, true, 100, false).unwrap_err();
             assert!(error.to_string().contains(words), "{error}");
             assert_eq!(error.errno().0, number, "{error}");
         }
-        let error = stores.open(StoreId(1), "a", false, 100).unwrap_err();
+        let error = stores.open(StoreId(1), "a", false, 100, false).unwrap_err();
         assert!(error.to_string().contains("--dir"), "{error}");
     }
 }

@@ -32,8 +32,7 @@ impl LogServer {
                     self.construct(asker, name, text, again, out);
                 }
                 Request::Ctr { .. } => fail(out, EINVAL),
-                // It was answered before, and that was lost.
-                Request::Dtr => out.answer(asker, name, &Reply::Done),
+                Request::Dtr => self.gone(asker, name, out),
                 _ => fail(out, ESRCH),
             };
         };
@@ -46,20 +45,21 @@ impl LogServer {
             }
             log.attach(client);
         }
-        if log.life.is_busy() {
-            let bytes = frame_bytes(frame);
-            if log.held.len() >= MAX_HELD || log.held_bytes + bytes.len() > MAX_HELD_BYTES {
-                if !client.is_kernel() {
-                    return fail(out, ENOBUFS);
-                }
-                // It asked again long ago, and waits for that answer. An error it would take for one: that a region is
-                // not in sync.
-                let (_, oldest) = log.held.remove(0);
-                log.held_bytes -= oldest.len();
+        if log.has_closed_file() {
+            if matches!(request, Request::Dtr) {
+                return self.destroy(id, asker, out);
             }
-            log.held_bytes += bytes.len();
-            log.held.push((client, bytes));
-            return self.reopen(id, out);
+            (log.life, log.reopened) = (Life::Opening, Some(Life::Pending));
+        }
+        let proves_use = log.life == Life::Returned && request.is_about_regions();
+        if log.life.is_busy() || proves_use {
+            if !log.hold(client, frame) {
+                return fail(out, ENOBUFS);
+            }
+            return if proves_use { self.try_to_use(id, out) } else { self.reopen(id, out) };
+        }
+        if request.is_about_regions() && std::mem::take(&mut log.unsure) {
+            log.doubt(&request, out);
         }
         match request {
             Request::Ctr { text, again } => self.construct_again(id, asker, text, again, out),
@@ -77,9 +77,15 @@ impl LogServer {
         }
     }
 
-    /// Requests that logs held while they were busy.
+    /// Requests that logs held while they were busy, or while another was in use.
     pub(super) fn let_go_on(&mut self, out: &mut Output) {
         loop {
+            for id in std::mem::take(&mut self.waiting) {
+                let log = self.logs[id.0 as usize].as_deref();
+                if log.is_some_and(|log| log.life == Life::Returned && !log.held.is_empty()) {
+                    self.try_to_use(id, out);
+                }
+            }
             let mut held = std::mem::take(&mut self.orphans);
             while let Some(id) = self.unheld.pop() {
                 if let Some(log) = self.logs[id.0 as usize].as_deref_mut() {
@@ -129,6 +135,40 @@ impl Log {
         self.asked.clear();
         if let Some(askers) = &mut self.writing {
             askers.clear();
+        }
+    }
+
+    /// Keeps a request for later, unless there are too many.
+    fn hold(&mut self, client: ClientId, frame: &Frame<'_>) -> bool {
+        let bytes = frame_bytes(frame);
+        if self.held.len() >= MAX_HELD || self.held_bytes + bytes.len() > MAX_HELD_BYTES {
+            if !client.is_kernel() {
+                return false;
+            }
+            // It asked again long ago, and waits for that answer. An error it would take for one: that a region is not in
+            // sync.
+            let (_, oldest) = self.held.remove(0);
+            self.held_bytes -= oldest.len();
+        }
+        self.held_bytes += bytes.len();
+        self.held.push((client, bytes));
+        true
+    }
+
+    /// The first request about regions of a log that nothing was known of. The kernel's mirror asks one after the other,
+    /// marks last before the flush: if it begins with one of these, others may have been told to a server that is gone,
+    /// and any region may be about to be written to.
+    fn doubt(&mut self, request: &Request<'_>, out: &mut Output) {
+        let is_late = match request {
+            Request::MarkRegion(_) => true,
+            Request::Flush(marks) => marks.is_empty(),
+            _ => false,
+        };
+        if is_late {
+            for region in (0..self.regions()).map(Region) {
+                self.book.log_mut().mark(region);
+                self.save_clean(region, out);
+            }
         }
     }
 
@@ -258,8 +298,14 @@ impl Log {
     /// A log on disk that was not read yet is out of sync, unless it is said to be in sync.
     fn sync_count(&self) -> u64 {
         match (&self.book, self.life) {
-            (Book::Disk(_), Life::Pending | Life::Opening) if self.reopened.is_none() => {
-                if self.mode == SyncMode::NoSync { u64::from(self.regions()) } else { 0 }
+            (Book::Disk(_), Life::Pending | Life::Opening)
+                if matches!(self.reopened, None | Some(Life::Pending)) =>
+            {
+                if self.mode == SyncMode::NoSync {
+                    u64::from(self.regions())
+                } else {
+                    0
+                }
             }
             _ => self.book.log().sync_count(),
         }
@@ -272,7 +318,8 @@ impl Log {
             Book::Disk(_) => {
                 let number = self.opened.as_ref().and_then(|opened| opened.number.as_deref());
                 let device = number.or(self.text.split_ascii_whitespace().nth(2)).unwrap_or("");
-                let health = if self.failed.is_some() { 'D' } else { 'A' };
+                let is_failed = self.failed.or(self.device_failed).is_some();
+                let health = if is_failed { 'D' } else { 'A' };
                 format!("3 {} {device} {health}", self.kind_word())
             }
         }

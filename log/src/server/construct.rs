@@ -6,9 +6,9 @@ use mirrord_raid::SECTOR;
 
 use super::{
     Asker, Book, ClientId, CoreLog, DiskLog, Errno, Job, JobKind, Life, Log, LogId, LogServer, OpenedStore,
-    Output, StoreId,
+    Output, Refusal, StoreId,
 };
-use crate::errno::{EBUSY, EINVAL, ENOMEM};
+use crate::errno::{EBUSY, EINVAL, ENOMEM, EPERM};
 use crate::log::{DirtyLog, SyncMode};
 use crate::wire::{Frame, LogName, Reply, Request, TableArgs, TableKind};
 
@@ -23,20 +23,27 @@ impl LogServer {
         out: &mut Output,
     ) {
         let fail = |out: &mut Output, errno| out.answer(asker, name, &Reply::Failed(errno));
-        let Ok(mut args) = TableArgs::parse(text) else { return fail(out, EINVAL) };
+        let by_kernel = asker.client.is_kernel();
+        let mut args = match TableArgs::parse(text) {
+            Ok(args) => args,
+            Err(error) => {
+                self.refuse(name, error.into(), out);
+                return fail(out, EINVAL);
+            }
+        };
+        if let (Some(kind), true) = (args.clustered, by_kernel && !self.config.single_host) {
+            self.refuse(name, Refusal::Clustered { kind: kind.to_owned() }, out);
+            return fail(out, EPERM);
+        }
         if again {
             // What is known of the legs was said long ago. Nor does anybody take over what he had.
             args.mode = SyncMode::Default;
             args.take_over = false;
         }
         let (regions, region_size) = (args.regions(), args.region_sectors * SECTOR);
-        let room = self.config.max_regions.saturating_sub(self.regions) >= u64::from(regions);
-        if self.logs.len() - self.vacant.len() >= self.config.max_logs || !room {
+        if !self.make_room(regions, out) {
+            self.refuse(name, Refusal::Full { regions }, out);
             return fail(out, ENOMEM);
-        }
-        if again && asker.client.is_kernel() && self.is_used_by_another(name) {
-            // Two mirrors have one uuid. The kernel tries again until the other one is gone.
-            return fail(out, EBUSY);
         }
         let (book, life) = match args.kind {
             TableKind::Core => (Book::Core(CoreLog::new(region_size, regions, args.mode)), Life::Pending),
@@ -49,6 +56,8 @@ impl LogServer {
             take_over: args.take_over,
             since: self.now,
             again,
+            returning: again && by_kernel,
+            unsure: again && by_kernel,
             ..Log::new(name, asker.client, text, args.mode, life, book)
         };
         let id = self.add(log);
@@ -61,6 +70,25 @@ impl LogServer {
                 self.log(id).asked.push(asker);
                 self.open(id, device, out);
             }
+        }
+    }
+
+    /// Whether there is room for one more log, of so many regions. Those that nobody asked about for long go first.
+    fn make_room(&mut self, regions: u32, out: &mut Output) -> bool {
+        loop {
+            let has_room = self.config.max_regions.saturating_sub(self.regions) >= u64::from(regions);
+            if has_room && self.logs.len() - self.vacant.len() < self.config.max_logs {
+                return true;
+            }
+            let idle = |(at, log): (usize, &Option<Box<Log>>)| {
+                let log = log.as_deref().filter(|log| log.has_closed_file())?;
+                Some((log.since, LogId(at as u32)))
+            };
+            let Some((_, oldest)) = self.logs.iter().enumerate().filter_map(idle).min_by_key(|idle| idle.0)
+            else {
+                return false;
+            };
+            self.remove(oldest, out);
         }
     }
 
@@ -81,17 +109,11 @@ impl LogServer {
             self.remove(id, out);
             return self.construct(asker, LogName { uuid: &uuid, luid }, text, again, out);
         }
-        let (is_live, by_kernel, name) = (log.life.is_live(), log.by_kernel(), log.name());
         if !is_same {
-            return out.answer(asker, name, &Reply::Failed(EINVAL));
+            return out.answer(asker, log.name(), &Reply::Failed(EINVAL));
         }
-        let (uuid, luid) = (log.uuid.clone(), log.luid);
-        let name = LogName { uuid: &uuid, luid };
-        if by_kernel && !is_live && self.is_used_by_another(name) {
-            return out.answer(asker, name, &Reply::Failed(EBUSY));
-        }
-        let log = self.log(id);
         log.again |= again;
+        log.returning = again && log.by_kernel();
         log.answer_construction(asker, out);
     }
 
@@ -103,11 +125,12 @@ impl LogServer {
         log.store = Some(store);
         log.job = true;
         let (by_kernel, regions) = (log.by_kernel(), log.regions());
+        let again = by_kernel && (log.again || log.reopened.is_some());
         let device = device.to_owned();
-        out.jobs.push(Job { store, what: JobKind::Open { device, by_kernel, regions } });
+        out.jobs.push(Job { store, what: JobKind::Open { device, by_kernel, regions, again } });
     }
 
-    /// Opens the file of a log that was restored, unless that is under way.
+    /// Opens the file of a log that was restored, or that closed it, unless that is under way.
     pub(super) fn reopen(&mut self, id: LogId, out: &mut Output) {
         let log = self.log(id);
         if log.life == Life::Opening && log.store.is_none() {
@@ -117,17 +140,18 @@ impl LogServer {
     }
 
     pub(super) fn opened(&mut self, id: LogId, result: Result<OpenedStore, Errno>, out: &mut Output) {
-        let is_open = result.is_ok();
+        let (is_open, now) = (result.is_ok(), self.now);
         let result = result.and_then(|opened| self.check_store(id, opened));
         let log = self.log(id);
         match result {
             Ok(opened) => {
                 let mode = log.mode;
-                if let (Book::Disk(book), None) = (&mut log.book, log.reopened) {
+                if let (Book::Disk(book), None | Some(Life::Pending)) = (&mut log.book, log.reopened) {
                     *book = DiskLog::new(book.region_size(), book.regions(), opened.block_size, mode);
                 }
                 log.opened = Some(opened);
                 log.life = log.reopened.take().unwrap_or(Life::Pending);
+                log.since = now;
                 for asker in mem::take(&mut log.asked) {
                     log.answer_construction(asker, out);
                 }
@@ -142,7 +166,7 @@ impl LogServer {
                 for asker in mem::take(&mut log.asked) {
                     out.answer(asker, log.name(), &Reply::Failed(errno));
                 }
-                // A log that was restored is tried again as long as somebody asks, and nobody says that it goes.
+                // A log that was there before is tried again as long as somebody asks, and nobody says that it goes.
                 let is_over = |(_, bytes): &(ClientId, Vec<u8>)| {
                     let frame = Frame::parse(bytes).map(|(frame, _)| frame.request());
                     matches!(frame, Ok(Ok(Request::Dtr)))
@@ -171,7 +195,8 @@ impl LogServer {
             return Err(EINVAL);
         }
         let log = self.log(id);
-        if let (Some(_), Book::Disk(book)) = (log.reopened, &log.book)
+        if let (Some(life), Book::Disk(book)) = (log.reopened, &log.book)
+            && life != Life::Pending
             && book.block_size() != block
         {
             return Err(EINVAL);
@@ -188,7 +213,7 @@ impl LogServer {
 
     /// Whether a log was dropped with a job under way on this file, whatever its uuid: it may still write.
     pub(super) fn is_written_by_a_dropped_one(&self, opened: &OpenedStore) -> bool {
-        self.closing.values().any(|file| *file == Some(opened.file))
+        self.closing.values().any(|closing| closing.works && closing.file == Some(opened.file))
     }
 }
 

@@ -3,8 +3,15 @@
 use std::mem;
 
 use super::{Asker, Book, Errno, Job, JobDone, JobKind, Life, LogId, LogServer, MAX_HELD, Output, StoreId};
-use crate::errno::{EINVAL, ENOBUFS, ESRCH};
+use crate::errno::{EAGAIN, EBUSY, EINVAL, EIO, ENOBUFS, ESRCH, ESTALE};
 use crate::wire::{Regions, Reply};
+
+/// What the asker is told of an error of a file: not one of those that mean something else in an answer. The kernel asks again at
+/// once, without end, when it is told `EAGAIN`, and constructs its log anew for `ESRCH`; a volume would take itself for
+/// superseded by `ESTALE`, which is what a file server says of a file that is gone.
+fn told(errno: Errno) -> Errno {
+    if [EAGAIN, EBUSY, ESRCH, ESTALE].contains(&errno) { EIO } else { errno }
+}
 
 impl LogServer {
     /// Makes marks, and answers once everything marked and cleared so far is durable.
@@ -58,19 +65,27 @@ impl LogServer {
 
     /// A job has ended.
     pub fn job_done(&mut self, store: StoreId, done: JobDone, out: &mut Output) {
-        if self.closing.remove(&store).is_some() {
-            let is_open = !matches!(done, JobDone::Opened(Err(_)));
+        if let Some(closing) = self.closing.get_mut(&store) {
+            let is_open = !matches!(done, JobDone::Opened(Err(_)) | JobDone::Closed);
             if is_open {
+                closing.works = false;
                 out.jobs.push(Job { store, what: JobKind::Close });
+            } else {
+                self.closed(store, out);
             }
-            return;
+            return self.let_go_on(out);
         }
         let Some(&id) = self.by_store.get(&store) else { return };
         self.log(id).job = false;
         match done {
-            JobDone::Opened(result) => self.opened(id, result, out),
-            JobDone::Read(result) => self.read(id, result.as_deref().map_err(|&errno| errno), out),
-            JobDone::Written(result) => self.written(id, result, out),
+            JobDone::Opened(result) => {
+                // That another has it is what is meant.
+                let told = |errno| if errno == EBUSY { errno } else { told(errno) };
+                self.opened(id, result.map_err(told), out);
+            }
+            JobDone::Read(result) => self.read(id, result.as_deref().map_err(|&errno| told(errno)), out),
+            JobDone::Written(result) => self.written(id, result.map_err(told), out),
+            JobDone::Closed => unreachable!("no log has a file that is closed"),
         }
         self.let_go_on(out);
     }
@@ -78,7 +93,8 @@ impl LogServer {
     fn written(&mut self, id: LogId, result: Result<(), Errno>, out: &mut Output) {
         let log = self.log(id);
         log.failed = result.err();
-        if result.is_err() {
+        if let Err(errno) = result {
+            log.fail_device(errno, out);
             // Nothing of it counts: the next write has all of the log.
             log.book.log_mut().flush_failed();
         }

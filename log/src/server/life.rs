@@ -3,11 +3,13 @@
 use std::mem;
 
 use super::{
-    Asker, Book, ClientId, Errno, Job, JobKind, Life, Log, LogId, LogServer, Output, PENDING_TICKS, Save,
+    Asker, Book, ClientId, Closing, Errno, Job, JobKind, Life, Log, LogId, LogServer, Output, PENDING_TICKS,
+    Save, StoreId,
 };
 use crate::disk::LogOwner;
 use crate::errno::ESRCH;
-use crate::wire::{Frame, Reply};
+use crate::log::SyncMode;
+use crate::wire::{Frame, LogName, Reply};
 
 impl LogServer {
     pub(super) fn presuspend(&mut self, id: LogId, asker: Asker, out: &mut Output) {
@@ -20,6 +22,12 @@ impl LogServer {
     }
 
     pub(super) fn postsuspend(&mut self, id: LogId, asker: Asker, out: &mut Output) {
+        let log = self.log(id);
+        if log.life == Life::Returned {
+            (log.life, log.returning) = (Life::Suspended, false);
+            self.unheld.push(id);
+            self.save_life(id, out);
+        }
         let log = self.log(id);
         if !log.life.is_live() {
             return out.answer(asker, log.name(), &Reply::Done);
@@ -44,14 +52,18 @@ impl LogServer {
         }
         log.life = Life::Suspended;
         let reply = result.map_or_else(Reply::Failed, |()| Reply::Done);
-        for asker in mem::take(&mut log.asked).into_iter().chain(mem::take(&mut log.flushes)) {
+        for asker in mem::take(&mut log.flushes) {
             out.answer(asker, log.name(), &reply);
         }
         if log.ending {
             // What was asked meanwhile is asked again of nobody.
             let held = log.take_held();
+            let askers = mem::take(&mut log.asked);
             self.orphans.extend(held);
-            return self.remove(id, out);
+            return self.remove_for(id, askers, out);
+        }
+        for asker in mem::take(&mut log.asked) {
+            out.answer(asker, log.name(), &reply);
         }
         self.unheld.push(id);
         self.save_life(id, out);
@@ -64,8 +76,38 @@ impl LogServer {
             log.ending = true;
             return self.postsuspend(id, asker, out);
         }
-        out.answer(asker, log.name(), &Reply::Done);
+        self.remove_for(id, vec![asker], out);
+    }
+
+    /// DTR of a log that is not there: the last answer was lost, or its file is being closed.
+    pub(super) fn gone(&mut self, asker: Asker, name: LogName<'_>, out: &mut Output) {
+        let by_kernel = asker.client.is_kernel();
+        let is_it = |closing: &&mut Closing| {
+            *closing.uuid == *name.uuid && closing.luid == name.luid && closing.by_kernel == by_kernel
+        };
+        match self.closing.values_mut().find(is_it) {
+            Some(closing) => closing.askers.push(asker),
+            None => out.answer(asker, name, &Reply::Done),
+        }
+    }
+
+    /// Drops a log, and answers DTR once its file is closed.
+    fn remove_for(&mut self, id: LogId, askers: Vec<Asker>, out: &mut Output) {
+        let log = self.log(id);
+        let (uuid, luid) = (log.uuid.clone(), log.luid);
         self.remove(id, out);
+        for asker in askers {
+            self.gone(asker, LogName { uuid: &uuid, luid }, out);
+        }
+    }
+
+    /// The file of a log that is gone is closed.
+    pub(super) fn closed(&mut self, store: StoreId, out: &mut Output) {
+        let Some(closing) = self.closing.remove(&store) else { return };
+        let name = LogName { uuid: &closing.uuid, luid: closing.luid };
+        for &asker in &closing.askers {
+            out.answer(asker, name, &Reply::Done);
+        }
     }
 
     /// Drops a log, whatever it is doing, on somebody's word: a mirror that uses it is left without one. Whether there was one.
@@ -73,6 +115,7 @@ impl LogServer {
         let is_there = self.logs.get(id.0 as usize).is_some_and(Option::is_some);
         if is_there {
             self.remove(id, out);
+            self.let_go_on(out);
         }
         is_there
     }
@@ -80,6 +123,9 @@ impl LogServer {
     /// The connection of a client is gone.
     pub fn client_gone(&mut self, client: ClientId, out: &mut Output) {
         self.peers.remove(&client);
+        for closing in self.closing.values_mut() {
+            closing.askers.retain(|asker| asker.client != client);
+        }
         let now = self.now;
         for at in 0..self.logs.len() {
             let Some(log) = self.logs[at].as_deref_mut().filter(|log| log.client == client) else { continue };
@@ -97,15 +143,38 @@ impl LogServer {
         let (now, lease) = (self.now, self.config.lease);
         for at in 0..self.logs.len() {
             let Some(log) = self.logs[at].as_deref() else { continue };
+            let id = LogId(at as u32);
+            let is_old = now - log.since >= PENDING_TICKS;
             let is_over = match log.life {
-                Life::Pending if log.by_kernel() => now - log.since >= PENDING_TICKS,
+                Life::Pending if log.by_kernel() && log.mode != SyncMode::Default => {
+                    // What its table says of the legs must not be lost.
+                    if is_old {
+                        self.close_file(id, out);
+                    }
+                    false
+                }
+                Life::Pending if log.by_kernel() => is_old,
+                Life::Returned => is_old && log.held.is_empty() && !log.job,
                 life if life.is_busy() || log.job => false,
                 _ => log.gone_since.is_some_and(|since| now - since >= lease),
             };
             if is_over {
-                self.remove(LogId(at as u32), out);
+                self.remove(id, out);
             }
         }
+    }
+
+    /// Takes a log's file away, which is closed as soon as it has no job.
+    fn close_file(&mut self, id: LogId, out: &mut Output) {
+        let log = self.log(id);
+        let Some(store) = log.store.take() else { return };
+        let (uuid, luid, by_kernel, works) = (log.uuid.clone(), log.luid, log.by_kernel(), log.job);
+        let file = log.opened.take().map(|opened| opened.file);
+        if !works {
+            out.jobs.push(Job { store, what: JobKind::Close });
+        }
+        self.by_store.remove(&store);
+        self.closing.insert(store, Closing { uuid, luid, by_kernel, file, works, askers: Vec::new() });
     }
 
     // ---- the table of logs
@@ -123,6 +192,9 @@ impl LogServer {
     }
 
     pub(super) fn remove(&mut self, id: LogId, out: &mut Output) {
+        if self.logs[id.0 as usize].is_some() {
+            self.close_file(id, out);
+        }
         let Some(mut log) = self.logs[id.0 as usize].take() else { return };
         self.vacant.push(id);
         self.regions -= u64::from(log.regions());
@@ -142,18 +214,15 @@ impl LogServer {
         if let Some(session) = log.session {
             out.saves.push(Save::Remove { session });
         }
-        if let Some(store) = log.store {
-            self.by_store.remove(&store);
-            if log.job {
-                self.closing.insert(store, log.opened.map(|opened| opened.file));
-            } else {
-                out.jobs.push(Job { store, what: JobKind::Close });
-            }
-        }
     }
 }
 
 impl Log {
+    /// It is on disk, and its file was closed because nobody asked for so long.
+    pub(super) fn has_closed_file(&self) -> bool {
+        self.life == Life::Pending && self.store.is_none() && matches!(self.book, Book::Disk(_))
+    }
+
     /// Answers all who wait: the log is gone.
     pub(super) fn turn_away(&mut self, out: &mut Output) {
         let askers = mem::take(&mut self.asked).into_iter().chain(mem::take(&mut self.flushes));

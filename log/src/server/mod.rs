@@ -13,11 +13,14 @@
 //! | opening | pending | its file is open and long enough |
 //! | opening | – | it is not, or is used by another uuid |
 //! | pending, suspended | resuming | RESUME of a log on disk: it is read, then written; a core log is live at once |
+//! | pending, suspended | returned | RESUME of a log of the kernel that was constructed anew; one on disk is read |
+//! | returned | resuming | a request about regions, if no other log of the uuid is in use; a core log is live at once |
 //! | resuming | live | what was read is written. Of the kernel's logs also if that failed ('D'); what could not be read is dirty |
 //! | resuming | pending | of a volume's, if that failed |
 //! | live | suspending | PRESUSPEND |
 //! | live, suspending | suspended | POSTSUSPEND, and everything is durable |
-//! | any | – | DTR; a volume that is gone for longer than the lease; a pending log of the kernel that is too old |
+//! | returned | suspended | POSTSUSPEND |
+//! | any | – | DTR; a volume that is gone for longer than the lease; a pending or returned log of the kernel that is too old |
 //!
 //! While a log is opening, resuming or closing down, requests for it are held in their order. While it is written by a
 //! FLUSH they are not: what comes meanwhile is durable with the next write, and one write serves every FLUSH that
@@ -29,6 +32,17 @@
 //! was told must outlive this process: marks and clears that no FLUSH followed yet, and which regions are in sync.
 //! Hence its logs are [`Save`]d.
 //!
+//! An error to the RESUME of a log that was constructed anew fails the request that waits for it: the kernel then writes a region
+//! to one leg and marks nothing. So that RESUME is always answered with success. It puts no log to use either: the kernel also
+//! sends it for a table that is loaded and not in use, if somebody wants its status. A table is in use when it asks about
+//! regions. Such a request is held, for as long as it takes, until its log is live.
+//!
+//! The kernel never resyncs a region that falls out of sync while its mirror is in use: it writes to one leg there, until it is
+//! suspended and resumed. So a region falls out of sync when a log is put to use, or when the kernel says so, and at no
+//! other time. A mirror whose log could not be written keeps that in mind until its table is replaced; so does its log.
+//!
+//! DTR is answered when the log's file is closed: whoever removed the mirror removes the log device next.
+//!
 //! **A volume** is a connection. It says all that is not durable again when it comes back, so nothing of it is saved but its
 //! luid, in the log's own file ([`crate::DiskLog::owner`]): whoever comes back is known by it, and who was superseded
 //! is refused for ever (`ESTALE`). A log whose owner is connected, or gone without a goodbye for less than the
@@ -39,6 +53,7 @@ mod answers;
 mod construct;
 mod flush;
 mod life;
+mod refusal;
 mod resume;
 mod session;
 
@@ -52,6 +67,7 @@ use crate::log::{DirtyLog, LogStatus, SyncMode};
 use crate::page::PageWrite;
 use crate::wire::{self, Frame, LogName, Reply};
 
+pub use refusal::{Refusal, Refused};
 pub use session::{RestoreError, SessionId};
 
 /// Most requests that a busy log holds, and that wait for one write: no asker of good will has so many under way.
@@ -95,11 +111,14 @@ pub struct ServerConfig {
     pub max_logs: usize,
     /// Most regions of all logs together: a region takes half a byte.
     pub max_regions: u64,
+    /// No other host uses the mirrors of this one: `clustered-core` and `clustered-disk` are served. Two servers that each
+    /// write one log on a shared disk would undo each other's marks.
+    pub single_host: bool,
 }
 
 impl Default for ServerConfig {
     fn default() -> ServerConfig {
-        ServerConfig { lease: 30, max_logs: 65536, max_regions: 1 << 30 }
+        ServerConfig { lease: 30, max_logs: 65536, max_regions: 1 << 30, single_host: false }
     }
 }
 
@@ -137,6 +156,9 @@ pub enum JobKind {
         by_kernel: bool,
         /// Regions that the log has.
         regions: u32,
+        /// The kernel had a log in it before. If it can only be read now, that will do: to refuse it is to have the mirror wait
+        /// for ever, and the next write fails all the same.
+        again: bool,
     },
     /// Read this many bytes from its start, fewer if it is shorter; answered with [`JobDone::Read`].
     Read {
@@ -148,7 +170,7 @@ pub enum JobKind {
         /// In ascending order, whole logical blocks.
         writes: Vec<PageWrite>,
     },
-    /// It is not used any more. No answer.
+    /// It is not used any more: close it; answered with [`JobDone::Closed`].
     Close,
 }
 
@@ -161,6 +183,8 @@ pub enum JobDone {
     Read(Result<Vec<u8>, Errno>),
     /// Of [`JobKind::Write`].
     Written(Result<(), Errno>),
+    /// Of [`JobKind::Close`].
+    Closed,
 }
 
 /// Notes that outlive the process, not the machine: to be kept before any answer of the same [`Output`] is sent.
@@ -208,6 +232,8 @@ pub struct Output {
     pub jobs: Vec<Job>,
     /// Notes to keep.
     pub saves: Vec<Save>,
+    /// What is to be told to whoever looks after this server.
+    pub refused: Vec<Refused>,
 }
 
 impl Output {
@@ -217,6 +243,7 @@ impl Output {
         self.answers.clear();
         self.jobs.clear();
         self.saves.clear();
+        self.refused.clear();
     }
 
     /// Messages to send: to whom, in answer to which request, and the message.
@@ -254,8 +281,11 @@ impl Asker {
 pub enum Life {
     /// Its file is being opened.
     Opening,
-    /// Constructed, never resumed.
+    /// Constructed, never resumed. Its file is closed if that was too long ago.
     Pending,
+    /// The kernel constructed and resumed it anew, and did not ask about regions since: its table may be another than the
+    /// one in use.
+    Returned,
     /// It is being read or written in order to be live.
     Resuming,
     /// In use.
@@ -283,6 +313,7 @@ impl Life {
         match self {
             Life::Opening => "opening",
             Life::Pending => "pending",
+            Life::Returned => "returned",
             Life::Resuming => "resuming",
             Life::Live => "live",
             Life::Suspending => "suspending",
@@ -338,6 +369,8 @@ struct Log {
     opened: Option<OpenedStore>,
     /// The last write to its file failed.
     failed: Option<Errno>,
+    /// Of the kernel's logs: how a write to its file failed once, or reading it.
+    device_failed: Option<Errno>,
     /// A write is under way, for these.
     writing: Option<Vec<Asker>>,
     /// Who waits for the next write.
@@ -349,10 +382,14 @@ struct Log {
     held_bytes: usize,
     /// A job is under way on its file.
     job: bool,
-    /// What it is to be once its file is open again, after a restart of the server.
+    /// What it is to be once its file is open again, after a restart of the server or after it was closed.
     reopened: Option<Life>,
     /// It constructed anew what it had before.
     again: bool,
+    /// It did so, and its next RESUME is part of that.
+    returning: bool,
+    /// It did so with a server that has no notes of it, and asked nothing about regions since.
+    unsure: bool,
     /// It goes once it is closed.
     ending: bool,
     /// A region handed out to be resynced.
@@ -378,6 +415,7 @@ impl Log {
             store: None,
             opened: None,
             failed: None,
+            device_failed: None,
             writing: None,
             flushes: Vec::new(),
             asked: Vec::new(),
@@ -386,6 +424,8 @@ impl Log {
             job: false,
             reopened: None,
             again: false,
+            returning: false,
+            unsure: false,
             ending: false,
             work: None,
             session: None,
@@ -438,7 +478,7 @@ pub struct LogSummary<'a> {
     pub gone: bool,
     /// Of a log on a block device: `MAJOR:MINOR`.
     pub number: Option<&'a str>,
-    /// How the last write to its file failed.
+    /// How a write to its file failed: of a log of the kernel once, of a volume's the last one.
     pub failed: Option<Errno>,
     /// Its bits.
     pub status: LogStatus,
@@ -455,8 +495,8 @@ pub struct LogServer {
     by_luid: HashMap<u64, Vec<LogId>>,
     by_uuid: HashMap<Box<[u8]>, Vec<LogId>>,
     by_store: HashMap<StoreId, LogId>,
-    /// Files whose log is gone: closed as soon as their job is done.
-    closing: HashMap<StoreId, Option<(u64, u64)>>,
+    /// Files whose log is gone.
+    closing: HashMap<StoreId, Closing>,
     peers: HashMap<ClientId, String>,
     regions: u64,
     next_store: u64,
@@ -465,6 +505,24 @@ pub struct LogServer {
     unheld: Vec<LogId>,
     /// Requests that were held by logs that are gone.
     orphans: Vec<(ClientId, Vec<u8>)>,
+    /// Logs that returned and hold a request about regions, because another one is in use.
+    waiting: Vec<LogId>,
+    /// When it was last said why a log is refused.
+    told: HashMap<Box<[u8]>, u64>,
+}
+
+/// A file whose log is gone.
+#[derive(Debug)]
+struct Closing {
+    uuid: Box<[u8]>,
+    luid: u64,
+    by_kernel: bool,
+    /// What tells it from any other, once it was opened.
+    file: Option<(u64, u64)>,
+    /// A job of the log is under way on it, which may still write; it is closed after that.
+    works: bool,
+    /// Whose DTR is to be answered when it is closed.
+    askers: Vec<Asker>,
 }
 
 impl LogServer {
@@ -480,7 +538,11 @@ impl LogServer {
 
     /// How many logs are in use, or about to be: a server that ends leaves their mirrors without one.
     pub fn live(&self) -> usize {
-        self.logs.iter().flatten().filter(|log| log.life.is_live() || log.life.is_busy()).count()
+        let is_used = |log: &&Log| {
+            let was_used = log.reopened != Some(Life::Pending);
+            log.life.is_live() || log.life == Life::Returned || log.life.is_busy() && was_used
+        };
+        self.logs.iter().filter_map(Option::as_deref).filter(is_used).count()
     }
 
     /// Its logs.
@@ -495,7 +557,7 @@ impl LogServer {
             peer: self.peers.get(&log.client).map_or("", String::as_str),
             gone: log.gone_since.is_some(),
             number: log.opened.as_ref().and_then(|opened| opened.number.as_deref()),
-            failed: log.failed,
+            failed: log.failed.or(log.device_failed),
             status: log.status(),
         })
     }

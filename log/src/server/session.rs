@@ -12,7 +12,9 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::construct::is_block_size;
-use super::{Book, ClientId, CoreLog, DiskLog, Life, Log, LogId, LogServer, Output, Save};
+use super::{
+    Book, ClientId, CoreLog, DiskLog, Errno, Life, Log, LogId, LogServer, Output, Refusal, Refused, Save,
+};
 use crate::log::SyncMode;
 use crate::wire::{LogName, MAX_UUID, TableArgs, TableKind};
 
@@ -21,11 +23,14 @@ use crate::wire::{LogName, MAX_UUID, TableArgs, TableKind};
 pub struct SessionId(pub u64);
 
 /// Why notes cannot be used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RestoreError {
     /// They are cut off, or were made by another version.
     #[error("not the notes of a log, or of another version")]
     Format,
+    /// They are of a log that another server of this machine served, and that this one refuses.
+    #[error(transparent)]
+    Refused(#[from] Refused),
 }
 
 const MAGIC: U64 = U64::from_bytes(*b"mrLogSes");
@@ -46,7 +51,8 @@ struct RawSession {
     /// The log was constructed anew.
     again: u8,
     uuid_len: u8,
-    reserved: u8,
+    /// How its device failed, or 0.
+    failed: u8,
     uuid: [u8; MAX_UUID],
 }
 
@@ -57,7 +63,7 @@ const _: () = assert!(offset_of!(RawSession, uuid) == 32);
 /// Lives that a log can go on from. One that was busy did not get there.
 const fn life_code(life: Life) -> u8 {
     match life {
-        Life::Opening | Life::Pending | Life::Resuming => 0,
+        Life::Opening | Life::Pending | Life::Returned | Life::Resuming => 0,
         Life::Live => 1,
         Life::Suspending | Life::Closing => 2,
         Life::Suspended => 3,
@@ -92,7 +98,7 @@ impl LogServer {
     /// What a server that was here before had saved of a log of the kernel. To be called before anything else.
     ///
     /// # Errors
-    /// When it says nothing that can be used; it may be removed.
+    /// When it says nothing that can be used, and may be removed; or when its log is refused.
     pub fn restore(
         &mut self,
         session: SessionId,
@@ -100,6 +106,11 @@ impl LogServer {
         out: &mut Output,
     ) -> Result<(), RestoreError> {
         let log = restored(session, bytes, self.now).ok_or(RestoreError::Format)?;
+        let args = TableArgs::parse(log.text.as_bytes()).map_err(|_| RestoreError::Format)?;
+        if let (Some(kind), false) = (args.clustered, self.config.single_host) {
+            let (uuid, kind) = (log.uuid.escape_ascii().to_string(), kind.to_owned());
+            return Err(RestoreError::Refused(Refused { uuid, refusal: Refusal::Clustered { kind } }));
+        }
         self.next_session = self.next_session.max(session.0 + 1);
         let id = self.add(log);
         self.reopen(id, out);
@@ -143,8 +154,10 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
         since: now,
         heard: false,
         // A pending log has nothing that its device does not tell anew.
-        reopened: (is_disk && life != Life::Pending).then_some(life),
+        reopened: is_disk.then_some(life),
         again: raw.again != 0,
+        returning: raw.again != 0 && life == Life::Pending,
+        device_failed: (raw.failed != 0).then_some(Errno(raw.failed.into())),
         session: Some(session),
         ..Log::new(name, ClientId::KERNEL, text, args.mode, now_life, book)
     })
@@ -161,7 +174,7 @@ impl Log {
             life: life_code(self.life),
             again: self.again.into(),
             uuid_len: self.uuid.len() as u8,
-            reserved: 0,
+            failed: self.device_failed.map_or(0, |errno| u8::try_from(errno.0).unwrap_or(u8::MAX)),
             uuid: [0; MAX_UUID],
         };
         raw.uuid[..self.uuid.len()].copy_from_slice(&self.uuid);
@@ -172,6 +185,15 @@ impl Log {
     fn patch(&self, offset: usize, byte: u8, out: &mut Output) {
         if let Some(session) = self.session {
             out.saves.push(Save::Patch { session, offset: offset as u64, byte });
+        }
+    }
+
+    /// Its device failed. The kernel's mirror keeps that in mind until its table is replaced, and holds the writes that
+    /// waited: a log that is said to live again would hide them.
+    pub(super) fn fail_device(&mut self, errno: Errno, out: &mut Output) {
+        if self.by_kernel() && self.device_failed.is_none() {
+            self.device_failed = Some(errno);
+            self.patch(offset_of!(RawSession, failed), u8::try_from(errno.0).unwrap_or(u8::MAX), out);
         }
     }
 

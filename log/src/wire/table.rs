@@ -95,6 +95,8 @@ pub enum TableError {
 pub struct TableArgs<'a> {
     /// Where it is to be.
     pub kind: TableKind<'a>,
+    /// The kind as it was given, if it is one that several hosts may share.
+    pub clustered: Option<&'a str>,
     /// Length of the mirror, in sectors.
     pub length: u64,
     /// Length of a region, in sectors: a power of two.
@@ -121,7 +123,9 @@ impl<'a> TableArgs<'a> {
         let mut words = text.split_ascii_whitespace();
         let length = number(words.next(), "length")?;
         let kind = words.next().ok_or(TableError::Missing { what: "kind of log" })?;
-        let kind = match kind.strip_prefix("clustered-").unwrap_or(kind) {
+        let (plain, clustered) =
+            kind.strip_prefix("clustered-").map_or((kind, None), |plain| (plain, Some(kind)));
+        let kind = match plain {
             "core" => TableKind::Core,
             "disk" => {
                 let device = words.next().ok_or(TableError::Missing { what: "log device" })?;
@@ -146,7 +150,7 @@ impl<'a> TableArgs<'a> {
                 _ => return Err(TableError::Word { word: word.to_owned() }),
             }
         }
-        Ok(TableArgs { kind, length, region_sectors, mode: mode.unwrap_or_default(), take_over })
+        Ok(TableArgs { kind, clustered, length, region_sectors, mode: mode.unwrap_or_default(), take_over })
     }
 
     /// How many regions.

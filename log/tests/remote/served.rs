@@ -137,15 +137,14 @@ impl Served {
 
     fn work_once(&mut self, out: &mut Output) -> bool {
         let Some(Job { store, what }) = self.jobs.pop_front() else { return false };
-        if let Some(done) = self.carry_out_job(store, what) {
-            self.server.job_done(store, done, out);
-        }
+        let done = self.carry_out_job(store, what);
+        self.server.job_done(store, done, out);
         true
     }
 
-    fn carry_out_job(&mut self, store: StoreId, what: JobKind) -> Option<JobDone> {
-        Some(match what {
-            JobKind::Open { device, by_kernel, regions } => {
+    fn carry_out_job(&mut self, store: StoreId, what: JobKind) -> JobDone {
+        match what {
+            JobKind::Open { device, by_kernel, regions, .. } => {
                 if !by_kernel {
                     let need = DiskLog::len_of(regions, BLOCK) as usize;
                     let file = self.files.entry(device.clone()).or_default();
@@ -179,9 +178,9 @@ impl Served {
             }
             JobKind::Close => {
                 self.open.remove(&store).expect("it is open");
-                return None;
+                JobDone::Closed
             }
-        })
+        }
     }
 
     /// The server is killed, and another one goes on.

@@ -8,6 +8,7 @@ mod model;
 mod props;
 mod replay;
 mod restart;
+mod returns;
 mod rig;
 mod streams;
 mod wire;

@@ -41,6 +41,10 @@ pub(crate) struct Device {
     pub(crate) number: Option<String>,
     /// What reading and writing it ends with.
     pub(crate) broken: Option<Errno>,
+    /// What opening it ends with.
+    pub(crate) unopenable: Option<Errno>,
+    /// What writing it ends with.
+    pub(crate) read_only: Option<Errno>,
 }
 
 #[derive(Default)]
@@ -55,6 +59,8 @@ pub(crate) struct Rig {
     /// They wait until [`Rig::work`].
     pub(crate) lazy: bool,
     pub(crate) saves: BTreeMap<SessionId, Vec<u8>>,
+    /// What whoever looks after the server is told.
+    pub(crate) told: Vec<String>,
     /// Answers not looked at: of which request, and what.
     heard: Vec<(ClientId, u32, String)>,
     /// The last answer, as bytes.
@@ -72,9 +78,21 @@ impl Rig {
     }
 
     pub(crate) fn with(config: ServerConfig) -> Rig {
+        let config = ServerConfig { single_host: true, ..config };
+        Rig::strict(config)
+    }
+
+    /// One that serves what several hosts may share only if it is told to.
+    pub(crate) fn strict(config: ServerConfig) -> Rig {
         let mut rig = Rig { server: LogServer::new(config), config, ..Rig::default() };
         rig.device("/dev/log", 8192, 512);
         rig
+    }
+
+    /// The server is killed, and its notes are lost with it.
+    pub(crate) fn restart_without_notes(&mut self) {
+        self.saves.clear();
+        self.restart();
     }
 
     /// Adds a block device.
@@ -82,7 +100,15 @@ impl Rig {
         let minor = 2 + self.devices.len();
         let number = Some(format!("7:{minor}"));
         let file = (7, minor as u64);
-        let device = Device { bytes: vec![0; len], block_size, file, number, broken: None };
+        let device = Device {
+            bytes: vec![0; len],
+            block_size,
+            file,
+            number,
+            broken: None,
+            unopenable: None,
+            read_only: None,
+        };
         self.devices.insert(name.to_owned(), device);
     }
 
@@ -156,10 +182,9 @@ impl Rig {
     /// Carries out the next job that waits.
     pub(crate) fn work(&mut self) -> bool {
         let Some(job) = self.jobs.pop_front() else { return false };
-        if let Some(done) = self.carry_out_job(&job) {
-            self.server.job_done(job.store, done, &mut self.out);
-            self.carry_out();
-        }
+        let done = self.carry_out_job(&job);
+        self.server.job_done(job.store, done, &mut self.out);
+        self.carry_out();
         true
     }
 
@@ -218,6 +243,7 @@ impl Rig {
                 }
             }
         }
+        self.told.extend(out.refused.drain(..).map(|refused| refused.to_string()));
         for (client, seq, bytes) in out.answers() {
             let (frame, len) = Frame::parse(bytes).unwrap();
             assert_eq!(len, bytes.len());
@@ -232,9 +258,9 @@ impl Rig {
         }
     }
 
-    fn carry_out_job(&mut self, job: &Job) -> Option<JobDone> {
-        Some(match &job.what {
-            JobKind::Open { device, by_kernel, regions } => {
+    fn carry_out_job(&mut self, job: &Job) -> JobDone {
+        match &job.what {
+            JobKind::Open { device, by_kernel, regions, .. } => {
                 JobDone::Opened(self.open(job.store, device, *by_kernel, *regions))
             }
             JobKind::Read { len } => {
@@ -244,8 +270,8 @@ impl Rig {
             }
             JobKind::Write { writes } => {
                 let device = self.devices.get_mut(&self.stores[&job.store]).unwrap();
-                if let Some(errno) = device.broken {
-                    return Some(JobDone::Written(Err(errno)));
+                if let Some(errno) = device.broken.or(device.read_only) {
+                    return JobDone::Written(Err(errno));
                 }
                 self.writes += 1;
                 for write in writes {
@@ -259,9 +285,9 @@ impl Rig {
             }
             JobKind::Close => {
                 self.stores.remove(&job.store).expect("what is closed was open");
-                return None;
+                JobDone::Closed
             }
-        })
+        }
     }
 
     fn open(
@@ -277,6 +303,9 @@ impl Rig {
         }
         let device =
             self.devices.get_mut(name).ok_or(if name == "/etc/hosts" { Errno(22) } else { Errno(2) })?;
+        if let Some(errno) = device.unopenable {
+            return Err(errno);
+        }
         if !by_kernel {
             let len = mirrord_log::DiskLog::len_of(regions, device.block_size) as usize;
             device.bytes.resize(len.max(device.bytes.len()), 0);
@@ -284,6 +313,11 @@ impl Rig {
         self.stores.insert(store, name.to_owned());
         let (block_size, len, file) = (device.block_size, device.bytes.len() as u64, device.file);
         Ok(OpenedStore { block_size, len, file, number: device.number.clone() })
+    }
+
+    /// What to break and mend.
+    pub(crate) fn log(&mut self) -> &mut Device {
+        self.devices.get_mut("/dev/log").unwrap()
     }
 
     /// Files that are open.

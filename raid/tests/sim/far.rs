@@ -226,7 +226,7 @@ impl Far {
                 wire.to_volume.push_back(message.to_vec());
             }
         }
-        self.jobs.extend(self.out.jobs.drain(..).filter(|job| job.what != JobKind::Close));
+        self.jobs.append(&mut self.out.jobs);
         self.out.clear();
     }
 
@@ -252,7 +252,7 @@ impl Far {
                 blocks(&writes).for_each(|(at, bytes)| land(&mut self.file, at, bytes));
                 JobDone::Written(Ok(()))
             }
-            JobKind::Close => unreachable!("nothing is to be done for it"),
+            JobKind::Close => JobDone::Closed,
         };
         let server = self.server.as_mut().expect("jobs end with it");
         server.job_done(store, done, &mut self.out);

@@ -73,9 +73,11 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
 
 fn file_view(dump: &DiskLogDump) -> String {
     let pair = |key: &str, value: String| vec![key.to_owned(), value];
+    let unused = || "not known: LVM made this log, and no mirror has used it since".to_owned();
+    let regions = dump.regions.map_or_else(unused, |regions| regions.to_string());
     let mut rows = vec![
         pair("log", format!("{}, disk log of version {}", dump.path.display(), dump.version)),
-        pair("regions", dump.regions.to_string()),
+        pair("regions", regions),
         pair("dirty", dump.dirty_regions.to_string()),
     ];
     if let Some(owner) = &dump.owner {

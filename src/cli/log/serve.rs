@@ -25,6 +25,12 @@ pub(super) struct Args {
     /// Answer the kernel of this machine (needs root; one server can).
     #[arg(long)]
     netlink: bool,
+    /// No other host uses the mirrors of this one: keep clustered-core and clustered-disk logs for them.
+    ///
+    /// LVM asks for no other kind. Without this option they are refused, because two hosts that each run a server would undo each
+    /// other's marks in the log of a mirror that both use.
+    #[arg(long, requires = "netlink")]
+    single_host: bool,
     /// Listen at this socket: for this user and root.
     #[arg(long, value_name = "PATH")]
     unix: Vec<PathBuf>,
@@ -80,7 +86,12 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let config = ServerConfig { lease: args.lease, max_logs: args.max_logs, max_regions: args.max_regions };
+    let config = ServerConfig {
+        lease: args.lease,
+        max_logs: args.max_logs,
+        max_regions: args.max_regions,
+        single_host: args.single_host,
+    };
     let spec = LogServeSpec {
         name: args.name.clone(),
         netlink: args.netlink,

@@ -44,9 +44,14 @@ fn pair(key: &str, value: String) -> Vec<String> {
 }
 
 fn server_view(server: &LogServerReport) -> String {
+    let kernel = match (server.netlink, server.single_host) {
+        (false, _) => "not answered (--netlink)",
+        (true, true) => "answered, also for clustered logs: one host alone uses its mirrors",
+        (true, false) => "answered, but for clustered logs (--single-host)",
+    };
     let mut rows = vec![
         pair("server", format!("{}, process {}", server.name, server.pid)),
-        pair("kernel", if server.netlink { "answered" } else { "not answered (--netlink)" }.to_owned()),
+        pair("kernel", kernel.to_owned()),
     ];
     rows.extend(server.listens.iter().map(|place| pair("listens", place.clone())));
     rows.push(pair(

@@ -42,9 +42,25 @@ fn what_it_is_not_told_is_asked_for() {
     assert_eq!(code(&["log", "serve"]), Some(2));
     assert_eq!(code(&["log", "serve", "--unix", "s", "--name", "../x"]), Some(2));
     assert_eq!(code(&["log", "serve", "--unix", "s", "--insecure"]), Some(2));
+    assert_eq!(code(&["log", "serve", "--unix", "s", "--single-host"]), Some(2));
     assert_eq!(code(&["log", "serve", "--tcp", "127.0.0.1:0", "--tls-cert", "c"]), Some(2));
     std::fs::write(rig.path("file"), "mine").unwrap();
     rig.refused(&["log", "serve", "--unix", "file"], &["is no socket"]);
     rig.refused(&["log", "dump", "./file"], &["is no disk log", "mirrord inspect"]);
     assert_eq!(std::fs::read(rig.path("file")).unwrap(), b"mine");
+}
+
+#[test]
+fn a_log_that_lvm_has_just_made_is_one() {
+    let rig = Rig::new();
+    let mut image = vec![0; 1 << 20];
+    image[..16].copy_from_slice(b"rRiM\x02\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff");
+    std::fs::write(rig.path("fresh"), &image).unwrap();
+    assert!(rig.ok(&["log", "dump", "./fresh"]).contains("no mirror has used it"));
+    let dump: serde_json::Value =
+        serde_json::from_str(&rig.ok(&["log", "dump", "./fresh", "--json"])).unwrap();
+    assert!(dump["regions"].is_null() && dump["dirty"].as_array().unwrap().is_empty(), "{dump}");
+    image[8] = 0;
+    std::fs::write(rig.path("other"), &image).unwrap();
+    rig.refused(&["log", "dump", "./other"], &["no log has more than"]);
 }
