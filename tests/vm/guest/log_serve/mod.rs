@@ -1,5 +1,6 @@
 //! `mirrord log serve --netlink` and the kernel's own dm-mirror, which keeps its log there.
 
+pub(crate) mod answers;
 pub(crate) mod faults;
 pub(crate) mod forgotten;
 pub(crate) mod killed;
@@ -48,7 +49,7 @@ impl Bed {
 
     /// Starts a server and returns when it serves.
     pub(crate) fn serve(&self) {
-        let mut command = self.rig.command(&["log", "serve", "--netlink"]);
+        let mut command = self.rig.command(&["log", "serve", "--netlink", "--single-host"]);
         let mut server = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
