@@ -6,7 +6,6 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::rig::{Rig, can_serve, is_root, sh, try_sh, until};
 use crate::snapshot::{error_of, refused};
@@ -269,7 +268,7 @@ fn a_hook_that_hangs_holds_up_no_io_and_the_end_not_for_long() {
         return;
     }
     let rig = Rig::new();
-    let hook = script(&rig, "hook", "echo $$ >> pids; sleep 1000");
+    let hook = script(&rig, "hook", "echo $$ >> pids; sleep 100000");
     let log = format!("file:{}", rig.path("log").display());
     rig.create("4M", &["--event-hook", hook.to_str().unwrap(), "--log-to", &log]);
     until("the hook runs", || rig.path("pids").exists());
@@ -277,9 +276,8 @@ fn a_hook_that_hangs_holds_up_no_io_and_the_end_not_for_long() {
     volume.write_all_at(&[1; 4096], 0).unwrap();
     volume.sync_all().unwrap();
     drop(volume);
-    let begun = Instant::now();
+    // Were it waited for, this would take longer than any test may.
     rig.ok(&["stop", "v"]);
-    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     let pid = fs::read_to_string(rig.path("pids")).unwrap();
     let pid = pid.lines().next().unwrap();
     until("the hook is killed", || {

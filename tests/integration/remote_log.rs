@@ -166,7 +166,7 @@ fn a_write_to_a_clean_region_waits_for_the_server_and_one_to_a_dirty_region_does
     until("the write waits", || rig.status()["log"]["behind"] == true);
     assert!(is_done.try_recv().is_err(), "no mark of it is durable");
     server.again(&rig);
-    is_done.recv_timeout(Duration::from_secs(60)).expect("the write goes on");
+    is_done.recv_timeout(Duration::from_secs(300)).expect("the write goes on");
     writer.join().unwrap();
     let status = rig.status();
     assert_eq!(status["log"]["connected"], true);

@@ -240,18 +240,18 @@ fn a_scrub_goes_on_after_its_daemon_was_killed() {
     for leg in ["b", "c"] {
         scribble(&rig, leg, if leg == "b" { MIB } else { 60 * MIB }, 512);
     }
-    rig.ok(&["scrub", "v", "--repair", "--rate", "4MiB"]);
-    // It is remembered every few seconds.
-    until("some is done", || done(&rig) >= 20 * MIB);
+    rig.ok(&["scrub", "v", "--repair", "--rate", "2MiB"]);
+    // It is remembered every three seconds.
+    until("some is done", || done(&rig) >= 14 * MIB);
     rig.kill_for_good();
     rig.ok(&["start", "v"]);
     let status = stand(&rig);
     let from = status["done_bytes"].as_u64().unwrap();
-    assert!(status["active"] == true && (4 * MIB..=24 * MIB).contains(&from), "{status}");
-    assert_eq!((&status["repair"], &status["limit_bytes_per_second"]), (&json!(true), &json!(4 * MIB)));
+    assert!(status["active"] == true && from >= 2 * MIB, "{status}");
+    assert_eq!((&status["repair"], &status["limit_bytes_per_second"]), (&json!(true), &json!(2 * MIB)));
     assert_eq!(status["current"]["repaired_ranges"], 1, "what was found before is not forgotten");
-    rig.ok(&["scrub", "v", "--rate", "0"]);
-    let (result, ok) = scrub(&rig, &[]);
+    // One command: a scrub that were done before the second of two would not be waited for, another would begin.
+    let (result, ok) = scrub(&rig, &["--rate", "0"]);
     assert!(ok && result["repaired_ranges"] == 2 && result["complete"] == true, "{result}");
     let first = &result["ranges"];
     assert_eq!((&first[0]["offset"], &first[1]["offset"]), (&json!(MIB), &json!(60 * MIB)));

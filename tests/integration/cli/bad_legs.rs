@@ -85,7 +85,7 @@ fn a_leg_of_a_volume() {
     let source = [&args[..], &["--source", "a"]].concat();
     refused(&rig, &source, 1, &["leg a", "volume v", "--force"]);
     rig.ok(&[&args[..], &["--force", "--name", "w"]].concat());
-    rig.ok(&["wait", "w", "--timeout", "60"]);
+    rig.ok(&["wait", "w", "--timeout", "300"]);
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn two_legs_with_data() {
     refused(&rig, &[&args[..], &["--source", "2"]].concat(), 2, &["--source 2"]);
     let before = fs::read(rig.path("b")).unwrap();
     rig.ok(&[&args[..], &["--source", "b"]].concat());
-    rig.ok(&["wait", "v", "--timeout", "60"]);
+    rig.ok(&["wait", "v", "--timeout", "300"]);
     rig.ok(&["stop", "v"]);
     rig.assert_same("a", "b", SIZE);
     assert!(fs::read(rig.path("b")).unwrap()[..SIZE as usize] == before);

@@ -121,7 +121,7 @@ fn torn_superblocks() {
     let report: serde_json::Value = serde_json::from_str(&rig.ok(&["inspect", "b", "--json"])).unwrap();
     assert!(report["slots"][0]["error"].as_str().unwrap().contains("checksum"), "{report}");
     rig.ok(&["start", "v"]);
-    rig.ok(&["wait", "v", "--timeout", "60"]);
+    rig.ok(&["wait", "v", "--timeout", "300"]);
     rig.ok(&["stop", "v"]);
     for slot in [12288, 8192] {
         patch(&rig, "b", footer - slot + 2000, b"torn");
@@ -149,7 +149,7 @@ fn a_stale_leg() {
     // It does not know that it is stale, but it knows that it is not alone.
     refused(&rig, &["start", "b"], 1, &["leg 0", "newer data", "--degraded"]);
     rig.ok(&["start", "v"]);
-    rig.ok(&["wait", "v", "--timeout", "60"]);
+    rig.ok(&["wait", "v", "--timeout", "300"]);
     rig.ok(&["stop", "v"]);
     rig.assert_same("a", "b", SIZE);
     assert_eq!(&fs::read(rig.path("b")).unwrap()[100..101], b"a");
@@ -182,7 +182,7 @@ fn split_brain() {
     refused(&rig, &["start", "v"], 1, &["split brain", "/a", "/b", "--source"]);
     refused(&rig, &["start", "v", "--source", "c"], 1, &["--source c", "no such leg"]);
     rig.ok(&["start", "v", "--source", "b"]);
-    rig.ok(&["wait", "v", "--timeout", "60"]);
+    rig.ok(&["wait", "v", "--timeout", "300"]);
     rig.ok(&["stop", "v"]);
     rig.assert_same("a", "b", SIZE);
     assert_eq!(&fs::read(rig.path("a")).unwrap()[100..101], b"b");
@@ -205,7 +205,7 @@ fn what_a_killed_daemon_leaves() {
     }
     refused(&rig, &["stop", "v"], 1, &["v", "not running", "mirrord start v"]);
     rig.ok(&["start", "v"]);
-    rig.ok(&["wait", "v", "--timeout", "60"]);
+    rig.ok(&["wait", "v", "--timeout", "300"]);
     assert_eq!(rig.status()["state"], "in_sync");
 }
 

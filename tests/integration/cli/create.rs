@@ -177,7 +177,7 @@ fn block_devices() {
         let keep = ["create", "--legs", &one, "new", "--size", "3M", "--source", &one, "--name", "w"];
         // The volume's end is the user's word, and the rest of the device is not the volume.
         rig.ok(&keep);
-        rig.ok(&["wait", "w", "--timeout", "60"]);
+        rig.ok(&["wait", "w", "--timeout", "300"]);
         rig.ok(&["stop", "w"]);
     }
 }

@@ -220,7 +220,7 @@ impl Daemon {
     /// Waits until its last thread is gone.
     pub fn wait_ended(&self) {
         let ended =
-            poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&Timespec { tv_sec: 60, tv_nsec: 0 }));
+            poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&Timespec { tv_sec: 300, tv_nsec: 0 }));
         assert_eq!(ended, Ok(1), "the daemon is gone");
     }
 }
@@ -287,7 +287,7 @@ pub fn everybody_may_use_fuse(what: &str) -> bool {
 
 /// Waits for something that must come about.
 pub fn until(what: &str, mut there: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_secs(300);
     while !there() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(20));
