@@ -44,9 +44,9 @@ const END: Duration = Duration::from_secs(5);
 /// The same where the users were cut off: nothing depends on it any more.
 const END_CUT: Duration = Duration::from_millis(500);
 
-/// Tries of a clean unmount and the time between them: whoever looks at new files (udev, a desktop,
-/// a process between fork and exec) has it open for moments.
-const TRIES: u32 = 10;
+/// Tries of a clean unmount and the time between them, 2 s in all: whoever looks at new files (udev, a desktop,
+/// a process between fork and exec) has it open for moments, and on a busy machine one has closed it a while after it ended.
+const TRIES: u32 = 100;
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// How to serve a volume.

@@ -370,7 +370,7 @@ fn being_unmounted_by_others_is_noticed() {
     options.on_unmounted = Some(Box::new(move || gone.send(()).unwrap()));
     let Some(mut front) = serve(Memory::new(None), options) else { return };
     unmount_at(front.path(), How::Clean).unwrap();
-    noticed.recv_timeout(Duration::from_secs(10)).unwrap();
+    noticed.recv_timeout(Duration::from_secs(120)).unwrap();
     front.shutdown(Shutdown::Clean).unwrap();
 }
 
