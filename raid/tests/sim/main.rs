@@ -48,7 +48,7 @@ const FIXED_SEEDS: u64 = 20_000;
 /// The same seeds each time, and everything is exercised.
 #[test]
 fn fixed_seeds() {
-    let coverage = soak::soak(0..FIXED_SEEDS, 1);
+    let coverage = soak::soak(0..FIXED_SEEDS, soak::jobs());
     let missed = coverage.missed();
     assert!(missed.is_empty(), "the simulator does not exercise {missed:?}");
 }
