@@ -25,7 +25,7 @@ pub(crate) const fn case(name: &'static str, run: fn()) -> Case {
         run,
         smoke: false,
         seconds: 30,
-        timeout: 300,
+        timeout: 600,
         memory: "2G",
         disks: 0,
         disk_size: "0",
