@@ -11,7 +11,7 @@ use crate::devices::{load, loop_leg};
 use crate::rig::{Rig, sh};
 
 const SIZE: u64 = 48 * MIB;
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(15);
 const BUFFER: u64 = 256 * KIB;
 
 /// What is written lies in a file that another process writes to all the while. The kernel's own mirror has
