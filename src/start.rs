@@ -7,23 +7,27 @@ use std::path::{Path, PathBuf};
 
 use mirrord_log::{LegMetadata, ReadLegError, measure, read_leg};
 use mirrord_raid::{
-    AssembleError, AssembleOptions, Assembly, FailReason, Geometry, Leg, LegMap, LegRecord, LegSet, LegState,
-    assemble,
+    AssembleError, AssembleOptions, Assembly, Errno, FailReason, Geometry, Leg, LegMap, LegRecord, LegSet,
+    LegState, assemble,
 };
 use uuid::Uuid;
 
-use crate::leg::{FileId, LegError, OpenLeg, Patience, open_to_read, same_twice};
+use crate::failure::describe;
+use crate::leg::{FileId, Holder, LegError, OpenLeg, Patience, open_to_read, same_twice};
 
 /// What the user allows.
 #[derive(Clone, Debug, Default)]
 pub struct StartOptions {
-    /// Start without legs that were in use.
+    /// Start without legs that were in use and are missing, or cannot be used.
     pub degraded: bool,
     /// Take this leg's data, whatever the others say: its path, index or UUID.
     pub source: Option<String>,
     /// The volume is this one, and the legs are where it was last known to have some: what is there now may be none
     /// of its any more, and is left out.
     pub known: Option<Uuid>,
+    /// Legs that did not take the log when the volume was to be served, and why: they are left out as those that cannot
+    /// be opened.
+    pub unwritable: Vec<(PathBuf, Errno)>,
     /// How long to wait for the lock of a leg: a daemon that was killed may have IO in flight on it.
     pub patience: Patience,
 }
@@ -42,6 +46,24 @@ pub enum StartError {
         /// Why.
         #[source]
         source: ReadLegError,
+    },
+    /// A leg's metadata cannot be written.
+    #[error("leg {}: it cannot be written", path.display())]
+    Unwritable {
+        /// The leg.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// A leg cannot be used, and was in use.
+    #[error(
+        "{text}; it was in use when the volume was last written and may hold newer data: make it usable, or start with \
+         --degraded to go on without it"
+    )]
+    Unusable {
+        /// Which, and what is wrong with it.
+        text: String,
     },
     /// The legs make no volume that may be started. The text names them and says the way out.
     #[error("{text}")]
@@ -149,7 +171,14 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     let mut locked = Vec::new();
     // Paths of legs that are none any more, perhaps, and what is wrong with them if they ought to be.
     let mut gone: Vec<(PathBuf, Option<StartError>)> = Vec::new();
+    // Paths of what is there and cannot be used: a leg that is missing, with a cause.
+    let mut unusable: Vec<(PathBuf, StartError)> = Vec::new();
     for path in paths {
+        if let Some((path, source)) = options.unwritable.iter().find(|(unwritable, _)| unwritable == path) {
+            let error = StartError::Unwritable { path: path.clone(), source: *source };
+            unusable.push((path.clone(), error));
+            continue;
+        }
         match OpenLeg::open_waiting(path, options.patience) {
             Ok(leg) => {
                 let path = leg.path.clone();
@@ -161,23 +190,37 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
                     Err(source @ ReadLegError::NoFooter) if options.known.is_some() => {
                         gone.push((path.clone(), Some(StartError::Metadata { path, source })));
                     }
-                    Err(source) => return Err(StartError::Metadata { path, source }),
+                    // Whoever made it newer may be using it.
+                    Err(source @ (ReadLegError::NewerVersion { .. } | ReadLegError::UnknownFlags { .. })) => {
+                        return Err(StartError::Metadata { path, source });
+                    }
+                    Err(source) => unusable.push((path.clone(), StartError::Metadata { path, source })),
                 }
             }
             Err(LegError::NotFound { path }) => missing_paths.push(path),
             Err(LegError::InUse { path, holder }) => locked.push((path, holder)),
+            Err(error @ (LegError::ReadOnly { .. } | LegError::Io { .. })) => {
+                unusable.push((path.clone(), error.into()));
+            }
             Err(error) => return Err(error.into()),
         }
     }
-    let locked = locked.into_iter().map(|(path, holder)| match split_leg(&path, &members) {
-        Some(leg) => Ok((leg, path)),
-        None => Err(LegError::InUse { path, holder }),
-    });
-    let mut split: Vec<(Leg, PathBuf)> = locked.collect::<Result<_, _>>()?;
+    let mut split = Vec::new();
+    for (path, holder) in locked {
+        let is_late = matches!(holder, Holder::Late(_));
+        match split_leg(&path, &members) {
+            Some(leg) => split.push((leg, path)),
+            None if is_late => unusable.push((path.clone(), LegError::InUse { path, holder }.into())),
+            None => return Err(LegError::InUse { path, holder }.into()),
+        }
+    }
+    if members.is_empty() && !unusable.is_empty() {
+        return Err(unusable.remove(0).1);
+    }
     if let (true, Some(path)) = (members.is_empty() || !options.degraded, missing_paths.first()) {
         // Whether the volume can do without is for assembly to say, but a path that leads nowhere
         // is first of all that. A leg known to be out may be gone.
-        if !only_out_legs_are_missing(&members, missing_paths.len()) {
+        if !only_out_legs_are_missing(&members, missing_paths.len() + unusable.len()) {
             return Err(LegError::NotFound { path: path.clone() }.into());
         }
     }
@@ -194,11 +237,20 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     let assembly = match assemble(&records, assemble_options) {
         Ok(assembly) => assembly,
         Err(decision) => {
+            if let (AssembleError::Missing { .. }, Some((_, error))) = (decision, unusable.first()) {
+                return Err(StartError::Unusable { text: describe(error) });
+            }
             let text = explain(decision, &members);
             let known = gone.into_iter().find_map(|(_, error)| error);
             return Err(known.unwrap_or(StartError::Assemble { text, decision }));
         }
     };
+    // More than there are legs that can be meant: one of them is none.
+    let states = assembly.states(false);
+    let is_absent = |leg: &Leg| assembly.at[*leg].is_none() && states[*leg] != LegState::Vacant;
+    if unusable.len() > assembly.at.legs().filter(is_absent).count() {
+        return Err(unusable.remove(0).1);
+    }
     gone.extend(assembly.strangers.iter().map(|&at| (members[at].leg.path.clone(), None)));
     let superblock = &members[0].metadata.superblock;
     let geometry = Geometry::new(assembly.size, superblock.region_size)
@@ -216,6 +268,10 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     let mut notices = notices(&assembly, &members);
     for (path, _) in gone {
         notices.push(format!("{} is no leg of the volume any more: it is left out", path.display()));
+    }
+    for (path, error) in unusable {
+        notices.push(format!("{}: the volume is started without it", describe(&error)));
+        missing_paths.push(path);
     }
     // A leg that was split off belongs to whoever reads it, until it is merged.
     let states = assembly.states(false);

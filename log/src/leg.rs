@@ -171,7 +171,8 @@ impl From<PickError> for ReadLegError {
     }
 }
 
-/// Reads the metadata of a leg `len` bytes long, also of a file that was made longer and ends with zeroes. A slot that cannot be read counts as torn.
+/// Reads the metadata of a leg `len` bytes long, also of a file that was made longer and ends with zeroes. A slot that cannot be read counts as torn, and a block
+/// of the log that cannot be read as damaged.
 ///
 /// # Errors
 /// See [`ReadLegError`].
@@ -202,8 +203,22 @@ pub fn read_leg(file: &File, backing: Backing, len: u64) -> Result<LegMetadata, 
     if geometry.size() > layout.room() || log_pages(geometry.regions()) > layout.log_pages {
         return Err(bad("size"));
     }
-    let log_area = read(file, layout.log, layout.log_len()).map_err(io_error("log"))?;
+    let log_area = read_log_area(file, &layout);
     Ok(LegMetadata { footer, superblock, generation, layout, log_area })
+}
+
+/// The log area. Blocks that cannot be read are zeroes, which are no sectors of a log: their regions are dirty.
+fn read_log_area(file: &File, layout: &Layout) -> Vec<u8> {
+    if let Ok(area) = read(file, layout.log, layout.log_len()) {
+        return area;
+    }
+    let mut area = vec![0; layout.log_len() as usize];
+    for (at, block) in (layout.log..).step_by(PAGE as usize).zip(area.chunks_mut(PAGE as usize)) {
+        if file.read_exact_at(block, at).is_err() {
+            block.fill(0);
+        }
+    }
+    area
 }
 
 fn read(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {

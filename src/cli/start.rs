@@ -20,7 +20,8 @@ pub(super) struct Args {
     /// The volume's name, or its legs.
     #[arg(required = true, value_name = "NAME|LEG")]
     what: Vec<PathBuf>,
-    /// Start without legs that were in use: what only they hold is lost once this volume is written.
+    /// Start without legs that were in use and are missing or cannot be used (opened, read, written): what only they
+    /// hold is lost once this volume is written.
     #[arg(long)]
     degraded: bool,
     /// Take this leg's data, whatever the others say (path, index or UUID).

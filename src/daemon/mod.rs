@@ -152,10 +152,11 @@ impl Served {
     /// # Errors
     /// See [`DaemonError`]; the legs are as they were.
     pub fn begin(dirs: &Dirs, spec: &ServeSpec, foreground: bool) -> Result<Served, DaemonError> {
-        let options = StartOptions {
+        let mut opening = StartOptions {
             degraded: spec.degraded,
             source: spec.source.clone(),
             known: spec.known,
+            unwritable: Vec::new(),
             // Messages have no place yet but where the command's go.
             patience: Patience {
                 late: LATE_PATIENCE,
@@ -163,7 +164,7 @@ impl Served {
                 ..Patience::SHORT
             },
         };
-        let what = What::open(spec, &options)?;
+        let mut what = What::open(spec, &opening)?;
         let name = what.name().to_owned();
         // The name makes file names, and whoever wrote the leg chose it.
         check_name(&name).map_err(|source| DaemonError::BadName { name: name.clone(), source })?;
@@ -176,17 +177,29 @@ impl Served {
         let manager = foreground.then(Manager::from_env).flatten();
         let hardening = harden::harden();
         let mut control = ControlServer::bind(dirs, &name)?;
-        let mut notices = what.notices().to_vec();
+        let mut notices = Vec::new();
         let listener = spec.serve.metrics.as_deref().and_then(|address| listen(address, &mut notices));
         let metrics = listener.as_ref().map(|listener| listener.address().to_string());
         let own = Own { hardening, metrics };
 
         let mut options = serve_options(dirs, &name, spec);
         options.latencies = listener.is_some();
-        let volume = Arc::new(match what {
-            What::Volume(opened) => Volume::serve(*opened, options)?,
-            What::SplitLeg(leg, name) => Volume::serve_read_only(*leg, &name, options)?,
-        });
+        let volume = loop {
+            let of_legs = what.notices().to_vec();
+            let served = match what {
+                What::Volume(opened) => Volume::serve(*opened, options.clone()),
+                What::SplitLeg(leg, name) => Volume::serve_read_only(*leg, &name, options.clone()),
+            };
+            match served {
+                // Each time there is one leg less.
+                Err(ServeError::Unwritable { legs }) => opening.unwritable.extend(legs),
+                served => {
+                    notices.extend(of_legs);
+                    break Arc::new(served?);
+                }
+            }
+            what = What::open(spec, &opening)?;
+        };
         let status = volume.status();
         notices.extend_from_slice(volume.notices());
         if !status.read_only {

@@ -46,7 +46,8 @@ use std::time::{Duration, Instant};
 
 use mirrord_log::{LogKind, MetaIo};
 use mirrord_raid::{
-    COPY_SLOTS, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId, SCRUB_TAGS, WorkerEvent,
+    COPY_SLOTS, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId, SCRUB_TAGS,
+    WorkerEvent,
 };
 use mirrord_ublk::{
     BufferPool, Engine, EngineKind, FrontEnd, LegFile, PoolConfig, RingConfig, Shutdown, Wake, plain_spawn,
@@ -223,6 +224,9 @@ impl Volume {
         let files =
             LegMap::from_fn(paths.len(), |leg| opened.member(leg).map(|member| Arc::clone(&member.leg.data)));
         let replaces = opened.assembly.replaces;
+        let recorded = opened.assembly.states(false);
+        let is_in_sync = |leg: &Leg| recorded[*leg] == LegState::InSync && opened.member(*leg).is_some();
+        let in_sync: LegSet = recorded.legs().filter(is_in_sync).collect();
         let metas = legs_metadata(opened);
         let machine =
             LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs)
@@ -247,12 +251,25 @@ impl Volume {
             };
             let blocking = options.threads_engine;
             let in_use = shared.mirror.legs.states().in_use();
+            let unwritable = Arc::new(Mutex::new([None; MAX_LEGS]));
+            let seen = Arc::clone(&unwritable);
             let thread = spawn("mirrord-log", move || {
                 let io = if blocking { MetaIo::blocking() } else { MetaIo::new() };
                 let worker = Worker::new(shared, machine, durable(io.with_time_out(leg_timeout)), watch);
-                run_worker(worker, in_use, &tell);
+                run_worker(worker, in_use, &tell, &seen);
             })?;
-            await_ready(&ready).map_err(ServeError::Record)?;
+            if let Err(error) = await_ready(&ready) {
+                let errors = *lock(&unwritable);
+                let failed: LegSet = in_use.iter().filter(|leg| errors[leg.index()].is_some()).collect();
+                // One that was in sync has to be left: the others are older.
+                if failed.is_empty() || in_sync.minus(failed).is_empty() {
+                    return Err(ServeError::Record(error));
+                }
+                // It has let go of the legs by then.
+                let _ = thread.join();
+                let why = |leg: Leg| Some((paths[leg].clone(), errors[leg.index()]?));
+                return Err(ServeError::Unwritable { legs: failed.iter().filter_map(why).collect() });
+            }
             thread
         };
         let mut threads = Threads { queues: Vec::new(), worker: Some(worker_thread) };
@@ -471,10 +488,18 @@ fn await_ready<T>(ready: &Receiver<io::Result<T>>) -> io::Result<T> {
 }
 
 /// Brings the log up to date everywhere, records the states, and serves until the stop.
-fn run_worker(mut worker: Worker, in_use: LegSet, tell: &std::sync::mpsc::SyncSender<io::Result<()>>) {
+fn run_worker(
+    mut worker: Worker,
+    in_use: LegSet,
+    tell: &std::sync::mpsc::SyncSender<io::Result<()>>,
+    unwritable: &Mutex<LegErrors>,
+) {
     let (errors, log_error) = worker.durable.write_whole_log(in_use);
     let failed = errors.iter().enumerate().find_map(|(leg, errno)| Some((format!("leg {leg}"), (*errno)?)));
     if let Some((place, errno)) = log_error.map(|errno| ("its file".to_owned(), errno)).or(failed) {
+        *lock(unwritable) = errors;
+        worker.durable.keep_what_hangs();
+        drop(worker);
         let _ = tell.send(Err(io::Error::other(format!("the log cannot be written on {place}: {errno}"))));
         return;
     }

@@ -1,9 +1,10 @@
 //! How to serve a volume, and why it cannot be served or stopped.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mirrord_raid::Errno;
 use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{FrontError, FuseError};
 
@@ -94,6 +95,10 @@ pub enum SparePolicy {
     Warn,
 }
 
+fn first_of(legs: &[(PathBuf, Errno)]) -> (&Path, Errno) {
+    legs.first().map_or((Path::new(""), Errno::EIO), |(path, errno)| (path, *errno))
+}
+
 /// Why a volume cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -143,6 +148,12 @@ pub enum ServeError {
     /// A thread, ring or buffer could not be had.
     #[error("cannot start the engine")]
     Engine(#[source] io::Error),
+    /// Legs do not take the log. The volume can do without, if that is allowed.
+    #[error("leg {}: its log cannot be written: {}", first_of(legs).0.display(), first_of(legs).1)]
+    Unwritable {
+        /// Which, and why; at least one.
+        legs: Vec<(PathBuf, Errno)>,
+    },
     /// The superblocks could not be written.
     #[error("cannot record on the legs that the volume is in use")]
     Record(#[source] io::Error),

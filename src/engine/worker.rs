@@ -168,7 +168,7 @@ impl Durable {
 
     /// Legs with metadata under way that was given up are kept as they are, open and locked, for as long as the
     /// process lives.
-    fn keep_what_hangs(&mut self) {
+    pub(super) fn keep_what_hangs(&mut self) {
         for (_, meta) in self.legs.iter_mut() {
             if let Some(meta) = meta.take_if(|meta| self.io.is_late(&meta.file)) {
                 meta.data.keep_locked();

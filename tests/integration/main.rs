@@ -25,3 +25,4 @@ mod split;
 mod split_serve;
 mod stop;
 mod unprivileged;
+mod unusable_legs;
