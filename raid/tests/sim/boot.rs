@@ -83,10 +83,12 @@ impl Sim {
                 self.attached.insert(leg);
             }
         }
+        self.blind = LegSet::EMPTY;
         if all_well {
             return;
         }
         self.faults.between_lives();
+        self.go_blind();
         if self.rng.chance(self.config.pulls, 100) {
             let leg = Leg::new(self.rng.below(self.config.legs as u64) as usize);
             // Pulled as a whole: what its cache holds goes nowhere.
@@ -105,6 +107,34 @@ impl Sim {
             self.saw.saw(Saw::BadLogSector);
             self.stopped_clean = false;
         }
+    }
+
+    /// Metadata of a leg cannot be read, all of it or its log, or that ends.
+    fn go_blind(&mut self) {
+        let Some((leg, whole)) = self.faults.unreadable(self.config.legs) else { return };
+        let left = self.attached.minus(LegSet::one(leg)).intersect(self.current);
+        if !whole {
+            self.blind = LegSet::one(leg);
+            self.stopped_clean = false;
+        } else if !left.is_empty() {
+            trace!(self, "{leg:?} cannot be read");
+            self.saw.saw(Saw::UnreadableLeg);
+            self.attached.remove(leg);
+        }
+    }
+
+    /// After a start that came to nothing because some legs did not take the log: starts without them, if a leg that was in
+    /// sync is left. Whether it did.
+    pub(crate) fn boot_without(&mut self) -> bool {
+        let failed = std::mem::take(&mut self.start_failed);
+        let left = self.startable.minus(failed);
+        if failed.is_empty() || left.intersect(self.current).is_empty() {
+            return false;
+        }
+        self.saw.saw(Saw::StartWithoutBadLeg);
+        self.attached = self.attached.minus(failed);
+        self.boot();
+        true
     }
 
     /// Starts the daemon on the legs that are there, as the operator would.
@@ -165,6 +195,10 @@ impl Sim {
             let (disk, first) = (&self.disks[leg.index()], blocks::log(self.config.sectors));
             let mut page = Vec::new();
             self.blocks.page((first..first + PAGE_SECTORS).map(|s| disk.read(s)), &mut page);
+            if self.blind.contains(leg) {
+                self.saw.saw(Saw::UnreadableLog);
+                page.fill(0);
+            }
             images.push(page);
         }
         let images: Vec<Option<&[u8]>> = images.iter().map(|page| Some(page.as_slice())).collect();
@@ -184,6 +218,10 @@ impl Sim {
         let was_clean = std::mem::take(&mut self.stopped_clean) && !self.is_without_place();
         assert!(!was_clean || logged == 0, "invariant 10: {logged:#x} is dirty after a clean stop");
         self.check_splits(&states);
+        let before = assembly.states(false);
+        let was_in_sync = |&leg: &Leg| before[leg] == LegState::InSync && assembly.at[leg].is_some();
+        self.startable = before.legs().filter(was_in_sync).collect();
+        self.start_failed = LegSet::EMPTY;
         let in_sync = states.iter().all(|(_, &state)| state == LegState::InSync);
         self.saw.saw_if(Saw::StartInSync, in_sync && dirty == 0);
         self.saw.saw_if(Saw::StartUnderLastingErrors, self.faults.lasts());

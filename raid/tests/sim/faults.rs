@@ -78,6 +78,12 @@ impl Faults {
         self.rng.coin().then_some(leg)
     }
 
+    /// A leg whose metadata cannot be read at a start, all of it or the log, if there is one.
+    pub(crate) fn unreadable(&mut self, legs: usize) -> Option<(Leg, bool)> {
+        let strikes = self.lastings > 0 && self.rng.chance(1, 4);
+        strikes.then(|| (Leg::new(self.rng.below(legs as u64) as usize), self.rng.coin()))
+    }
+
     /// Between two lives: what lasts may end here only.
     pub(crate) fn between_lives(&mut self) {
         if self.rng.coin() {

@@ -272,6 +272,7 @@ impl Sim {
             MetaKind::StartFill => {
                 let phase = if failed.is_empty() { Phase::Recording } else { Phase::Failed };
                 self.d().phase = phase;
+                self.start_failed = failed;
                 if phase == Phase::Recording && !self.begin_in_place() {
                     self.worker_event(WorkerEvent::Start);
                 }

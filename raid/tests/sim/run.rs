@@ -36,7 +36,10 @@ impl Sim {
         for _ in 0..steps {
             self.step();
             if self.live().phase == Phase::Failed {
-                return self.crash(Recovery::Process);
+                self.crash(Recovery::Process);
+                if !self.boot_without() {
+                    return;
+                }
             }
         }
         if stops && self.live().phase == Phase::Serving {

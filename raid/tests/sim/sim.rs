@@ -58,6 +58,11 @@ pub(crate) struct Sim {
     pub(crate) stamps: u64,
     /// Legs that can be opened.
     pub(crate) attached: LegSet,
+    /// Legs of which the log cannot be read at the next start.
+    pub(crate) blind: LegSet,
+    /// Legs that were in sync at the last start, and those that did not take the log then.
+    pub(crate) startable: LegSet,
+    pub(crate) start_failed: LegSet,
     /// Legs in sync when the daemon last looked: each holds all that was flushed.
     pub(crate) current: LegSet,
     /// Legs whose state was not recorded when the daemon ended.
@@ -111,6 +116,9 @@ impl Sim {
             faults: Faults::new(seed),
             stamps: config.sectors as u64,
             attached: LegSet::first(config.legs),
+            blind: LegSet::EMPTY,
+            startable: LegSet::EMPTY,
+            start_failed: LegSet::EMPTY,
             current: LegSet::first(config.legs),
             unrecorded: LegSet::EMPTY,
             sessions: 1,
