@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{Load, MIB, Volume, kill_daemons, pause, verified};
 
 pub(crate) fn users_notice_nothing() {
-    rounds(50);
+    rounds(30);
 }
 
 pub(crate) fn users_notice_nothing_shortly() {
