@@ -63,9 +63,9 @@ const CASES: &[Case] = &[
     case("ublk-flakey", faults::flakey::a_leg_fails_and_is_mended).smoke().takes(80),
     case("log-core", log_serve::lives::a_core_log).smoke(),
     case("log-disk", log_serve::lives::a_log_on_disk).smoke(),
-    case("log-killed", log_serve::killed::nothing_is_lost).timeout(1200).takes(200),
+    case("log-killed", log_serve::killed::nothing_is_lost).timeout(1200).takes(160),
     case("log-killed-few", log_serve::killed::nothing_is_lost_shortly).smoke().takes(90),
-    case("log-minute", log_serve::killed::a_minute_without).timeout(900).takes(200),
+    case("log-minute", log_serve::killed::a_minute_without).timeout(900).takes(180),
     case("log-machine", log_serve::machine::only_what_is_dirty_is_resynced)
         .disks(3, "48M")
         .kills(3)

@@ -78,8 +78,12 @@ impl Bed {
 
     /// A mirror of the legs with such a log: `userspace` and what follows it, without the number of words.
     pub(crate) fn table(&self, log: &str) -> String {
+        self.table_on(&[self.a.clone(), self.b.clone()], log)
+    }
+
+    /// The same of other legs.
+    pub(crate) fn table_on(&self, [a, b]: &[String; 2], log: &str) -> String {
         let count = log.split_ascii_whitespace().count();
-        let (a, b) = (&self.a, &self.b);
         format!("0 {} mirror userspace {count} {log} 2 {a} 0 {b} 0 1 handle_errors", SIZE / 512)
     }
 
@@ -118,16 +122,26 @@ impl Bed {
 
     /// Legs hold the same.
     pub(crate) fn assert_same(&self) {
+        self.assert_same_on(&[self.a.clone(), self.b.clone()]);
+    }
+
+    /// The same of other legs.
+    pub(crate) fn assert_same_on(&self, legs: &[String; 2]) {
         // What was read of a leg before stays in the page cache as long as another device is on it.
-        for leg in [&self.a, &self.b] {
+        for leg in legs {
             sh("blockdev", &["--flushbufs", leg]);
         }
-        sh("cmp", &[&self.a, &self.b]);
+        sh("cmp", &[&legs[0], &legs[1]]);
     }
 
     /// Makes the legs differ everywhere.
     pub(crate) fn differ(&self) {
-        for (leg, byte) in [(&self.a, 0x11), (&self.b, 0x22)] {
+        self.differ_on(&[self.a.clone(), self.b.clone()]);
+    }
+
+    /// The same of other legs.
+    pub(crate) fn differ_on(&self, legs: &[String; 2]) {
+        for (leg, byte) in legs.iter().zip([0x11, 0x22]) {
             std::fs::write(self.rig.path("fill"), vec![byte; SIZE as usize]).unwrap();
             let from = format!("if={}", self.rig.path("fill").display());
             sh("dd", &[&from, &format!("of={leg}"), "bs=1M", "oflag=direct"]);
