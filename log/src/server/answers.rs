@@ -58,7 +58,7 @@ impl LogServer {
             }
             return if proves_use { self.try_to_use(id, out) } else { self.reopen(id, out) };
         }
-        if request.is_about_regions() && std::mem::take(&mut log.unsure) {
+        if log.life.is_live() && request.is_about_regions() && std::mem::take(&mut log.unsure) {
             log.doubt(&request, out);
         }
         match request {

@@ -157,6 +157,7 @@ fn restored(session: SessionId, bytes: &[u8], now: u64) -> Option<Log> {
         reopened: is_disk.then_some(life),
         again: raw.again != 0,
         returning: raw.again != 0 && life == Life::Pending,
+        unsure: raw.again != 0 && life == Life::Pending,
         device_failed: (raw.failed != 0).then_some(Errno(raw.failed.into())),
         session: Some(session),
         ..Log::new(name, ClientId::KERNEL, text, args.mode, now_life, book)

@@ -201,12 +201,11 @@ fn what_a_table_says_of_its_legs_is_kept_however_long_it_waits() {
             rig.tick(3600);
             // The device is another's until it is asked for.
             assert_eq!((rig.open_stores(), rig.lives("D")), (0, vec!["pending"]));
+            // Nor is it lost if the device is away for a while, also when the server starts.
+            let device = rig.devices.remove("/dev/log").unwrap();
             if again {
                 rig.restart();
-                rig.tick(4000);
             }
-            // Nor is it lost if the device is away for a while.
-            let device = rig.devices.remove("/dev/log").unwrap();
             rig.talk(disk, &[("GET_SYNC_COUNT", "failed 3"), ("RESUME", "failed 3")]);
             rig.devices.insert("/dev/log".to_owned(), device);
             rig.talk(disk, &[("GET_REGION_SIZE", "count 1024")]);
@@ -215,6 +214,16 @@ fn what_a_table_says_of_its_legs_is_kept_however_long_it_waits() {
             }
         }
     }
+    // Nor if its first RESUME came while another table was in use.
+    let (mut rig, one, two) = (Rig::new(), kernel("U", 1), kernel("U", 2));
+    rig.talk(one, &[(DISK, "device 7:2"), ("RESUME", "done")]);
+    rig.talk(
+        two,
+        &[(&format!("{DISK} nosync"), "device 7:2"), ("RESUME", "failed 16"), ("IN_SYNC 3", "failed 3")],
+    );
+    rig.talk(two, &[(AGAIN, "done"), ("RESUME", "done"), ("GET_SYNC_COUNT", "count 41"), ("IN_SYNC 3", "-")]);
+    rig.talk(one, &[("DTR", "done")]);
+    assert_eq!(rig.hears(), ["IN_SYNC yes"]);
     // One that says nothing is dropped; and none stands in the way of another, not even of itself.
     let mut rig = Rig::with(ServerConfig { max_logs: 2, ..ServerConfig::default() });
     let (one, two) = (kernel("A", 1), kernel("B", 2));
@@ -321,13 +330,22 @@ fn a_region_falls_out_of_sync_when_it_is_said_to_or_the_log_is_put_to_use() {
 
 #[test]
 fn marks_that_were_told_to_a_server_that_is_gone() {
-    for (first, is_late) in
-        [("FLUSH", true), ("MARK_REGION 9", true), ("FLUSH 9", false), ("IN_SYNC 9", false)]
-    {
+    for (first, is_late, is_killed_again) in [
+        ("FLUSH", true, false),
+        ("FLUSH", true, true),
+        ("MARK_REGION 9", true, false),
+        ("FLUSH 9", false, false),
+        ("IN_SYNC 9", false, false),
+        ("IN_SYNC 9", false, true),
+    ] {
         let (mut rig, mirror) = in_sync();
         rig.talk(mirror, &[("MARK_REGION 3", "done")]);
         rig.restart_without_notes();
         rig.talk(mirror, &[(first, "failed 3"), (AGAIN, "done"), ("RESUME", "done")]);
+        if is_killed_again {
+            rig.restart();
+            rig.talk(mirror, &[(first, "failed 3"), (AGAIN, "done"), ("RESUME", "done")]);
+        }
         assert_ne!(rig.ask(mirror, first), "failed 3");
         rig.talk(mirror, &[("FLUSH", "done"), ("GET_SYNC_COUNT", "count 41"), ("IN_SYNC 3", "yes")]);
         assert_eq!(clean_on_disk(&rig, 3), !is_late, "{first}");
