@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::super::Context;
 use super::super::output::{Usage, fail, print, print_json};
-use crate::log_server::{DEFAULT_NAME, LogServeSpec, LogServing};
+use crate::failure::describe;
+use crate::log_server::{DEFAULT_NAME, LogServeError, LogServeSpec, LogServing};
 use crate::logging::{Level, LogTo};
 use crate::paths::check_name;
 use crate::tls::TlsFiles;
@@ -105,7 +106,11 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         log_to: args.log_to.clone(),
         log_level: args.log_level,
     };
-    let serving = LogServing::begin(&context.dirs, &spec).map_err(|error| fail(doing, &error))?;
+    let serving = LogServing::begin(&context.dirs, &spec).map_err(|error| match error {
+        // An option is missing: a service manager that tried again would get no further.
+        LogServeError::Refused(_) => Usage(format!("{doing}: {}", describe(&error))).into(),
+        error => fail(doing, &error),
+    })?;
     if context.json {
         let (name, pid) = (&spec.name, std::process::id());
         print_json(&json!({ "name": name, "pid": pid, "listens": serving.listens() }))?;
