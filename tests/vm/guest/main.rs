@@ -82,7 +82,7 @@ const CASES: &[Case] = &[
     case("log-resync-writes", log_serve::resync::writers_do_not_wait),
     case("log-resync-swapped", log_serve::resync::a_swap_copies_nothing_twice),
     case("log-leg-fails", log_serve::resync::what_a_leg_missed_is_copied_to_it),
-    case("log-returns", log_serve::answers::who_comes_back_is_answered).smoke(),
+    case("log-returns", log_serve::answers::who_comes_back_is_answered).smoke().takes(40),
     case("log-inactive-first", log_serve::answers::an_inactive_table_is_asked_first),
     case("log-read-only", log_serve::answers::a_log_that_became_read_only),
     case("log-device-goes", log_serve::answers::a_log_device_goes_with_its_mirror),

@@ -238,6 +238,8 @@ pub(crate) fn clustered_logs() {
     assert!(status("m").starts_with("64/64 1 AA 3 clustered-disk "), "{}", status("m"));
     // The next server was not told so: it does not begin, and loses nothing of what was noted.
     bed.kill();
+    // A service manager need not try again.
+    assert_eq!(bed.rig.run(&["log", "serve", "--netlink"]).status.code(), Some(2));
     bed.rig.refused(
         &["log", "serve", "--netlink"],
         &["a mirror of the kernel waits", "the log cl", "--single-host"],
