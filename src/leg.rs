@@ -290,6 +290,10 @@ impl OpenLeg {
         if let Some(name) = writable_loop_over(id) {
             return Err(in_use(Holder::Loop(name)));
         }
+        // Before anything is read: what an earlier process could not flush may be cached as if it were there.
+        if let Err(error) = data.forget_cached() {
+            tracing::warn!(leg = %path.display(), %error, "what was written before is lost in part: the disk counts");
+        }
         let meta = open_again(path, &data, id).map_err(io_error)?;
         let (backing, len) = measure(&meta).map_err(io_error)?;
         let path = std::path::absolute(path).map_err(io_error)?;
@@ -398,6 +402,8 @@ fn writable_loop_over(id: FileId) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     fn leg(dir: &Path, name: &str) -> PathBuf {
@@ -419,6 +425,38 @@ mod tests {
         }
         drop(open);
         OpenLeg::open_waiting(&path, Patience::SHORT).unwrap();
+    }
+
+    /// A loop device whose file lies on a full file system loses what is written; its pages stay in memory.
+    #[test]
+    fn what_could_not_be_flushed_is_not_read() {
+        let run = |program: &str, args: &[&str]| {
+            let output = std::process::Command::new(program).args(args).output().ok()?;
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (at, image) = (dir.path().to_str().unwrap(), dir.path().join("image"));
+        let mounted = run("mount", &["-t", "tmpfs", "-o", "size=64k", "none", at]).is_some();
+        let device = mounted.then(|| {
+            File::create(&image).unwrap().set_len(16 << 20).unwrap();
+            run("losetup", &["-f", "--show", image.to_str().unwrap()])
+        });
+        if let Some(device) = device.flatten() {
+            let mut read = [0; 512];
+            let writer = File::options().read(true).write(true).open(&device).unwrap();
+            writer.write_all_at(&vec![7; 1 << 20], 0).unwrap();
+            assert!(writer.sync_data().is_err(), "there is no room for it");
+            writer.read_exact_at(&mut read, 512 << 10).unwrap();
+            assert_eq!(read, [7; 512], "the page cache shows it");
+            let open = OpenLeg::open(Path::new(&device)).unwrap();
+            open.meta.read_exact_at(&mut read, 512 << 10).unwrap();
+            assert_eq!(read, [0; 512]);
+            drop((open, writer));
+            run("losetup", &["-d", &device]);
+        } else {
+            println!("skipped: needs root, tmpfs and loop devices");
+        }
+        run("umount", &["-l", at]);
     }
 
     #[test]

@@ -144,6 +144,18 @@ impl LegFile {
         Ok(again)
     }
 
+    /// Has the system write what it cached of the leg and forget it, so that what is read next comes from the disk. After a
+    /// failed flush the page cache shows what the disk never got, to whoever opens the leg later, too. For whoever has
+    /// the leg to himself; a file system above another one may have cached it below.
+    ///
+    /// # Errors
+    /// As `fdatasync(2)`: what could not be written is forgotten all the same.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        let synced = self.file.sync_data();
+        fadvise(&self.file, 0, None, Advice::DontNeed)?;
+        synced
+    }
+
     /// Has the system forget what it read of the leg for others: as long as it has pages of it in memory each
     /// direct write looks for those that it makes old.
     pub(crate) fn drop_cached(&self) {

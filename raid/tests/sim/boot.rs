@@ -14,6 +14,7 @@ use crate::beside::Beside;
 use crate::blocks::{self, PAGE_SECTORS};
 use crate::coverage::Saw;
 use crate::daemon::{BUFFERS, Daemon, MetaKind, Phase, SLOTS};
+use crate::faults::Kind;
 use crate::sim::{Recovery, Sim, trace};
 
 /// The log is on the legs; legs that were in use have to be there.
@@ -22,7 +23,7 @@ pub(crate) const PLAIN: AssembleOptions =
 
 impl Sim {
     /// The daemon is killed, or the power fails.
-    pub(crate) fn crash(&mut self, mut how: Recovery) {
+    pub(crate) fn crash(&mut self, how: Recovery) {
         let mut daemon = self.daemon.take().expect("the daemon lives");
         let in_start = matches!(daemon.phase, Phase::Filling | Phase::Recording);
         self.saw.saw_if(Saw::CrashInStart, in_start);
@@ -48,18 +49,18 @@ impl Sim {
         self.drop_late(late);
         self.crash_place();
         self.daemon = None;
-        if self.disks.iter().any(|disk| disk.has_lost()) {
-            // A flush failed, and of that leg the cache shows what its disk has not. A start may not
-            // believe it: it has to drop the cache of every leg, which is what a power cut does.
-            how = Recovery::Power;
-        }
+        // A flush failed: what it lost may be gone as after a power cut, and a start sees to it that it is.
+        let loses = self.disks.iter().any(|disk| disk.has_lost());
+        self.saw.saw_if(Saw::KillAfterFailedFlush, loses && how == Recovery::Process);
         self.saw.crashes += 1;
         trace!(self, "=== crash: {how:?}");
         let now = self.moment();
         if how == Recovery::Power {
             self.saw.saw(Saw::PowerCut);
-            self.history.power_cut(now);
-            self.recovery = Recovery::Power;
+            self.loses_what_was_not_flushed(now);
+        } else if loses {
+            self.saw.saw(Saw::Kill);
+            self.loses_what_was_not_flushed(now);
         } else {
             self.saw.saw(Saw::Kill);
             let failing = !self.unrecorded.minus(states.in_use()).is_empty();
@@ -74,6 +75,26 @@ impl Sim {
             }
             self.look_at_marks(leg);
         }
+        // Here, and not in each of the starts that the survey tries.
+        self.all_legs().iter().for_each(|leg| self.drop_cache(leg));
+    }
+
+    fn loses_what_was_not_flushed(&mut self, now: u64) {
+        self.history.power_cut(now);
+        self.recovery = Recovery::Power;
+    }
+
+    /// A start opens the leg: before anything is read it is synced, and the system forgets what it cached of the leg. What an
+    /// earlier flush could not write would else be read as if it were there.
+    fn drop_cache(&mut self, leg: Leg) {
+        let synced = self.faults.strike(&mut self.rng, &self.config, leg, Kind::Flush).is_ok();
+        if self.disks[leg.index()].drop_cache(synced) {
+            trace!(self, "{leg:?}: what was cached is dropped");
+            self.saw.saw(Saw::DroppedCache);
+            let now = self.moment();
+            self.loses_what_was_not_flushed(now);
+        }
+        self.look_at_marks(leg);
     }
 
     /// Some legs are pulled, others given back; some log is damaged.

@@ -23,7 +23,8 @@ const NEVER: u64 = u64::MAX;
 struct Entry {
     sector: u32,
     ticket: u32,
-    lost: bool,
+    /// A flush failed since, in this cache.
+    lost: Option<Cache>,
     value: u64,
 }
 
@@ -132,7 +133,7 @@ impl Disk {
     pub(crate) fn land(&mut self, ticket: u32, sector: usize, value: u64) {
         self.cached[sector] = value;
         self.bad[sector] = false;
-        self.journal.push(Entry { sector: sector as u32, ticket, lost: false, value });
+        self.journal.push(Entry { sector: sector as u32, ticket, lost: None, value });
     }
 
     /// All of a write landed, or all of it that ever will.
@@ -148,7 +149,7 @@ impl Disk {
 
     /// A flush that was submitted at `submitted` worked.
     pub(crate) fn flush_done(&mut self, submitted: u64) {
-        self.persist(|entry, done| !entry.lost && done < submitted);
+        self.persist(|entry, done| entry.lost.is_none() && done < submitted);
     }
 
     /// Makes the newest chosen value of each sector stable and forgets all older ones.
@@ -181,7 +182,7 @@ impl Disk {
             self.told[file] = self.failed_flushes;
         }
         for entry in &mut self.journal {
-            entry.lost = true;
+            entry.lost.get_or_insert(cache);
         }
     }
 
@@ -197,7 +198,7 @@ impl Disk {
 
     /// Whether a failed flush left sectors that read well and are not stable.
     pub(crate) fn has_lost(&self) -> bool {
-        self.journal.iter().any(|entry| entry.lost)
+        self.journal.iter().any(|entry| entry.lost.is_some())
     }
 
     /// Values of `sector` that a power cut could leave, other than the stable one.
@@ -217,10 +218,35 @@ impl Disk {
         self.journal.iter().find(late).map(|entry| entry.sector as usize)
     }
 
-    /// The process died; the cache stays. Nothing that was in flight lands any more.
+    /// The process died; the page cache stays, also what can be read there and is never written. Nothing that
+    /// was in flight lands any more. What a device could not flush it has forgotten by now.
     pub(crate) fn kill(&mut self, now: u64) {
         for done in &mut self.done {
             *done = (*done).min(now);
+        }
+        self.forget(|entry| entry.lost == Some(Cache::Device));
+    }
+
+    /// A start syncs a leg before it reads anything there, which works or not, and has the system forget what it
+    /// cached of the leg. Whether something was lost.
+    pub(crate) fn drop_cache(&mut self, synced: bool) -> bool {
+        if synced {
+            self.persist(|entry, _| entry.lost.is_none());
+        }
+        let loses = !self.journal.is_empty();
+        self.forget(|_| true);
+        loses
+    }
+
+    /// These values are nowhere any more: what was there before them can be read.
+    fn forget(&mut self, gone: impl Fn(&Entry) -> bool) {
+        let sectors: Vec<usize> =
+            self.journal.iter().filter(|e| gone(e)).map(|e| e.sector as usize).collect();
+        self.journal.retain(|entry| !gone(entry));
+        for sector in sectors {
+            let left = self.unflushed(sector).last();
+            self.cached[sector] = left.unwrap_or(self.stable[sector]);
+            self.bad[sector] = left.is_none() && self.stable_bad[sector];
         }
     }
 
@@ -230,7 +256,7 @@ impl Disk {
             let entry = self.journal[at];
             let survives = match mode {
                 0 => false,
-                1 => !entry.lost || rng.coin(),
+                1 => entry.lost.is_none() || rng.coin(),
                 _ => rng.coin(),
             };
             if survives {
@@ -295,4 +321,18 @@ fn what_a_failed_flush_lost_no_later_one_writes() {
     disk.complete(again, 21);
     disk.flush_done(30);
     assert!(disk.stable(0) == 9 && !disk.has_lost());
+}
+
+#[test]
+fn a_cache_that_a_flush_failed_to_write_survives_a_kill_and_not_a_start() {
+    let mut disk = Disk::new(2);
+    let write = disk.begin();
+    disk.land(write, 0, 7);
+    disk.complete(write, 10);
+    disk.flush_failed(0, Cache::Pages);
+    disk.land(write, 1, 8);
+    disk.kill(20);
+    assert_eq!((disk.read(0), disk.stable(0)), (7, ZERO));
+    assert!(disk.drop_cache(true));
+    assert_eq!((disk.read(0), disk.read(1), disk.stable(1)), (ZERO, 8, 8));
 }
