@@ -186,7 +186,7 @@ impl Volume {
             replaces: Mutex::new(opened.assembly.replaces),
             split_pause: AtomicU64::new(0),
             remote,
-            fenced: AtomicBool::new(false),
+            fenced: Arc::default(),
             scrub: ScrubBook::new(Arc::clone(&journal)),
             latencies: options.latencies.then(|| (0..queues).map(|_| Arc::<Latencies>::default()).collect()),
         });
@@ -533,6 +533,7 @@ fn start_ring(
         wake: Some(shared.wakes[index].clone()),
         force: options.threads_engine.then_some(EngineKind::Threads),
         leg_timeout: options.leg_timeout,
+        fence: Some(Arc::clone(&shared.fenced)),
     };
     let (tell, ready) = sync_channel(1);
     let (shared, pool, files) = (Arc::clone(shared), Arc::clone(pool), files.clone());

@@ -142,8 +142,15 @@ impl Queue {
         }
         let Some(source) = &mut self.source else { return };
         let before = self.backlog.len();
+        // Counted before the source looks whether its users were cut off: a stop sees that there is something, or the
+        // source sees the stop.
+        let in_flight = &self.shared.in_flight;
+        in_flight.fetch_add(1, Ordering::SeqCst);
         let pulled = source.pull(&mut self.ring, self.batch.min(self.free.len()), &mut self.backlog);
-        self.shared.in_flight.fetch_add((self.backlog.len() - before) as u64, Ordering::SeqCst);
+        match (self.backlog.len() - before) as u64 {
+            0 => in_flight.fetch_sub(1, Ordering::SeqCst),
+            more => in_flight.fetch_add(more - 1, Ordering::SeqCst),
+        };
         self.more = pulled == Pulled::More;
         if pulled == Pulled::Ended {
             self.ring.watch(None);
@@ -167,7 +174,7 @@ impl Queue {
             patch: request.patch.is_some(),
         };
         self.pending[tag as usize] = Some(request);
-        if self.shared.fenced.load(Ordering::Relaxed) {
+        if self.shared.fenced.load(Ordering::SeqCst) {
             return self.complete(tag, Err(FENCED));
         }
         self.machine.handle(Event::Request(event), &mut self.actions);

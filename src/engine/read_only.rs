@@ -72,7 +72,7 @@ impl Volume {
             replaces: Mutex::default(),
             split_pause: AtomicU64::new(0),
             remote: None,
-            fenced: AtomicBool::new(false),
+            fenced: Arc::default(),
             latencies: None,
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })

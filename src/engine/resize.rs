@@ -318,7 +318,11 @@ impl Volume {
 
     fn relocate(&self, place: &Place, all: &[Place]) -> Result<(), ResizeError> {
         let (leg, new) = (place.leg, place.new);
-        let error = match self.on_log_worker(move |durable| durable.relocate(leg, new))? {
+        let moved = match self.check_going_on() {
+            Ok(()) => self.on_log_worker(move |durable| durable.relocate(leg, new))?,
+            Err(error) => Moved::Not(error),
+        };
+        let error = match moved {
             Moved::There => return Ok(()),
             Moved::Not(error) => {
                 // This one and those that come after it.
@@ -393,6 +397,9 @@ impl Volume {
     fn check_going_on(&self) -> io::Result<()> {
         if self.shared.stopping.load(Ordering::SeqCst) {
             return Err(io::Error::other("the volume is being stopped"));
+        }
+        if self.shared.fenced.load(Ordering::SeqCst) {
+            return Err(io::Error::other("another daemon has the log now: this one writes nothing any more"));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mirrord_log::{
@@ -198,6 +199,11 @@ impl Volume {
     /// Wipes the metadata of a leg that is none any more, and forgets where it was.
     fn wipe(&self, leg: Leg) -> Result<(), ChangeError> {
         let LegFacts { path, uuid, .. } = std::mem::take(&mut lock(&self.facts.legs)[leg]);
+        if self.shared.fenced.load(Ordering::SeqCst) {
+            let source =
+                std::io::Error::other("another daemon has the log now: this one writes nothing any more");
+            return Err(ChangeError::Io { path, doing: "wiping its metadata", source });
+        }
         let open = OpenLeg::open_waiting(&path, Patience::SHORT)?;
         let metadata = read(&open.meta, open.backing, open.len, &open.path)?;
         if metadata.superblock.volume != self.facts.uuid || metadata.superblock.leg_uuid() != uuid {

@@ -187,7 +187,7 @@ pub(super) struct Shared {
     /// The server that keeps the log.
     pub(super) remote: Option<Arc<Remote>>,
     /// Another daemon has the log now: nothing is written any more.
-    pub(super) fenced: AtomicBool,
+    pub(super) fenced: Arc<AtomicBool>,
     /// One per queue, if requests are timed.
     pub(super) latencies: Option<Box<[Arc<Latencies>]>>,
 }

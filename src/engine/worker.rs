@@ -333,7 +333,10 @@ impl Worker {
                 self.events.push(WorkerEvent::Recorded { errors });
             }
             Some(WorkerAction::FillLog { leg }) => {
-                let result = self.durable.fill(leg);
+                let result = match self.shared.fenced.load(Ordering::SeqCst) {
+                    true => Err(FENCED),
+                    false => self.durable.fill(leg),
+                };
                 if result.is_err() {
                     self.shared.fill_failed.fetch_or(LegSet::one(leg).bits(), Ordering::SeqCst);
                 }

@@ -42,6 +42,7 @@ mod tests {
             wake: None,
             force: None,
             leg_timeout: None,
+            fence: None,
         };
         let works = probe_io_uring().is_ok_and(|found| found.leg_io);
         assert_eq!(

@@ -96,6 +96,7 @@ fn pull_all(mut source: Box<dyn Source>, mut submit: impl FnMut(Request) + Send 
             wake: None,
             force: None,
             leg_timeout: None,
+            fence: None,
         };
         let mut ring = Ring::new(config, LegMap::from_fn(1, |_| None)).unwrap();
         source.start(&mut ring).unwrap();

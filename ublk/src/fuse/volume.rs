@@ -68,7 +68,7 @@ impl Volume {
     }
 
     fn submit(&self, out: &mut VecDeque<Request>, request: Request) {
-        if self.cut.load(Ordering::Relaxed) {
+        if self.cut.load(Ordering::SeqCst) {
             return request.done.complete(Err(Errno::EIO), None);
         }
         out.push_back(request);

@@ -12,6 +12,7 @@ mod patience;
 mod step;
 mod threads;
 mod uring;
+mod zeroes;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use std::marker::PhantomData;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use mirrord_raid::{Errno, Leg, LegIo, LegMap, LegOp};
@@ -39,6 +41,9 @@ use uring::{Memory, SMALL, Uring};
 
 /// How long a dropped ring waits for IO in flight before it leaks its buffers.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How a change ends that the fence keeps from its leg.
+const FENCED: Errno = Errno::EIO;
 
 /// Between two looks whether what was given up has ended meanwhile.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
@@ -71,6 +76,8 @@ pub struct RingConfig {
     pub force: Option<EngineKind>,
     /// A leg IO that takes longer is given up with `ETIMEDOUT`. `None`: never.
     pub leg_timeout: Option<Duration>,
+    /// Once it is set nothing that changes a leg is sent to one any more; it fails with `EIO`. `None`: never.
+    pub fence: Option<Arc<AtomicBool>>,
 }
 
 impl fmt::Debug for RingConfig {
@@ -118,6 +125,7 @@ pub struct Ring {
     /// Completions to give out at the next `wait`.
     ready: Vec<LegDone>,
     patience: Option<Patience>,
+    fence: Option<Arc<AtomicBool>>,
     /// Slots whose IO was given up and is still under way.
     hung: usize,
     /// Buffers that tags had to let go of for it.
@@ -209,6 +217,7 @@ impl Ring {
             leaving: Vec::new(),
             ready: Vec::new(),
             patience: config.leg_timeout.map(Patience::new),
+            fence: config.fence,
             hung: 0,
             parked: Vec::new(),
             last_parked: 0,
@@ -319,7 +328,7 @@ impl Ring {
                 self.slots.len() as u32 - 1
             }
         };
-        self.issue(index);
+        self.start(index);
     }
 
     /// Has the kernel know a large buffer's beginning, as much as a small one has, from now on. It is to be used
@@ -498,11 +507,13 @@ impl Ring {
         let io = slot.step.io;
         let result = match slot.step.advance(result) {
             Some(result) => result,
-            None if slot.generation == self.legs[io.leg].generation => {
+            None if slot.generation != self.legs[io.leg].generation => Err(Errno(libc::ENODEV)),
+            // Of a leg that is not to be changed any more the rest is left as it is.
+            None if self.is_fenced(io.op) => Err(FENCED),
+            None => {
                 self.issue(index);
                 return None;
             }
-            None => Err(Errno(libc::ENODEV)),
         };
         let result = result.and_then(|()| self.believe(&io));
         let slot = &mut self.slots[index as usize];
@@ -516,7 +527,14 @@ impl Ring {
             self.tags[io.tag as usize].let_go(io.op);
         }
         self.free.push(index);
+        self.start_next(io.leg, io.op, generation);
         Some(LegDone { io: io.io, leg: io.leg, result })
+    }
+
+    /// Whether an IO would change a leg that is not to be changed any more.
+    fn is_fenced(&self, op: LegOp) -> bool {
+        let changes = matches!(op, LegOp::Write { .. } | LegOp::Zero { .. });
+        changes && self.fence.as_ref().is_some_and(|fence| fence.load(SeqCst))
     }
 
     fn issue(&mut self, index: u32) {

@@ -6,12 +6,13 @@
 //! io_uring has it in its table, which the kernel keeps until the last IO has ended, and threads that are in a call keep
 //! every descriptor of the process. A file that was replaced is held until its last IO here has ended.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use mirrord_raid::Leg;
+use mirrord_raid::{Errno, Leg};
 
 use super::{Engine, Fate, Ring};
 use crate::leg_file::LegFile;
@@ -54,6 +55,9 @@ pub(super) struct LegSlot {
     pub(super) own: Option<Arc<OwnLeg>>,
     /// Counts replacements, so that an IO is not continued on another file.
     pub(super) generation: u32,
+    /// Zeroes under way, and slots of those that wait for their turn.
+    pub(super) zeroes: u32,
+    pub(super) waiting: VecDeque<u32>,
     /// Where the io_uring holds the file with the lock.
     held: Option<u32>,
 }
@@ -80,8 +84,9 @@ impl Ring {
             uring.set_leg(leg, own.as_ref().map_or(-1, |own| own.raw_fd()))?;
         }
         let generation = self.legs[leg].generation;
-        let new = LegSlot { own, generation: generation.wrapping_add(1), held };
-        let LegSlot { own, held, .. } = std::mem::replace(&mut self.legs[leg], new);
+        let new = LegSlot { own, generation: generation.wrapping_add(1), held, ..LegSlot::default() };
+        let LegSlot { own, held, waiting, .. } = std::mem::replace(&mut self.legs[leg], new);
+        waiting.into_iter().for_each(|index| self.refuse_waiting(index, Errno(libc::ENODEV)));
         let is_under_way = |slot: &&super::Slot| {
             let busy = !matches!(slot.fate, Fate::Free);
             busy && slot.step.io.leg == leg && slot.generation == generation

@@ -17,7 +17,7 @@ use std::time::Duration;
 use mirrord_raid::{Errno, LegIo, LegOp};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{LegDone, Ring, Slot};
+use super::{FENCED, LegDone, Ring, Slot};
 use crate::buffer::Buffer;
 use crate::leg_file::LegFile;
 
@@ -40,6 +40,13 @@ impl Patience {
 
     /// The present tick.
     pub(super) fn now(&self) -> u32 {
+        self.now
+    }
+
+    /// Lets so many ticks go by; the present one.
+    #[cfg(test)]
+    pub(super) fn age(&mut self, ticks: u32) -> u32 {
+        self.now += ticks;
         self.now
     }
 
@@ -74,6 +81,8 @@ fn clock() -> Duration {
 pub(super) enum Fate {
     /// There is nothing under way in it.
     Free,
+    /// It waits in the ring for its turn.
+    Waiting,
     /// It is told.
     Told,
     /// It was given up: swallowed. The leg, which then may be given something again.
@@ -103,6 +112,9 @@ impl Ring {
 
     /// Why an IO is refused, if it is: its leg hangs, or forgot what it should have flushed.
     pub(super) fn refusal(&self, io: &LegIo) -> Option<Errno> {
+        if self.is_fenced(io.op) {
+            return Some(FENCED);
+        }
         let own = self.legs[io.leg].own.as_ref().filter(|_| self.patience.is_some())?;
         let file = own.leg_file();
         if file.hangs(io.op == LegOp::Read) {
@@ -151,6 +163,8 @@ impl Ring {
             self.tags[io.tag as usize].let_go(io.op);
         }
         tracing::warn!(leg = io.leg.index(), op = ?io.op, offset = io.offset, len = io.len, "leg IO is given up");
+        let generation = self.slots[index].generation;
+        self.start_next(io.leg, io.op, generation);
         LegDone { io: io.io, leg: io.leg, result: Err(Errno::GIVEN_UP) }
     }
 

@@ -8,7 +8,7 @@
 //! state      call                 done ->                    not supported ->
 //! Copy       read / write         Copy (rest) | Sync (fua, page cache) | end
 //! Punch      fallocate punch      Sync (fua) | end           ZeroRange
-//! ZeroRange  fallocate zero       Sync (fua) | end           Zeroes
+//! ZeroRange  fallocate zero       ZeroRange (rest) | Sync | end  Zeroes
 //! Zeroes     write zeroes         Zeroes (rest) | Sync | end
 //! Sync       fdatasync            end
 //! ```
@@ -16,6 +16,9 @@
 use mirrord_raid::{Errno, LegIo, LegOp};
 
 use crate::buffer::ZEROES;
+
+/// Bytes of a zero range in one call: a device that has no better way writes them, and a call is to end soon.
+const ZERO_RANGE: u64 = 8 << 20;
 
 /// A system call to make on a leg. Offsets and lengths in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +45,7 @@ enum State {
 pub(super) struct Step {
     pub(super) io: LegIo,
     state: State,
-    /// Bytes of `Copy` or `Zeroes` behind us.
+    /// Bytes of `Copy`, `ZeroRange` or `Zeroes` behind us.
     done: u64,
     /// A durable write is one call: the page cache is not used, so what the call says is said of this write.
     direct: bool,
@@ -74,7 +77,7 @@ impl Step {
                 }
             }
             State::Punch => Call::Punch { offset, len: rest },
-            State::ZeroRange => Call::ZeroRange { offset, len: rest },
+            State::ZeroRange => Call::ZeroRange { offset, len: rest.min(ZERO_RANGE) },
             State::Zeroes => Call::WriteZeroes { offset, len: rest.min(ZEROES as u64) as u32 },
             State::Sync => Call::Sync,
         }
@@ -97,7 +100,11 @@ impl Step {
                 }
                 self.written()
             }
-            State::Punch | State::ZeroRange => self.written(),
+            State::ZeroRange => {
+                self.done += (self.io.len - self.done).min(ZERO_RANGE);
+                if self.done < self.io.len { None } else { self.written() }
+            }
+            State::Punch => self.written(),
             State::Sync => Some(Ok(())),
         }
     }

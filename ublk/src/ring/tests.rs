@@ -46,6 +46,7 @@ pub(super) fn bed(kind: EngineKind, sizes: &[Option<u64>]) -> Option<Bed> {
         wake: None,
         force: Some(kind),
         leg_timeout: None,
+        fence: None,
     };
     match Ring::new(config, legs) {
         Ok(ring) => Some(Bed { dir, pool, ring }),
@@ -336,7 +337,7 @@ pub(super) fn run(program: &str, args: &[&str]) -> bool {
 
 /// Much more than a leg of a busy machine takes when it does not hang.
 const LIMIT: Duration = Duration::from_secs(2);
-const TIMED_OUT: Result<(), Errno> = Err(Errno::GIVEN_UP);
+pub(super) const TIMED_OUT: Result<(), Errno> = Err(Errno::GIVEN_UP);
 pub(super) const WRITE: LegOp = LegOp::Write { fua: false };
 
 /// A ring with a time-out; leg 0 is an ordinary file, leg 1 one on a file system that can be frozen.
@@ -350,7 +351,7 @@ pub(super) fn freezing_bed(kind: EngineKind) -> Option<(Bed, Freezer)> {
 }
 
 /// Waits until everything that was given up has ended.
-fn let_late_ones_end(ring: &mut Ring) {
+pub(super) fn let_late_ones_end(ring: &mut Ring) {
     let mut out = Vec::new();
     while ring.hung > 0 {
         ring.wait(&mut out, Some(Duration::from_millis(20))).unwrap();
