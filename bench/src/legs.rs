@@ -175,6 +175,7 @@ impl VolumeSpec {
             size: self.size,
             region_size,
             log: self.log.clone(),
+            log_identity: None,
             event_count: 1,
             lineage: Lineage::new(1, self.legs.len()),
             clean: true,

@@ -7,8 +7,8 @@
 //! the blocks whose bits changed (the kernel always writes all of it). There is no checksum: what the kernel trusts is
 //! trusted.
 //!
-//! A log that a server keeps for a volume elsewhere also says whose it is, in sector 1, of which the kernel knows
-//! nothing and which it keeps ([`DiskLog::owner`]).
+//! Sector 1, of which the kernel knows nothing and which it keeps, says whose the log is: of which volume and session
+//! ([`LogLabel`]), and, if a server keeps it for a volume elsewhere, of which life of that ([`DiskLog::owner`]).
 //!
 //! Stricter than the kernel where that costs only a resync: a log that cannot be read is dirty even
 //! for `nosync`; `sync` and `nosync` count for the first resume only; and an unknown version, which
@@ -22,6 +22,7 @@ use bitvec::prelude::{BitVec, Lsb0};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::label::{LABEL, LABEL_LEN, LogLabel};
 use crate::log::{DirtyLog, LogKind, ResumeNote, SyncMode};
 use crate::maps::RegionMaps;
 use crate::page::{Flush, PageWrite};
@@ -62,7 +63,7 @@ struct RawOwner {
 }
 
 const _: () = assert!(size_of::<RawOwner>() == 16);
-const _: () = assert!(OWNER + size_of::<RawOwner>() <= BITS);
+const _: () = assert!(OWNER + size_of::<RawOwner>() <= LABEL);
 
 /// Whose a log is that a server keeps: the last life of its volume that used it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,6 +153,16 @@ impl DiskLog {
             let (luid, released) = (owner.luid.into(), u32::from(owner.released).into());
             let raw = RawOwner { magic: OWNER_MAGIC, released, luid };
             self.image[OWNER..OWNER + size_of::<RawOwner>()].copy_from_slice(raw.as_bytes());
+            self.head_touched = true;
+        }
+    }
+
+    /// Says with the next flush which volume's it is, and of which session. Before it is resumed this is lost.
+    pub fn set_label(&mut self, label: &LogLabel) {
+        let bytes = label.encode();
+        let there = &mut self.image[LABEL..LABEL + LABEL_LEN];
+        if *there != bytes {
+            there.copy_from_slice(&bytes);
             self.head_touched = true;
         }
     }
@@ -301,6 +312,12 @@ impl DirtyLog for DiskLog {
     fn flush_failed(&mut self) {
         self.head_touched = true;
         self.maps.touch_all();
+    }
+
+    fn recorded(&mut self, session: u64) {
+        if let Ok(Some(label)) = LogLabel::read(&self.image) {
+            self.set_label(&LogLabel { session, next: None, ..label });
+        }
     }
 
     fn resize(&mut self, regions: u32) {

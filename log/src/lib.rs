@@ -21,6 +21,7 @@ mod errno;
 mod footer;
 mod internal;
 mod io;
+mod label;
 mod layout;
 mod leg;
 mod log;
@@ -38,6 +39,7 @@ pub use disk::{DISK_MAGIC, DISK_VERSION, DiskLog, LogOwner};
 pub use footer::{FOOTER_VERSION, Footer, FooterError};
 pub use internal::{InternalLog, LogSector, SECTOR_REGIONS, SectorError, decode_sector};
 pub use io::{MetaIo, Target};
+pub use label::{LabelError, LogIdentity, LogLabel, MAX_DEVICE_NAME};
 pub use layout::{Layout, LayoutError, PAGE, PAGE_REGIONS, log_pages};
 pub use leg::{
     Backing, FormatLegError, LegMetadata, ReadLegError, convert_leg, format_leg, measure, read_leg,

@@ -155,6 +155,9 @@ pub trait DirtyLog: Send {
     /// again.
     fn flush_failed(&mut self);
 
+    /// The superblocks are of this session now: a log in a place of its own says so with the next flush.
+    fn recorded(&mut self, _session: u64) {}
+
     /// Makes it a log of so many regions: new ones are clean. The next flush has all of it. Regions that are cut off
     /// have to be clean.
     fn resize(&mut self, regions: u32);

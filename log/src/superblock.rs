@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use mirrord_raid::{Geometry, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST, Replaces};
 use uuid::Uuid;
 
+use crate::label::{LogIdentity, MAX_DEVICE_NAME};
 use crate::log::LogKind;
 
 pub use raw::{KNOWN_FLAGS, SUPERBLOCK_VERSION};
@@ -85,6 +86,8 @@ pub struct Superblock {
     pub region_size: u64,
     /// Where the log is; path or address at most [`MAX_PLACE`] bytes.
     pub log: LogPlace,
+    /// The file or device that a disk log is in, if that was recorded.
+    pub log_identity: Option<LogIdentity>,
     /// Grows with each change of leg states; the newest wins at assembly.
     pub event_count: u64,
     /// Where this record comes from: at most [`MAX_PAST`] sessions before.
@@ -194,6 +197,10 @@ impl Superblock {
             LogPlace::Disk(path) => path.as_os_str().len(),
             LogPlace::Remote(address) => address.len(),
         };
+        let device_name = match &self.log_identity {
+            Some(LogIdentity::Device { name }) => name.len(),
+            _ => 0,
+        };
         for (field, is_good) in [
             ("name", (1..=MAX_NAME).contains(&self.name.len()) && !self.name.contains('\0')),
             ("number of legs", (1..=MAX_LEGS).contains(&self.legs.len())),
@@ -201,6 +208,7 @@ impl Superblock {
             ("leg", self.legs.get(self.leg.index()).is_some_and(|leg| leg.state != LegState::Vacant)),
             ("size or region size", self.geometry().is_some()),
             ("log place", (1..=MAX_PLACE).contains(&place)),
+            ("log identity", device_name <= MAX_DEVICE_NAME),
             ("lineage", self.lineage.past.len() <= MAX_PAST),
         ] {
             if !is_good {

@@ -2,8 +2,8 @@
 //! both durable logs against a naive model.
 
 use mirrord_log::{
-    DirtyLog, DiskLog, Flush, Footer, InternalLog, Layout, LegEntry, LogPlace, PAGE_REGIONS, SECTOR_REGIONS,
-    Superblock, SyncMode, decode_sector, pick,
+    DirtyLog, DiskLog, Flush, Footer, InternalLog, Layout, LegEntry, LogIdentity, LogLabel, LogPlace, PAGE_REGIONS,
+    SECTOR_REGIONS, Superblock, SyncMode, decode_sector, pick,
 };
 use mirrord_raid::{FailReason, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Region};
 use proptest::collection::{btree_set, vec};
@@ -33,6 +33,14 @@ fn places() -> impl Strategy<Value = LogPlace> {
     ]
 }
 
+fn identities() -> impl Strategy<Value = Option<LogIdentity>> {
+    prop_oneof![
+        Just(None),
+        any::<(u64, u64)>().prop_map(|(inode, born)| Some(LogIdentity::File { inode, born })),
+        "[^/]{0,24}".prop_map(|name| Some(LogIdentity::Device { name })),
+    ]
+}
+
 prop_compose! {
     fn lineages(count: usize)(
         session in any::<u64>(),
@@ -59,6 +67,7 @@ prop_compose! {
         leg in any::<prop::sample::Index>(),
         sectors in 1u64..1 << 40,
         log in places(),
+        log_identity in identities(),
     ) -> Superblock {
         let (volume, event_count, created, updated, clean, log_failed) = ids;
         let size = sectors * 512;
@@ -70,6 +79,7 @@ prop_compose! {
             size,
             region_size: mirrord_raid::Geometry::default_region_size(size),
             log,
+            log_identity,
             event_count,
             lineage,
             clean,
@@ -116,6 +126,7 @@ fn any_bit_flip_is_detected() {
         size: 1 << 20,
         region_size: 4096,
         log: LogPlace::Disk("/log".into()),
+        log_identity: Some(LogIdentity::File { inode: 1, born: 2 }),
         event_count: 3,
         lineage: Lineage::default(),
         clean: false,
@@ -213,12 +224,13 @@ proptest! {
         prop_assert_eq!(log.dirty_count(), u64::from(regions));
         let mut log = DiskLog::new(4096, regions, 512, SyncMode::Default);
         let _ = log.resume(&[Some(&bytes)]);
+        let _ = LogLabel::read(&bytes);
     }
 
     #[test]
     fn arbitrary_fields_under_a_right_checksum_never_panic(
         superblock in superblocks(),
-        damage in vec((0usize..1400, any::<u8>()), 1..8),
+        damage in vec((0usize..2600, any::<u8>()), 1..8),
     ) {
         let layout = Layout::for_file(1 << 20, 256).unwrap();
         let footer = Footer { volume: VOLUME, leg: VOLUME, size: 1 << 20, layout };

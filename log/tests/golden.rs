@@ -45,6 +45,7 @@ fn superblock() -> Superblock {
         size: SIZE,
         region_size: REGION_SIZE,
         log: LogPlace::Internal,
+        log_identity: None,
         event_count: 42,
         lineage: Lineage::default(),
         clean: false,

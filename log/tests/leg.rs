@@ -22,6 +22,7 @@ fn superblock() -> Superblock {
         size: SIZE,
         region_size: 4096,
         log: LogPlace::Internal,
+        log_identity: None,
         event_count: 1,
         lineage: Lineage::default(),
         clean: true,

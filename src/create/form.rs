@@ -95,6 +95,7 @@ pub(super) fn form(
         size: plan.geometry.size(),
         region_size: plan.geometry.region_size(),
         log: log.place.clone(),
+        log_identity: None,
         event_count: 1,
         lineage: Lineage::new(Uuid::new_v4().as_u64_pair().0, legs.len()),
         clean: dirty.is_empty(),

@@ -286,6 +286,7 @@ fn alone(name: &str, metadata: &LegMetadata) -> Superblock {
         region_size: own.region_size,
         // A log of its own was the other volume's.
         log: LogPlace::Internal,
+        log_identity: None,
         event_count: 1,
         lineage: Lineage::new(Uuid::new_v4().as_u64_pair().0, 1),
         clean: true,

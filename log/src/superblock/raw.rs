@@ -11,6 +11,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::{LegEntry, LogPlace, MAX_NAME, MAX_PLACE, SlotError, Superblock};
+use crate::label::RawLogIdentity;
 use crate::layout::PAGE;
 
 /// The format version written and read.
@@ -85,7 +86,7 @@ pub(super) struct RawSlot {
     legs: [RawLeg; MAX_LEGS],
     lineage: RawLineage,
     progress: [u8; 128],
-    log_identity: [u8; 128],
+    log_identity: RawLogIdentity,
     leg_file: [u8; 128],
     recent: [u8; 1152],
     reserved: [u8; 320],
@@ -176,6 +177,7 @@ impl Superblock {
             *slot = RawLeg { uuid: *entry.uuid.as_bytes(), state, reason, replaces, reserved: [0; 5] };
         }
         raw.lineage = raw_lineage(&self.lineage);
+        raw.log_identity = RawLogIdentity::of(self.log_identity.as_ref());
         raw.checksum();
         raw.as_bytes().to_vec()
     }
@@ -234,6 +236,7 @@ impl Superblock {
                 }
                 _ => return Err(bad("log kind")),
             },
+            log_identity: raw.log_identity.read()?,
             event_count: raw.event_count.get(),
             lineage: lineage(&raw.lineage, LegSet::first(count)).ok_or(bad("lineage"))?,
             clean: raw.flags & FLAG_CLEAN != 0,

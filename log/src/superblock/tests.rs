@@ -16,6 +16,7 @@ fn superblock() -> Superblock {
         size: 1 << 20,
         region_size: 4096,
         log: LogPlace::Disk("/var/lib/home.log".into()),
+        log_identity: None,
         event_count: 5,
         lineage: Lineage {
             session: 7,

@@ -32,6 +32,7 @@ impl Sim {
             size: self.config.size(),
             region_size: self.config.region_size(),
             log: if self.place.is_none() { LogPlace::Internal } else { LogPlace::Remote("sim".to_owned()) },
+            log_identity: None,
             event_count: 1,
             lineage: Lineage::new(1, self.config.legs),
             clean: true,
