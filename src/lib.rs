@@ -13,6 +13,7 @@ mod extents;
 pub mod failure;
 pub mod inspect;
 pub mod leg;
+pub mod limits;
 pub mod log_server;
 pub mod logging;
 pub mod map;

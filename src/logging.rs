@@ -85,7 +85,10 @@ pub fn begin(to: &LogTo, level: Level) -> io::Result<()> {
         if everything <= LevelFilter::INFO { LevelFilter::WARN.min(everything) } else { everything };
     let levels = Targets::new().with_default(everything).with_target("libublk", libublk);
     let registry = tracing_subscriber::registry().with(levels);
-    let plain = || tracing_subscriber::fmt::layer().with_ansi(false);
+    let plain = || {
+        // That a message cannot be written, for a full disk perhaps, is said on standard error, or else a panic.
+        tracing_subscriber::fmt::layer().with_ansi(false).log_internal_errors(false)
+    };
     let begun = match to {
         LogTo::Stderr => registry.with(plain().with_writer(io::stderr)).try_init(),
         LogTo::Journald => registry.with(tracing_journald::layer()?).try_init(),

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::failure::describe;
 use crate::leg::{FileId, Holder, LegError, OpenLeg, Patience, open_to_read, same_twice};
+use crate::limits::{FileTooLong, check_file_size};
 
 /// What the user allows.
 #[derive(Clone, Debug, Default)]
@@ -92,6 +93,9 @@ pub enum StartError {
         /// Size of the largest volume that it has room for, in bytes.
         room: u64,
     },
+    /// A leg is longer than this process may make files.
+    #[error(transparent)]
+    TooLong(#[from] FileTooLong),
     /// The superblock's sizes make no sense.
     #[error("leg {}: {source}", path.display())]
     Geometry {
@@ -257,6 +261,7 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         .map_err(|source| StartError::Geometry { path: members[0].leg.path.clone(), source })?;
     for &at in assembly.at.iter().filter_map(|(_, at)| at.as_ref()) {
         let Member { leg, metadata } = &members[at];
+        check_file_size("leg", &leg.path, leg.backing, metadata.layout.end)?;
         let room = metadata.room_for(&geometry);
         if room < geometry.size() {
             return Err(StartError::NoRoom { path: leg.path.clone(), size: geometry.size(), room });

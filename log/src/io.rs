@@ -269,7 +269,11 @@ fn threads_run_all(
                 let _ = tell.send((index, result));
             })
         };
-        results.push(target.file.try_clone().and_then(run).err().map(Err));
+        // Without a descriptor or a thread to be had it is done here: that is no fault of the file.
+        let spawned = target.file.try_clone().and_then(run);
+        results.push(
+            spawned.err().map(|_| blocking_run(target.file, target.base, &jobs[index].1, &flights[index])),
+        );
     }
     let mut ticks = 0;
     while results.iter().any(Option::is_none) {
@@ -305,9 +309,19 @@ async fn ring_run_all(
         let fd = target.file.as_raw_fd();
         (!hang.contains(&fd)).then(|| {
             let flight = Arc::new(Flight::default());
-            let file = target.file.try_clone().map(tokio_uring::fs::File::from_std);
-            let run = ring_run(file, target.base, Arc::clone(runs), Arc::clone(&flight));
-            (tokio_uring::spawn(run), flight)
+            let task = match target.file.try_clone() {
+                Ok(file) => {
+                    let file = tokio_uring::fs::File::from_std(file);
+                    tokio_uring::spawn(ring_run(file, target.base, Arc::clone(runs), Arc::clone(&flight)))
+                }
+                // Without a descriptor to be had it is done here: that is no fault of the file.
+                Err(_) => {
+                    let result = blocking_run(target.file, target.base, runs, &flight);
+                    drop(Ends(Arc::clone(&flight)));
+                    tokio_uring::spawn(async { result })
+                }
+            };
+            (task, flight)
         })
     };
     let started: Vec<_> = jobs.iter().map(start).collect();
@@ -352,13 +366,13 @@ async fn wait_for(
 }
 
 async fn ring_run(
-    file: io::Result<tokio_uring::fs::File>,
+    file: tokio_uring::fs::File,
     base: u64,
     runs: Arc<Vec<PageWrite>>,
     flight: Arc<Flight>,
 ) -> io::Result<()> {
     let _ends = Ends(Arc::clone(&flight));
-    let file = std::rc::Rc::new(file?);
+    let file = std::rc::Rc::new(file);
     let write = |index| {
         let (file, runs) = (std::rc::Rc::clone(&file), Arc::clone(&runs));
         tokio_uring::spawn(ring_write(file, base, runs, index, Arc::clone(&flight)))

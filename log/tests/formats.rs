@@ -2,8 +2,8 @@
 //! both durable logs against a naive model.
 
 use mirrord_log::{
-    DirtyLog, DiskLog, Flush, Footer, InternalLog, Layout, LegEntry, LogIdentity, LogLabel, LogPlace, PAGE_REGIONS,
-    SECTOR_REGIONS, Superblock, SyncMode, decode_sector, pick,
+    DirtyLog, DiskLog, Flush, Footer, InternalLog, Layout, LegEntry, LogIdentity, LogLabel, LogPlace,
+    PAGE_REGIONS, SECTOR_REGIONS, Superblock, SyncMode, decode_sector, pick,
 };
 use mirrord_raid::{FailReason, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Region};
 use proptest::collection::{btree_set, vec};

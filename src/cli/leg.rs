@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::output::{Usage, fail, note, print, print_json};
+use super::output::{Usage, fail, note, print, print_json, say_done};
 use super::status::client_failed;
 use super::{Context, serve_split};
 use crate::control::{Client, Request, Response};
@@ -242,8 +242,8 @@ fn ask_about<'a>(
         note(&text);
     }
     if context.json {
-        return print_json(&Done { name, leg: index, path: &path, pause_us });
+        return say_done(print_json(&Done { name, leg: index, path: &path, pause_us }));
     }
     let pause = pause_us.map_or(String::new(), |us| format!("; writes waited {:.1} ms", us as f64 / 1000.0));
-    print(&format!("{name} leg {index} {} {}{pause}", path.display(), done(index)))
+    say_done(print(&format!("{name} leg {index} {} {}{pause}", path.display(), done(index))))
 }

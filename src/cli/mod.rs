@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 used wrongly. What was asked for goes to standard output, as JSON
 //! with `--json`; notes and errors go to standard error, an error as one line that names the thing,
-//! the cause and the way out.
+//! the cause and the way out. What was done is done whether or not it can be printed: see [`output::say_done`].
 
 mod completions;
 mod create;
@@ -34,6 +34,7 @@ use std::process::ExitCode;
 
 use clap::{Command, CommandFactory, Parser, Subcommand};
 
+use crate::limits::{aside, survive_long_files};
 use crate::paths::Dirs;
 use output::{Told, Usage};
 
@@ -95,6 +96,7 @@ fn command() -> Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    survive_long_files();
     let cli = Cli::parse();
     let context = Context { dirs: Dirs::from_env(), json: cli.json };
     let result = match cli.verb {
@@ -130,7 +132,7 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if !error.is::<Told>() {
-        eprintln!("mirrord: {error:#}");
+        aside(&format!("{error:#}"));
     }
     if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }

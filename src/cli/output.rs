@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::failure::describe;
+use crate::limits::aside;
 
 /// An error in how the program was called: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,18 @@ pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Says something aside.
 pub(super) fn note(text: &str) {
-    eprintln!("mirrord: note: {text}");
+    aside(&format!("note: {text}"));
+}
+
+/// For what was done before it was printed: that it cannot be printed does not undo it, so it is a note and no failure.
+pub(super) fn say_done(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    let Err(error) = printed else { return Ok(()) };
+    let Some(error) = error.downcast_ref::<io::Error>() else { return Err(error) };
+    // Whoever reads our output may have seen enough.
+    if error.kind() != io::ErrorKind::BrokenPipe {
+        note(&format!("it is done, but standard output cannot be written: {}", describe(error)));
+    }
+    Ok(())
 }
 
 /// What could not be done, and why.

@@ -4,7 +4,7 @@ use anyhow::bail;
 use serde::Serialize;
 
 use super::Context;
-use super::output::{fail, print, print_json};
+use super::output::{fail, print, print_json, say_done};
 use super::status::not_running;
 use crate::control::{Client, ClientError, Request};
 use crate::registry::Registry;
@@ -47,9 +47,9 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         Err(error) => return Err(fail(&doing, &error)),
     };
     if context.json {
-        return print_json(&Done { name: &args.name, size_bytes: args.size, was_bytes: was });
+        return say_done(print_json(&Done { name: &args.name, size_bytes: args.size, was_bytes: was }));
     }
-    print(&format!("{}  {}  was {}", args.name, format_size(args.size), format_size(was)))
+    say_done(print(&format!("{}  {}  was {}", args.name, format_size(args.size), format_size(was))))
 }
 
 /// Gives the size that it had.

@@ -1,7 +1,7 @@
 //! `mirrord resync`.
 
 use super::Context;
-use super::output::{print, print_json};
+use super::output::{print, print_json, say_done};
 use super::status::{client_failed, progress};
 use crate::control::{Client, Request};
 use crate::units::parse_size;
@@ -32,8 +32,8 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     }
     let status = client.status().map_err(failed)?;
     if context.json {
-        return print_json(&status.resync);
+        return say_done(print_json(&status.resync));
     }
     let idle = || if status.resync.paused { "idle, paused" } else { "idle" }.to_owned();
-    print(&format!("{} resync {}", args.name, progress(&status).unwrap_or_else(idle)))
+    say_done(print(&format!("{} resync {}", args.name, progress(&status).unwrap_or_else(idle))))
 }

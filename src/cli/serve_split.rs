@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Context;
-use super::output::{Usage, fail, note, print, print_json};
+use super::output::{Usage, fail, note, print, print_json, say_done};
 use crate::daemon::{ServeSpec, spawn};
 use crate::failure::describe;
 use crate::logging::Level;
@@ -85,15 +85,22 @@ impl Args {
         let device = &ready.status.device;
         if context.json {
             let served_as = &name;
-            return print_json(&Done { name: &status.name, leg, path, pause_us, served_as, device });
+            return say_done(print_json(&Done {
+                name: &status.name,
+                leg,
+                path,
+                pause_us,
+                served_as,
+                device,
+            }));
         }
         let pause =
             pause_us.map_or(String::new(), |us| format!("; writes waited {:.1} ms", us as f64 / 1000.0));
-        print(&format!(
+        say_done(print(&format!(
             "{name}  {}  {}  read-only  leg {leg} {}{pause}",
             device.display(),
             format_size(ready.status.size_bytes),
             path.display()
-        ))
+        )))
     }
 }

@@ -8,7 +8,7 @@ use mirrord_ublk::{plain_spawn, ublk};
 use uuid::Uuid;
 
 use super::Context;
-use super::output::{Usage, note, print, print_json};
+use super::output::{Usage, note, print, print_json, say_done};
 use crate::daemon::{ServeSpec, Served, spawn};
 use crate::engine::{LogFallback, SparePolicy};
 use crate::events::check_hook;
@@ -204,12 +204,12 @@ impl Args {
         if self.foreground {
             let served = Served::begin(&context.dirs, &spec, true)
                 .map_err(|error| super::output::fail(doing, &error))?;
-            say(context, &served.status(), served.notices())?;
+            say_done(say(context, &served.status(), served.notices()))?;
             served.wait();
             return Ok(());
         }
         let ready = spawn(&spec, &choice.name).map_err(|error| super::output::fail(doing, &error))?;
-        say(context, &ready.status, &ready.notices)
+        say_done(say(context, &ready.status, &ready.notices))
     }
 }
 

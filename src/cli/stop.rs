@@ -8,7 +8,7 @@ use mirrord_ublk::ublk::{self, UblkError};
 use serde_json::json;
 
 use super::Context;
-use super::output::{fail, note, print, print_json};
+use super::output::{fail, note, print, print_json, say_done};
 use super::status::client_failed;
 use crate::control::{Client, ClientError, Request, Response};
 use crate::leg::{OpenLeg, Patience};
@@ -60,7 +60,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
 
 fn stopped(context: &Context, name: &str, left_behind: &[PathBuf]) -> anyhow::Result<()> {
     if context.json {
-        return print_json(&json!({ "name": name, "stopped": true, "left_behind": left_behind }));
+        return say_done(print_json(&json!({ "name": name, "stopped": true, "left_behind": left_behind })));
     }
     for leg in left_behind {
         note(&format!(
@@ -69,7 +69,7 @@ fn stopped(context: &Context, name: &str, left_behind: &[PathBuf]) -> anyhow::Re
             leg.display()
         ));
     }
-    print(&format!("{name} stopped"))
+    say_done(print(&format!("{name} stopped")))
 }
 
 /// Takes away the device whose daemon died. Whether there was one.

@@ -7,7 +7,7 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Context;
-use super::output::{print, print_json};
+use super::output::{print, print_json, say_done};
 use super::status::{client_failed, progress};
 use crate::control::{Client, ClientError};
 use crate::status::{VolumeState, VolumeStatus};
@@ -68,7 +68,10 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    if context.json { print_json(&status) } else { print(&format!("{} {}", args.name, status.state.name())) }
+    say_done(match context.json {
+        true => print_json(&status),
+        false => print(&format!("{} {}", args.name, status.state.name())),
+    })
 }
 
 /// Whether it is as good as it gets, and whether that is good enough.

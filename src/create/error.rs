@@ -7,6 +7,7 @@ use mirrord_log::{FormatLegError, LayoutError};
 use mirrord_raid::{GeometryError, MAX_LEGS};
 
 use crate::leg::{Holder, LegError};
+use crate::limits::FileTooLong;
 use crate::paths::{BadName, PathsError};
 use crate::registry::RegistryError;
 use crate::remote::RemoteError;
@@ -157,6 +158,9 @@ pub enum CreateError {
         /// Bytes free there.
         free: u64,
     },
+    /// A leg would be longer than this process may make files.
+    #[error(transparent)]
+    TooLong(#[from] FileTooLong),
     /// The log server does not give a log.
     #[error(transparent)]
     Remote(#[from] RemoteError),

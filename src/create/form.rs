@@ -23,6 +23,7 @@ use super::log_place::LogPlan;
 use super::plan::{Origin, Plan};
 use crate::extents;
 use crate::leg::OpenLeg;
+use crate::limits::check_file_size;
 
 /// The volume that came of it.
 #[derive(Debug)]
@@ -171,6 +172,7 @@ pub(super) fn make_room(
     if leg.backing == Backing::Device {
         return Ok(());
     }
+    check_file_size("leg", given, leg.backing, layout.end)?;
     let io_error = |verb| move |source| CreateError::Io { path: given.to_owned(), verb, source };
     if leg.len < layout.end {
         let again = leg.meta.try_clone().map_err(io_error("open it"))?;

@@ -16,13 +16,14 @@ mod plan;
 
 use std::path::{Path, PathBuf};
 
-use mirrord_log::LogPlace;
+use mirrord_log::{Backing, LogPlace};
 use uuid::Uuid;
 
 pub use error::CreateError;
 
 use crate::failure::describe;
 use crate::leg::FileId;
+use crate::limits::check_file_size;
 use crate::paths::{Dirs, NameLock, check_name};
 use crate::registry::{Known, Registry, ServeChoice};
 use candidate::Candidate;
@@ -85,6 +86,10 @@ pub fn create(dirs: &Dirs, options: &CreateOptions) -> Result<Created, CreateErr
     }
     let legs = candidate::look(&options.legs)?;
     let mut plan = plan::plan(&legs, options)?;
+    for (leg, layout) in legs.iter().zip(&plan.layouts) {
+        let backing = leg.there.as_ref().map_or(Backing::File, |there| there.leg.backing);
+        check_file_size("leg", &leg.given, backing, layout.end)?;
+    }
     let log = log_place::look(options, &legs, &plan)?;
     plan.notices.extend(log.notice());
     let (name, lock) = take_name(dirs, options.name.as_deref())?;

@@ -1,7 +1,7 @@
 //! The process that serves a volume: everything around [`Volume`] that makes it a daemon.
 //!
 //! Takes the volume's name, opens its legs (so the locks are this process'), binds the control
-//! socket, serves, remembers the volume, and stops it cleanly on SIGTERM, SIGINT or SIGHUP: forced if
+//! socket, serves, remembers the volume, and stops it cleanly on SIGTERM or SIGINT (see [`signals`]): forced if
 //! somebody uses it, for whoever sends a signal means it. Runs in the foreground or, by way of
 //! [`spawn`], as a process of its own.
 
@@ -30,6 +30,7 @@ use crate::engine::{FrontChoice, Purpose, RemoteOptions, ServeError, ServeOption
 use crate::events::{Hook, check_hook};
 use crate::failure::describe;
 use crate::leg::{LATE_PATIENCE, LegError, Patience};
+use crate::limits::{aside, raise_descriptors};
 use crate::logging::{self, Level, LogTo};
 use crate::metrics::{Address, Listener, Metrics};
 use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
@@ -152,6 +153,7 @@ impl Served {
     /// # Errors
     /// See [`DaemonError`]; the legs are as they were.
     pub fn begin(dirs: &Dirs, spec: &ServeSpec, foreground: bool) -> Result<Served, DaemonError> {
+        raise_descriptors();
         let mut opening = StartOptions {
             degraded: spec.degraded,
             source: spec.source.clone(),
@@ -160,7 +162,7 @@ impl Served {
             // Messages have no place yet but where the command's go.
             patience: Patience {
                 late: LATE_PATIENCE,
-                tell: Some(|what| eprintln!("mirrord: note: {what}")),
+                tell: Some(|what| aside(&format!("note: {what}"))),
                 ..Patience::SHORT
             },
         };
@@ -328,7 +330,7 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
             tls: serve.log_tls.clone(),
             fallback: serve.log_fallback,
             take_over: spec.log_take_over,
-            tell: Some(|what| eprintln!("mirrord: note: {what}")),
+            tell: Some(|what| aside(&format!("note: {what}"))),
         },
     }
 }

@@ -1,18 +1,31 @@
-//! Signals that stop a daemon cleanly.
+//! Signals that stop a daemon cleanly, and those that do nothing.
 
 use std::fs;
 use std::io;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM};
 use signal_hook::iterator::Signals;
 
-/// Takes in SIGTERM, SIGINT and SIGHUP from now on. `nohup` keeps its meaning for a daemon in the
-/// `foreground`: the end of its terminal does not stop it.
+/// What would end a process and means nothing to a daemon; the last two have no constant: SIGSTKFLT and SIGPWR.
+const STRAY: [i32; 8] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, 16, 30];
+
+/// Takes in SIGTERM and SIGINT from now on, and in the `foreground` SIGHUP, the end of its terminal, unless it is ignored,
+/// as `nohup` has it. A daemon in the background has no terminal: there SIGHUP is one of the signals that do nothing.
 ///
 /// # Errors
 /// When the system has no descriptor left.
 pub(crate) fn take(foreground: bool) -> io::Result<Signals> {
-    if foreground && is_ignored(SIGHUP, &fs::read_to_string("/proc/self/status").unwrap_or_default()) {
+    for signal in STRAY {
+        signal_hook::flag::register(signal, Arc::<AtomicBool>::default())?;
+    }
+    if !foreground {
+        signal_hook::flag::register(SIGHUP, Arc::<AtomicBool>::default())?;
+    }
+    let is_ignored = is_ignored(SIGHUP, &fs::read_to_string("/proc/self/status").unwrap_or_default());
+    if !foreground || is_ignored {
         return Signals::new([SIGTERM, SIGINT]);
     }
     Signals::new([SIGTERM, SIGINT, SIGHUP])

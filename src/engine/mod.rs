@@ -56,6 +56,7 @@ use mirrord_ublk::{
 use rustix::fs::{FlockOperation, flock};
 
 use crate::events::Journal;
+use crate::limits::check_descriptors;
 use crate::map::{VolumeMap, regions_per_cell};
 use crate::start::{Opened, leg_paths};
 use crate::status::VolumeStatus;
@@ -155,6 +156,7 @@ impl Volume {
         let (leg_timeout, notice) = prepared.leg_timeout(options.leg_timeout);
         // From here on `None` is for ever.
         let options = ServeOptions { leg_timeout, ..options };
+        check_descriptors(MAX_LEGS, prepared.queues.into())?;
         let OpenedLog { mut log, file: log_file, remote } = open_log(&opened, &options.remote)?;
         let resumed = resume_log(&opened, log.as_mut(), log_file.as_ref())?;
         if let Some(remote) = &remote {

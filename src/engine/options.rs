@@ -9,6 +9,7 @@ use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{FrontError, FuseError};
 
 use crate::leg::Holder;
+use crate::limits::TooFewDescriptors;
 use crate::remote::RemoteError;
 use crate::tls::TlsFiles;
 
@@ -145,6 +146,9 @@ pub enum ServeError {
     /// The log server does not give the log.
     #[error(transparent)]
     Remote(#[from] RemoteError),
+    /// This process may have too few files open.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
     /// A thread, ring or buffer could not be had.
     #[error("cannot start the engine")]
     Engine(#[source] io::Error),

@@ -30,6 +30,7 @@ use super::relocate::Moved;
 use super::shared::lock;
 use super::worker::Durable;
 use crate::extents::next_data;
+use crate::limits::{FileTooLong, check_file_size};
 use crate::units::format_size;
 
 /// What is zeroed at a time: little enough that a stop does not wait for long.
@@ -123,6 +124,9 @@ pub enum ResizeError {
         /// Why.
         source: LayoutError,
     },
+    /// A leg would be longer than this process may make files.
+    #[error(transparent)]
+    TooLong(#[from] FileTooLong),
     /// Something failed on a leg.
     #[error("leg {}: {doing}", path.display())]
     Io {
@@ -296,6 +300,7 @@ impl Volume {
                 Backing::Device => old.grown_device(len, size, regions),
             };
             let new = new.map_err(|source| ResizeError::Layout { path: path.clone(), backing, source })?;
+            check_file_size("leg", &path, backing, new.end)?;
             places.push(Place { leg, path, data, file, backing, len, old, new });
         }
         Ok(places)

@@ -36,7 +36,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use mirrord_log::server::{LogServer, Refused, RestoreError, ServerConfig};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig as TlsConfig;
 use signal_hook::iterator::Signals;
 
@@ -53,6 +52,7 @@ use crate::daemon::harden::harden;
 use crate::daemon::notify::Manager;
 use crate::daemon::signals;
 use crate::failure::describe;
+use crate::limits::raise_descriptors;
 use crate::logging::{self, Level, LogTo};
 use crate::paths::{Dirs, NameLock, PathsError};
 use crate::tls::{TlsError, TlsFiles, server_config};
@@ -308,14 +308,5 @@ fn folder_error(error: FolderError) -> LogServeError {
     match error {
         FolderError::Io { path, source } => LogServeError::Folder { path, source },
         error => LogServeError::Folder { path: PathBuf::new(), source: io::Error::other(describe(&error)) },
-    }
-}
-
-/// As many files as this process may have: each log has one or two.
-fn raise_descriptors() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-    {
-        tracing::debug!(%errno, "the limit of open files stays as it is");
     }
 }

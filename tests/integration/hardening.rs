@@ -158,7 +158,7 @@ fn a_background_daemon_ends_cleanly_by_a_signal() {
     if !fuse() {
         return;
     }
-    for signal in ["-TERM", "-INT", "-HUP"] {
+    for signal in ["-TERM", "-INT"] {
         let rig = Rig::new();
         rig.create("4M", &[]);
         let pid = rig.status()["pid"].as_u64().unwrap();

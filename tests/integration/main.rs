@@ -14,6 +14,7 @@ mod legs;
 mod log_serve;
 mod metrics;
 mod packaging;
+mod process_limits;
 mod remote_cuts;
 mod remote_log;
 mod remote_netns;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::super::Context;
-use super::super::output::{fail, print, print_json};
+use super::super::output::{fail, print, print_json, say_done};
 use crate::tls::make::{TrialNames, make_trial};
 
 /// Make a CA and certificates to try TLS with
@@ -32,8 +32,8 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let names = TrialNames { hosts: &args.host, clients: &args.client, days: args.days };
     let written = make_trial(&args.dir, &names).map_err(|error| fail(&doing, &error))?;
     if context.json {
-        return print_json(&json!({ "files": written }));
+        return say_done(print_json(&json!({ "files": written })));
     }
     let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
-    print(&lines.join("\n"))
+    say_done(print(&lines.join("\n")))
 }

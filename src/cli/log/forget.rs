@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::Context;
-use super::super::output::{print, print_json};
+use super::super::output::{print, print_json, say_done};
 use super::Server;
 use crate::control::Request;
 
@@ -32,7 +32,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let request = Request::ForgetLog { uuid: uuid.clone(), luid: args.luid.clone(), force: args.force };
     server.ask(&request)?;
     if context.json {
-        return print_json(&json!({ "uuid": uuid, "forgotten": true }));
+        return say_done(print_json(&json!({ "uuid": uuid, "forgotten": true })));
     }
-    print(&format!("log {uuid} forgotten"))
+    say_done(print(&format!("log {uuid} forgotten")))
 }

@@ -6,7 +6,7 @@ use mirrord_log::server::ServerConfig;
 use serde_json::json;
 
 use super::super::Context;
-use super::super::output::{Usage, fail, print, print_json};
+use super::super::output::{Usage, fail, print, print_json, say_done};
 use crate::failure::describe;
 use crate::log_server::{DEFAULT_NAME, LogServeError, LogServeSpec, LogServing};
 use crate::logging::{Level, LogTo};
@@ -113,9 +113,9 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     })?;
     if context.json {
         let (name, pid) = (&spec.name, std::process::id());
-        print_json(&json!({ "name": name, "pid": pid, "listens": serving.listens() }))?;
+        say_done(print_json(&json!({ "name": name, "pid": pid, "listens": serving.listens() })))?;
     } else {
-        print(&format!("{} {}", spec.name, serving.listens().join(" ")))?;
+        say_done(print(&format!("{} {}", spec.name, serving.listens().join(" "))))?;
     }
     serving.wait();
     Ok(())

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::Context;
-use super::super::output::{print, print_json};
+use super::super::output::{print, print_json, say_done};
 use super::Server;
 use crate::control::Request;
 
@@ -30,7 +30,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         daemon.wait_ended();
     }
     if context.json {
-        return print_json(&json!({ "name": name, "stopped": true }));
+        return say_done(print_json(&json!({ "name": name, "stopped": true })));
     }
-    print(&format!("log server {name} stopped"))
+    say_done(print(&format!("log server {name} stopped")))
 }
