@@ -7,8 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use mirrord_log::{
-    Backing, DISK_MAGIC, DirtyLog, DiskLog, Footer, FooterError, InternalLog, LogPlace, PAGE, ResumeNote,
-    SECTOR_REGIONS, SlotError, Superblock, SyncMode, decode_sector, lost_footer, measure,
+    Backing, DISK_MAGIC, DirtyLog, DiskLog, Footer, FooterError, InternalLog, LogIdentity, LogLabel,
+    LogPlace, PAGE, ResumeNote, SECTOR_REGIONS, SlotError, Superblock, SyncMode, decode_sector, lost_footer,
+    measure,
 };
 use mirrord_raid::{FailReason, Geometry, LegState, MAX_REGIONS};
 use serde::Serialize;
@@ -122,12 +123,32 @@ pub struct SuperblockReport {
     pub log_kind: &'static str,
     /// Path or address of the log.
     pub log_place: Option<String>,
+    /// The file or device that a disk log is in, if that is recorded.
+    pub log_identity: Option<IdentityReport>,
     /// Seconds since 1970.
     pub created: u64,
     /// Seconds since 1970.
     pub updated: u64,
     /// The legs by index.
     pub legs: Vec<EntryReport>,
+}
+
+/// The file or device that a disk log is in.
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum IdentityReport {
+    /// A file.
+    File {
+        /// Its inode.
+        inode: u64,
+        /// When it was created, in ns since 1970; 0 if that is not known.
+        born: u64,
+    },
+    /// A device.
+    Device {
+        /// What it is called whatever its number; empty if that is not known.
+        name: String,
+    },
 }
 
 /// A start that another one went on from.
@@ -176,6 +197,10 @@ pub struct DiskLogReport {
     pub version: u32,
     /// Regions in its header.
     pub regions: u64,
+    /// The volume whose log it is, if it says so.
+    pub volume: Option<Uuid>,
+    /// The start of that volume that used it last.
+    pub session: Option<String>,
     /// Regions that are not clean, if the log can be understood.
     pub dirty_regions: Option<u64>,
     /// What is wrong with it.
@@ -319,6 +344,10 @@ fn superblock_report(superblock: &Superblock, generation: u64) -> SuperblockRepo
             LogPlace::Disk(path) => Some(path.display().to_string()),
             LogPlace::Remote(address) => Some(address.clone()),
         },
+        log_identity: superblock.log_identity.as_ref().map(|identity| match identity {
+            LogIdentity::File { inode, born } => IdentityReport::File { inode: *inode, born: *born },
+            LogIdentity::Device { name } => IdentityReport::Device { name: name.escape_debug().to_string() },
+        }),
         created: superblock.created,
         updated: superblock.updated,
         legs: superblock.legs.iter().map(entry).collect(),
@@ -357,7 +386,14 @@ fn disk_log(file: &File, len: u64) -> io::Result<Option<DiskLogReport>> {
     let regions = u64::from(high) << 32 | u64::from(low);
     let Some(count) = u32::try_from(regions).ok().filter(|count| u64::from(*count) <= MAX_REGIONS) else {
         let note = Some("more regions than mirrord takes".to_owned());
-        return Ok(Some(DiskLogReport { version, regions, dirty_regions: None, note }));
+        return Ok(Some(DiskLogReport {
+            version,
+            regions,
+            volume: None,
+            session: None,
+            dirty_regions: None,
+            note,
+        }));
     };
     let mut log = DiskLog::new(Geometry::default_region_size(0), count, 512, SyncMode::Default);
     let image = read(file, 0, log.io_size().min(len))?;
@@ -368,7 +404,12 @@ fn disk_log(file: &File, len: u64) -> io::Result<Option<DiskLogReport>> {
         _ => None,
     };
     let dirty_regions = note.is_none().then(|| log.dirty_count());
-    Ok(Some(DiskLogReport { version, regions, dirty_regions, note }))
+    let label = LogLabel::read(&image);
+    let note = note.or(label.as_ref().err().map(ToString::to_string));
+    let label = label.ok().flatten();
+    let volume = label.map(|label| label.volume);
+    let session = label.map(|label| format!("{:016x}", label.session));
+    Ok(Some(DiskLogReport { version, regions, volume, session, dirty_regions, note }))
 }
 
 fn read(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {

@@ -28,7 +28,7 @@ pub const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 pub const LATE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two tries to lock a leg.
-const LOCK_RETRY: Duration = Duration::from_millis(100);
+pub(crate) const LOCK_RETRY: Duration = Duration::from_millis(100);
 
 /// What a path leads to, the same for every path, link or device node that leads there.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -390,7 +390,7 @@ fn lock_holder(metadata: &fs::Metadata) -> Holder {
 }
 
 /// The name of a loop device that can write to the file: it knows of no lock.
-fn writable_loop_over(id: FileId) -> Option<String> {
+pub(crate) fn writable_loop_over(id: FileId) -> Option<String> {
     let read = |path: PathBuf| fs::read_to_string(path).ok();
     fs::read_dir("/sys/block").ok()?.filter_map(Result::ok).find_map(|entry| {
         let backing = read(entry.path().join("loop/backing_file"))?;

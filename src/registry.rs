@@ -77,6 +77,9 @@ pub struct Known {
     pub legs: Vec<PathBuf>,
     /// How it was last served.
     pub serve: ServeChoice,
+    /// Where its log is, as the command line has it; `None` if it was remembered before that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
     /// Legs that were split off, by index: when each file was last written to then, in ns since 1970.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub split: BTreeMap<usize, u64>,
@@ -206,6 +209,7 @@ mod tests {
             size_bytes: 1 << 20,
             legs: vec!["/x/a.img".into(), "/x/b.img".into()],
             serve: ServeChoice { front: Front::Fuse, depth: Some(64), ..ServeChoice::default() },
+            log: Some("disk:/x/log".to_owned()),
             split: BTreeMap::from([(1, 1_700_000_000_123_456_789)]),
         };
         registry.remember(&known).unwrap();

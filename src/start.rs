@@ -151,6 +151,16 @@ impl Opened {
         self.authority().volume
     }
 
+    /// Where the legs say that the log is.
+    pub(crate) fn log_place(&self) -> &mirrord_log::LogPlace {
+        &self.authority().log
+    }
+
+    /// Where the legs are that are there, absolute.
+    pub(crate) fn leg_paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.members.iter().filter_map(|(_, member)| Some(member.as_ref()?.leg.path.clone()))
+    }
+
     /// The volume's size in bytes.
     pub fn size(&self) -> u64 {
         self.geometry.size()

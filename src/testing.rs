@@ -10,7 +10,9 @@ use mirrord_ublk::Shutdown;
 use tempfile::TempDir;
 
 use crate::create::{CreateError, CreateOptions, create};
-use crate::engine::{FrontChoice, RemoteOptions, ServeError, ServeOptions, SparePolicy, StopError, Volume};
+use crate::engine::{
+    FrontChoice, LogOptions, RemoteOptions, ServeError, ServeOptions, SparePolicy, StopError, Volume,
+};
 use crate::paths::Dirs;
 use crate::registry::ServeChoice;
 use crate::start::{StartError, StartOptions, open};
@@ -82,6 +84,7 @@ impl TestVolume {
             leg_timeout: None,
             latencies: false,
             spares: SparePolicy::default(),
+            log: LogOptions::default(),
             remote: RemoteOptions::default(),
         };
         let volume = Volume::serve(open(&created.legs, &StartOptions::default())?, options)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result};
-use mirrord::engine::{FrontChoice, RemoteOptions, ServeOptions, SparePolicy, Volume};
+use mirrord::engine::{FrontChoice, LogOptions, RemoteOptions, ServeOptions, SparePolicy, Volume};
 use mirrord::leg::Patience;
 use mirrord::start::{StartOptions, open};
 use mirrord_log::{InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg};
@@ -215,6 +215,7 @@ pub(crate) fn serve(legs: &[PathBuf]) -> Result<Volume> {
         leg_timeout: None,
         latencies: false,
         spares: SparePolicy::Warn,
+        log: LogOptions::default(),
         remote: RemoteOptions::default(),
     };
     Ok(Volume::serve(opened, options)?)

@@ -62,6 +62,13 @@ impl SyncMode {
     }
 }
 
+impl SyncMode {
+    /// The same of a volume whose log is not known: after a clean stop with all clean the legs are equal.
+    pub fn without_log(assembly: &Assembly) -> SyncMode {
+        if assembly.dirty_without_log { SyncMode::Sync } else { SyncMode::NoSync }
+    }
+}
+
 /// What was found when a log was resumed. Everything but `Trusted`, `Grown` and, for `NoSync`,
 /// `Ignored` made regions dirty that the log could not vouch for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

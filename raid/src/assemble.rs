@@ -178,6 +178,11 @@ pub struct Assembly {
     /// The log in its place, if it has one of its own, is not the volume's newest: it is to begin anew, before the start
     /// is recorded, with every region dirty if `all_dirty`, clean otherwise.
     pub log_lost: bool,
+    /// The session that the deciding record is of; 0 if unknown.
+    pub session: u64,
+    /// Every region is dirty if nothing is known of the log: no stop with every region clean was recorded on each copy, or
+    /// the source was named by hand.
+    pub dirty_without_log: bool,
     /// Legs that were failed and are back.
     pub returned: LegSet,
     /// Where legs that were left out stand in the list that was given.
@@ -273,6 +278,8 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let is_copy = |r: &LegRecord| authority.names(r) && authority.state_of(r.index).is_copy();
     let lost_mark = found.iter().any(|record| record.log_failed && !record.clean && is_copy(record));
     let all_dirty = lost_mark || unclean_core || (forced && !options.log_on_legs);
+    let is_unclean = found.iter().any(|record| !record.clean && is_copy(record));
+    let dirty_without_log = all_dirty || forced || is_unclean;
     // Who was behind when the log began anew does not tell of that one.
     let log_lost = all_dirty || authority.log_failed;
     let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
@@ -291,6 +298,8 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         trusted,
         all_dirty,
         log_lost,
+        session: authority.lineage.session,
+        dirty_without_log,
         returned,
         strangers,
         replaces,

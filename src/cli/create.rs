@@ -9,9 +9,10 @@ use super::output::{Usage, fail, note};
 use super::start::Stopped;
 use super::{Context, serving};
 use crate::create::{CreateError, CreateOptions, create};
+use crate::daemon::LogSpec;
 use crate::failure::describe;
+use crate::log_place::{absolute, parse_log, place_text};
 use crate::registry::{Registry, ServeChoice, superblock_on};
-use crate::remote::Address;
 use crate::units::parse_size;
 
 /// Make a volume of two or more legs and serve it
@@ -54,31 +55,12 @@ pub(super) struct Args {
     #[arg(long)]
     force: bool,
     /// If the legs are a volume's already, or the volume --name is known, start that: how to make it is for a new
-    /// one. For services and containers, which say the same each time.
+    /// one. For services and containers, which say the same each time. Of a volume that this host does not know, --log
+    /// has to say where its disk or remote log is.
     #[arg(long, conflicts_with_all = ["force", "adopt_log"])]
     or_start: bool,
     #[command(flatten)]
     serving: serving::Args,
-}
-
-/// Not a log.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "a log is internal, core, disk:PATH, remote:unix:PATH, remote:HOST:PORT or remote:insecure:HOST:PORT"
-)]
-struct BadLog;
-
-fn parse_log(text: &str) -> Result<LogPlace, BadLog> {
-    match text.split_once(':') {
-        None if text == "internal" => Ok(LogPlace::Internal),
-        None if text == "core" => Ok(LogPlace::Core),
-        Some(("disk", path)) if !path.is_empty() => Ok(LogPlace::Disk(path.into())),
-        Some(("remote", address)) => {
-            let address: Address = address.parse().map_err(|_| BadLog)?;
-            Ok(LogPlace::Remote(address.to_string()))
-        }
-        _ => Err(BadLog),
-    }
 }
 
 pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
@@ -86,7 +68,9 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         && let Some(stopped) = made_before(context, args.name.as_deref(), &args.legs)?
     {
         let doing = format!("cannot start {}", stopped.name);
-        return args.serving.serve(context, stopped.choice(&args.serving)?, &doing);
+        let mut choice = stopped.choice(&args.serving)?;
+        choice.log.confirmed = Some(place_text(&absolute(args.log)?));
+        return args.serving.serve(context, choice, &doing);
     }
     let doing = match &args.name {
         Some(name) => format!("cannot create {name}"),
@@ -122,6 +106,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         legs: created.legs,
         known: None,
         degraded: false,
+        log: LogSpec { confirmed: Some(created.log), ..LogSpec::default() },
         log_take_over: false,
         source: None,
         serve,
@@ -189,20 +174,4 @@ fn is_usage(error: &CreateError) -> bool {
             | CreateError::AdoptWhat
             | CreateError::Geometry(_)
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn logs_are_read() {
-        assert_eq!(parse_log("internal").unwrap(), LogPlace::Internal);
-        assert_eq!(parse_log("core").unwrap(), LogPlace::Core);
-        assert_eq!(parse_log("disk:/x:y").unwrap(), LogPlace::Disk("/x:y".into()));
-        assert_eq!(parse_log("remote:host:1").unwrap(), LogPlace::Remote("host:1".to_owned()));
-        for bad in ["", "remote:", "remote:host", "disk", "disk:", "internal:x", "file:/x"] {
-            assert!(parse_log(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -35,6 +35,7 @@ fn view(inspection: &Inspection) -> String {
             rows.push(pair("kind", format!("disk log of the kernel's format, version {}", log.version)));
             let dirty = log.dirty_regions.map_or("unknown".to_owned(), |dirty| dirty.to_string());
             rows.push(pair("regions", format!("{}, dirty {dirty}", log.regions)));
+            rows.extend(log.volume.map(|volume| pair("volume", volume.to_string())));
             rows.extend(log.note.iter().map(|note| pair("note", note.clone())));
         }
         Found::Other { footer, signatures } => {

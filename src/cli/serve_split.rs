@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::output::{Usage, fail, note, print, print_json, say_done};
-use crate::daemon::{ServeSpec, spawn};
+use crate::daemon::{LogSpec, ServeSpec, spawn};
 use crate::failure::describe;
 use crate::logging::Level;
 use crate::paths::check_name;
@@ -72,6 +72,7 @@ impl Args {
             legs: vec![path.to_owned()],
             read_only: Some(name.clone()),
             known: None,
+            log: LogSpec::default(),
             log_take_over: false,
             degraded: false,
             source: None,

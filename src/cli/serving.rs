@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Context;
 use super::output::{Usage, note, print, print_json, say_done};
-use crate::daemon::{ServeSpec, Served, spawn};
+use crate::daemon::{LogSpec, ServeSpec, Served, spawn};
 use crate::engine::{LogFallback, SparePolicy};
 use crate::events::check_hook;
 use crate::failure::describe;
@@ -103,6 +103,7 @@ pub(super) struct Choice {
     /// The volume, if the legs are where it was last known to have some.
     pub(super) known: Option<Uuid>,
     pub(super) degraded: bool,
+    pub(super) log: LogSpec,
     pub(super) log_take_over: bool,
     pub(super) source: Option<String>,
     pub(super) serve: ServeChoice,
@@ -194,6 +195,7 @@ impl Args {
             read_only: None,
             known: choice.known,
             degraded: choice.degraded,
+            log: choice.log,
             log_take_over: choice.log_take_over,
             source: choice.source,
             serve: choice.serve,

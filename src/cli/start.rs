@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use mirrord_log::LogPlace;
 use uuid::Uuid;
 
 use super::output::fail;
 use super::{Context, serving};
 use crate::control::{Client, Request};
+use crate::daemon::LogSpec;
+use crate::log_place::{absolute, parse_log, place_text};
 use crate::paths::check_name;
 use crate::registry::{Known, Registry, ServeChoice, volume_on};
 
@@ -27,6 +30,17 @@ pub(super) struct Args {
     /// Take this leg's data, whatever the others say (path, index or UUID).
     #[arg(long, value_name = "LEG")]
     source: Option<String>,
+    /// The log is disk:PATH or remote:ADDRESS, whatever the legs say: because it was moved, or to confirm what they say of
+    /// a volume that this host does not know.
+    #[arg(long, value_name = "LOG", value_parser = parse_log, conflicts_with = "new_log")]
+    log: Option<LogPlace>,
+    /// Begin a new log: internal, core, disk:PATH or remote:ADDRESS. The one that the volume has is not looked at: after an
+    /// unclean stop every region is dirty. What is at PATH has to be empty, or an earlier log of this volume.
+    #[arg(long, value_name = "LOG", value_parser = parse_log)]
+    new_log: Option<LogPlace>,
+    /// With --new-log disk:PATH: overwrite what is there.
+    #[arg(long, requires = "new_log")]
+    force: bool,
     /// Take the log from the daemon that has it, which stops writing, if a log server keeps it. For one that is surely
     /// gone, or shall be.
     #[arg(long)]
@@ -42,7 +56,12 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         None => Stopped::of_legs(&registry, &args.what)?,
     };
     let doing = format!("cannot start {}", stopped.name);
+    let place = |place: Option<LogPlace>| {
+        place.map(|place| absolute(place).map(|place| place_text(&place))).transpose()
+    };
+    let log = LogSpec { confirmed: None, at: place(args.log)?, new: place(args.new_log)?, force: args.force };
     let choice = serving::Choice {
+        log,
         degraded: args.degraded,
         log_take_over: args.log_take_over,
         source: args.source.clone(),
@@ -94,6 +113,7 @@ impl Stopped {
             legs: self.legs,
             known: self.known,
             degraded: false,
+            log: LogSpec::default(),
             log_take_over: false,
             source: None,
         })

@@ -6,6 +6,7 @@ use super::output::fail;
 use super::status::client_failed;
 use super::{Context, serving};
 use crate::control::{Client, Request};
+use crate::daemon::LogSpec;
 use crate::registry::{Front, Registry, volume_on};
 
 /// Have this program serve a running volume in place of the one that does
@@ -54,6 +55,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         legs,
         known: uuid,
         degraded: false,
+        log: LogSpec::default(),
         log_take_over: false,
         source: None,
         serve,

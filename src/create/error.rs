@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use mirrord_log::{FormatLegError, LayoutError};
 use mirrord_raid::{GeometryError, MAX_LEGS};
 
-use crate::leg::{Holder, LegError};
+use crate::leg::LegError;
 use crate::limits::FileTooLong;
+use crate::log_file::LogFileError;
 use crate::paths::{BadName, PathsError};
 use crate::registry::RegistryError;
 use crate::remote::RemoteError;
@@ -189,30 +190,9 @@ pub enum CreateError {
         /// The leg.
         leg: PathBuf,
     },
-    /// The log is neither a file nor a block device.
-    #[error("log {}: it is neither a file nor a block device", path.display())]
-    LogKind {
-        /// The log.
-        path: PathBuf,
-    },
-    /// Somebody else has the log.
-    #[error("log {}: it is in use by {holder}; name another", path.display())]
-    LogInUse {
-        /// The log.
-        path: PathBuf,
-        /// Who has it.
-        holder: Holder,
-    },
-    /// A log device is too small.
-    #[error("log {}: it has {len} bytes and {need} are needed", path.display())]
-    LogTooSmall {
-        /// The log.
-        path: PathBuf,
-        /// Its length in bytes.
-        len: u64,
-        /// What is needed in bytes.
-        need: u64,
-    },
+    /// The log's file or device cannot be used.
+    #[error("{0}; name another")]
+    LogFile(#[from] LogFileError),
     /// A path that the superblock cannot hold.
     #[error("log {}: its path is longer than {} bytes", path.display(), mirrord_log::MAX_PLACE)]
     LogPathTooLong {

@@ -24,12 +24,15 @@ use super::plan::{Origin, Plan};
 use crate::extents;
 use crate::leg::OpenLeg;
 use crate::limits::check_file_size;
+use crate::log_place::place_text;
 
 /// The volume that came of it.
 #[derive(Debug)]
 pub(super) struct Formed {
     pub(super) volume: Uuid,
     pub(super) legs: Vec<PathBuf>,
+    /// Where the log is, as the command line has it.
+    pub(super) log: String,
 }
 
 /// What to take back when it fails.
@@ -105,7 +108,8 @@ pub(super) fn form(
         updated: now,
     };
     let internal = internal_log(&superblock, plan, &dirty);
-    log.write(plan.geometry, &dirty, &mut undo.created)?;
+    let log_text = place_text(&log.place);
+    superblock.log_identity = log.write(&superblock, plan.geometry, &dirty, &mut undo.created)?;
     for (index, ((given, leg), layout)) in legs.iter().zip(&plan.layouts).enumerate() {
         superblock.leg = Leg::new(index);
         cut(leg, given, layout)?;
@@ -115,7 +119,7 @@ pub(super) fn form(
     undo.sync_directories();
     undo.keep();
     let legs = legs.into_iter().map(|(_, leg)| leg.path).collect();
-    Ok(Formed { volume: superblock.volume, legs })
+    Ok(Formed { volume: superblock.volume, legs, log: log_text })
 }
 
 /// Regions in which legs may differ: those in which any of them is not a hole.

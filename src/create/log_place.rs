@@ -4,23 +4,24 @@
 //! worked on. It may not be a leg, and what it holds is overwritten only with force. A log that is to be
 //! adopted is read and left as it is: one that is not exactly that of a mirror of this shape is refused.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use mirrord_log::remote::Changes;
-use mirrord_log::{Backing, DirtyLog, DiskLog, LogPlace, MAX_PLACE, ResumeNote, SyncMode, measure};
+use mirrord_log::{
+    Backing, DirtyLog, DiskLog, LogIdentity, LogLabel, LogPlace, MAX_PLACE, PageWrite, ResumeNote,
+    Superblock, SyncMode,
+};
 use mirrord_raid::{Geometry, Region, SECTOR};
-use rustix::fs::{FallocateFlags, fallocate, ioctl_blksszget};
-use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::CreateOptions;
 use super::candidate::Candidate;
 use super::error::CreateError;
 use super::plan::{Plan, check_free};
-use crate::leg::{FileId, Holder, LOCK_PATIENCE, lock_waiting};
+use crate::leg::FileId;
+use crate::log_file::{LogFile, LogFileError};
 use crate::remote::{Address, Remote, RemoteError, Setup};
 use crate::units::format_size;
 use crate::{extents, signature};
@@ -31,7 +32,7 @@ pub(super) struct LogPlan {
     /// As superblocks record it.
     pub(super) place: LogPlace,
     /// The open log file, if it is on disk and exists.
-    file: Option<File>,
+    file: Option<LogFile>,
     block: u32,
     /// What an adopted log says is dirty.
     adopted: Option<Vec<Region>>,
@@ -63,41 +64,23 @@ pub(super) fn look(options: &CreateOptions, legs: &[Candidate], plan: &Plan) -> 
         return Err(CreateError::LogIsLeg { path: path.clone(), leg: leg.given.clone() });
     }
     let place = LogPlace::Disk(absolute.clone());
-    let metadata = match fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !options.adopt_log => {
+    let file = match LogFile::open(path) {
+        Ok(file) => file,
+        Err(LogFileError::NotFound { .. }) if !options.adopt_log => {
             let dir = absolute.parent().unwrap_or(Path::new("/"));
             fs::metadata(dir).map_err(io_error("create it"))?;
             let log = LogPlan { place, file: None, block: SECTOR as u32, adopted: None, remote: None };
             check_free(dir, path, log.new_log(plan.geometry, false).io_size())?;
             return Ok(log);
         }
-        Err(source) => return Err(io_error("look at it")(source)),
+        Err(error) => return Err(error.into()),
     };
-    if !metadata.is_file() && !metadata.file_type().is_block_device() {
-        return Err(CreateError::LogKind { path: path.clone() });
-    }
-    let flags = if metadata.is_file() { 0 } else { rustix::fs::OFlags::EXCL.bits() as i32 };
-    let open = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
-    let file = match open {
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
-            return Err(CreateError::LogInUse { path: path.clone(), holder: Holder::Unknown });
-        }
-        file => file.map_err(io_error("open it for writing"))?,
-    };
-    if let Some(holder) = lock_waiting(&file, LOCK_PATIENCE).map_err(io_error("lock it"))? {
-        return Err(CreateError::LogInUse { path: path.clone(), holder });
-    }
-    let (backing, len) = measure(&file).map_err(io_error("look at it"))?;
-    let block = if backing == Backing::Device {
-        ioctl_blksszget(&file).unwrap_or(SECTOR as u32)
-    } else {
-        SECTOR as u32
-    };
-    let mut log = LogPlan { place, file: Some(file), block, adopted: None, remote: None };
+    let (backing, len) = (file.backing, file.len);
+    let metadata = file.file.metadata().map_err(io_error("look at it"))?;
+    let mut log = LogPlan { place, block: file.block, file: Some(file), adopted: None, remote: None };
     let need = log.new_log(plan.geometry, false).io_size();
     if backing == Backing::Device && len < need {
-        return Err(CreateError::LogTooSmall { path: path.clone(), len, need });
+        return Err(LogFileError::TooSmall { path: path.clone(), len, need }.into());
     }
     if options.adopt_log {
         log.adopted = Some(log.read(path, len, plan.geometry)?);
@@ -145,6 +128,7 @@ impl LogPlan {
     fn check_content(&self, path: &Path, len: u64) -> Result<(), CreateError> {
         let Some(file) = &self.file else { return Ok(()) };
         let io_error = |source| CreateError::Io { path: path.to_owned(), verb: "read it", source };
+        let file = &file.file;
         let found = signature::found(file, len).map_err(io_error)?;
         let (name, offset) = match found.first() {
             Some(found) => (found.name, found.offset),
@@ -165,9 +149,7 @@ impl LogPlan {
         let refuse = |why| Err(CreateError::NoSuchLog { path: path.to_owned(), why });
         let (regions, Some(file)) = (geometry.regions(), &self.file) else { return refuse(String::new()) };
         let mut log = DiskLog::new(geometry.region_size(), regions, self.block, SyncMode::Default);
-        let mut image = vec![0; log.io_size().min(len) as usize];
-        let io_error = |source| CreateError::Io { path: path.to_owned(), verb: "read it", source };
-        file.read_exact_at(&mut image, 0).map_err(io_error)?;
+        let image = file.read(log.io_size().min(len))?;
         let _ = log.resume(&[Some(&image)]);
         let fits = |had: u64| had == u64::from(regions);
         match (log.note(), DiskLog::regions_of(&image)) {
@@ -210,46 +192,53 @@ impl LogPlan {
         log
     }
 
-    /// Writes the log, all clean but for `dirty`, unless it was adopted. `created` is told of a file that was
-    /// created.
+    /// Writes the log of the volume, all clean but for `dirty`; of one that was adopted the label alone, which the kernel
+    /// takes no notice of. `created` is told of a file that was created. Gives what superblocks are to say of it.
     pub(super) fn write(
         mut self,
+        superblock: &Superblock,
         geometry: Geometry,
         dirty: &[Region],
         created: &mut Vec<PathBuf>,
-    ) -> Result<(), CreateError> {
+    ) -> Result<Option<LogIdentity>, CreateError> {
         if let Some((remote, _)) = &self.remote {
             remote.commit_and_wait(Changes { marks: dirty.to_vec(), clears: Vec::new() })?;
             remote.stop();
-            return Ok(());
+            return Ok(None);
         }
-        let LogPlace::Disk(path) = &self.place else { return Ok(()) };
-        if self.adopted.is_some() {
-            return Ok(());
-        }
+        let LogPlace::Disk(path) = &self.place else { return Ok(None) };
         let io_error = |source| CreateError::Io { path: path.clone(), verb: "write the log", source };
-        let file = match self.file.take() {
+        let mut file = match self.file.take() {
             Some(file) => file,
             None => {
-                let mut options = OpenOptions::new();
-                let file = options.read(true).write(true).create_new(true).mode(0o600).open(path);
+                let file = LogFile::create(path)?;
                 created.push(path.clone());
-                file.map_err(io_error)?
+                file
             }
         };
         let mut log = self.new_log(geometry, true);
         for region in dirty {
             log.mark(*region);
         }
-        if file.metadata().map_err(io_error)?.is_file() {
-            match fallocate(&file, FallocateFlags::empty(), 0, log.io_size()) {
-                Ok(()) | Err(Errno::OPNOTSUPP) => {}
-                Err(errno) => return Err(io_error(errno.into())),
+        file.make_room(log.io_size())?;
+        if self.adopted.is_some() {
+            let _ = log.resume(&[Some(&file.read(log.io_size())?)]);
+        }
+        log.set_label(&LogLabel {
+            volume: superblock.volume,
+            session: superblock.lineage.session,
+            next: None,
+        });
+        for mut write in log.all_pages().writes {
+            if self.adopted.is_some() {
+                write = PageWrite {
+                    offset: SECTOR,
+                    bytes: write.bytes[SECTOR as usize..][..SECTOR as usize].to_vec(),
+                };
             }
+            file.file.write_all_at(&write.bytes, write.offset).map_err(io_error)?;
         }
-        for write in log.all_pages().writes {
-            file.write_all_at(&write.bytes, write.offset).map_err(io_error)?;
-        }
-        file.sync_all().map_err(io_error)
+        file.file.sync_all().map_err(io_error)?;
+        Ok(Some(file.identity()))
     }
 }

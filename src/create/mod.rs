@@ -69,6 +69,8 @@ pub struct Created {
     pub region_size: u64,
     /// Its legs by index, absolute.
     pub legs: Vec<PathBuf>,
+    /// Where its log is, as the command line has it, absolute.
+    pub log: String,
     /// What the user should know.
     pub notices: Vec<String>,
     /// Keeps the name taken.
@@ -103,6 +105,7 @@ pub fn create(dirs: &Dirs, options: &CreateOptions) -> Result<Created, CreateErr
         size_bytes: plan.geometry.size(),
         legs: form.legs.clone(),
         serve: options.serve.clone(),
+        log: Some(form.log.clone()),
         split: std::collections::BTreeMap::new(),
     };
     let mut notices = plan.notices;
@@ -115,6 +118,7 @@ pub fn create(dirs: &Dirs, options: &CreateOptions) -> Result<Created, CreateErr
         size: plan.geometry.size(),
         region_size: plan.geometry.region_size(),
         legs: form.legs,
+        log: form.log,
         notices,
         lock,
     })

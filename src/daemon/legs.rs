@@ -106,6 +106,7 @@ pub(super) fn split_as(volume: &Volume, dirs: &Dirs, leg: &str, name: &str) -> R
         legs: vec![path.clone()],
         // Its own place, figures and hook are for its owner to choose.
         serve: ServeChoice { mount: None, metrics: None, event_hook: None, ..serve },
+        log: Some("internal".to_owned()),
         split: std::collections::BTreeMap::new(),
     };
     let unknown = Registry::new(dirs).remember(&known).err();

@@ -8,6 +8,7 @@
 mod background;
 pub(crate) mod harden;
 mod legs;
+mod log_check;
 pub(crate) mod notify;
 mod resize;
 mod scrub;
@@ -24,13 +25,17 @@ use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
 pub use background::{Ready, SpawnError, serve_behind, spawn};
+pub use log_check::{LogRefused, LogSpec};
 
 use crate::control::{Answer, BindError, ControlServer, Failure, Request, Response};
-use crate::engine::{FrontChoice, Purpose, RemoteOptions, ServeError, ServeOptions, StopError, Volume};
+use crate::engine::{
+    FrontChoice, LogOptions, Purpose, RemoteOptions, ServeError, ServeOptions, StopError, Volume,
+};
 use crate::events::{Hook, check_hook};
 use crate::failure::describe;
 use crate::leg::{LATE_PATIENCE, LegError, Patience};
 use crate::limits::{aside, raise_descriptors};
+use crate::log_place::BadLog;
 use crate::logging::{self, Level, LogTo};
 use crate::metrics::{Address, Listener, Metrics};
 use crate::paths::{BadName, Dirs, NameLock, PathsError, check_name};
@@ -59,6 +64,9 @@ pub struct ServeSpec {
     pub source: Option<String>,
     /// Front end and engine.
     pub serve: ServeChoice,
+    /// Where the log is.
+    #[serde(default)]
+    pub log: LogSpec,
     /// Take the log from whoever has it, if a server keeps it.
     #[serde(default)]
     pub log_take_over: bool,
@@ -100,6 +108,18 @@ pub enum DaemonError {
         #[source]
         source: BadName,
     },
+    /// The legs name a log that this host is not told to use.
+    #[error("{name}: {source}")]
+    LogRefused {
+        /// The volume's name.
+        name: String,
+        /// Why.
+        #[source]
+        source: LogRefused,
+    },
+    /// What the command line says of the log is none.
+    #[error(transparent)]
+    BadLog(#[from] BadLog),
     /// A directory of mirrord cannot be used.
     #[error(transparent)]
     Paths(#[from] PathsError),
@@ -170,6 +190,8 @@ impl Served {
         let name = what.name().to_owned();
         // The name makes file names, and whoever wrote the leg chose it.
         check_name(&name).map_err(|source| DaemonError::BadName { name: name.clone(), source })?;
+        what.check_log(dirs, spec)?;
+        let log = spec.log.options()?;
         let lock = dirs.lock(&name)?.ok_or_else(|| DaemonError::Running { name: name.clone() })?;
         let default = || if foreground { LogTo::Stderr } else { LogTo::File(dirs.log_file(&name)) };
         let log_to = spec.log_to.clone().unwrap_or_else(default);
@@ -185,6 +207,7 @@ impl Served {
         let own = Own { hardening, metrics };
 
         let mut options = serve_options(dirs, &name, spec);
+        options.log = log;
         options.latencies = listener.is_some();
         let volume = loop {
             let of_legs = what.notices().to_vec();
@@ -201,6 +224,7 @@ impl Served {
                 }
             }
             what = What::open(spec, &opening)?;
+            what.check_log(dirs, spec)?;
         };
         let status = volume.status();
         notices.extend_from_slice(volume.notices());
@@ -291,6 +315,13 @@ impl What {
         Ok(What::Volume(Box::new(opened)))
     }
 
+    /// Refuses a log that neither this host nor the command line knows as the volume's.
+    fn check_log(&self, dirs: &Dirs, spec: &ServeSpec) -> Result<(), DaemonError> {
+        let What::Volume(opened) = self else { return Ok(()) };
+        let checked = log_check::check(opened, &spec.log, &Registry::new(dirs));
+        checked.map_err(|source| DaemonError::LogRefused { name: self.name().to_owned(), source })
+    }
+
     fn name(&self) -> &str {
         match self {
             What::Volume(opened) => opened.name(),
@@ -326,6 +357,7 @@ fn serve_options(dirs: &Dirs, name: &str, spec: &ServeSpec) -> ServeOptions {
         leg_timeout: serve.leg_timeout.map(|seconds| Duration::from_secs(seconds.into())),
         latencies: false,
         spares: serve.spares,
+        log: LogOptions::default(),
         remote: RemoteOptions {
             tls: serve.log_tls.clone(),
             fallback: serve.log_fallback,
@@ -487,6 +519,14 @@ fn stop(volume: &Volume, how: Shutdown) -> Response {
     }
 }
 
+/// Kind and place of the log, as the command line has it.
+fn log_text(status: &VolumeStatus) -> String {
+    match &status.log.place {
+        Some(place) => format!("{}:{place}", status.log.kind),
+        None => status.log.kind.clone(),
+    }
+}
+
 /// Remembers the volume as it is served now; what is in the way of that is a notice, not a failure.
 fn remember(dirs: &Dirs, status: &VolumeStatus, serve: &ServeChoice) -> Option<String> {
     let registry = Registry::new(dirs);
@@ -512,6 +552,7 @@ fn remember(dirs: &Dirs, status: &VolumeStatus, serve: &ServeChoice) -> Option<S
         size_bytes: status.size_bytes,
         legs,
         serve: serve.clone(),
+        log: Some(log_text(status)),
         split: earlier.as_ref().map(|known| known.split.clone()).unwrap_or_default(),
     };
     let failed = registry.remember(&known).err()?;

@@ -67,11 +67,11 @@ pub use latency::Histogram;
 use latency::Latencies;
 pub(crate) use latency::{BUCKETS, KINDS};
 pub use legs::ChangeError;
-use log::{OpenedLog, note_text, open_log, resume_log};
+use log::{OpenedLog, open_log};
 use meter::Meter;
 use opened::{block_size, legs_metadata, physical_block_size};
 pub use options::{
-    FrontChoice, LogFallback, RemoteOptions, ServeError, ServeOptions, SparePolicy, StopError,
+    FrontChoice, LogFallback, LogOptions, RemoteOptions, ServeError, ServeOptions, SparePolicy, StopError,
 };
 pub use resize::ResizeError;
 pub use roster::Purpose;
@@ -139,7 +139,7 @@ impl Volume {
     pub fn serve(opened: Opened, options: ServeOptions) -> Result<Volume, ServeError> {
         let block_size = block_size(&opened)?;
         let paths = leg_paths(&opened);
-        let template = opened.authority().clone();
+        let mut template = opened.authority().clone();
         let serving = Serving {
             name: template.name.clone(),
             volume: template.volume,
@@ -157,8 +157,10 @@ impl Volume {
         // From here on `None` is for ever.
         let options = ServeOptions { leg_timeout, ..options };
         check_descriptors(MAX_LEGS, prepared.queues.into())?;
-        let OpenedLog { mut log, file: log_file, remote } = open_log(&opened, &options.remote)?;
-        let resumed = resume_log(&opened, log.as_mut(), log_file.as_ref())?;
+        let session = uuid::Uuid::new_v4().as_u64_pair().0;
+        let OpenedLog { mut log, file: log_file, remote, place, identity, note: log_note, notices } =
+            open_log(&opened, &options, session)?;
+        (template.log, template.log_identity) = (place, identity);
         if let Some(remote) = &remote {
             remote.commit_and_wait(log.take_changes())?;
         }
@@ -211,7 +213,7 @@ impl Volume {
             block_size,
             leg_timeout,
             log: template.log.clone(),
-            log_note: note_text(resumed),
+            log_note,
             dirty_at_start: log.dirty_count() as u32,
             read_only: false,
             legs: Mutex::new(LegMap::from_fn(paths.len(), |leg| status::LegFacts {
@@ -222,7 +224,7 @@ impl Volume {
             })),
         };
         let event_count = opened.assembly.event_count;
-        let lineage = opened.assembly.lineage(uuid::Uuid::new_v4().as_u64_pair().0);
+        let lineage = opened.assembly.lineage(session);
         let files =
             LegMap::from_fn(paths.len(), |leg| opened.member(leg).map(|member| Arc::clone(&member.leg.data)));
         let replaces = opened.assembly.replaces;
@@ -258,7 +260,7 @@ impl Volume {
             let thread = spawn("mirrord-log", move || {
                 let io = if blocking { MetaIo::blocking() } else { MetaIo::new() };
                 let worker = Worker::new(shared, machine, durable(io.with_time_out(leg_timeout)), watch);
-                run_worker(worker, in_use, &tell, &seen);
+                run_worker(worker, in_use, session, &tell, &seen);
             })?;
             if let Err(error) = await_ready(&ready) {
                 let errors = *lock(&unwritable);
@@ -307,7 +309,7 @@ impl Volume {
             changing: Mutex::new(()),
             spares: options.spares,
             beside: Mutex::new(()),
-            notices: notice.into_iter().collect(),
+            notices: notices.into_iter().chain(notice).collect(),
         };
         match front {
             Ok(front) => {
@@ -493,6 +495,7 @@ fn await_ready<T>(ready: &Receiver<io::Result<T>>) -> io::Result<T> {
 fn run_worker(
     mut worker: Worker,
     in_use: LegSet,
+    session: u64,
     tell: &std::sync::mpsc::SyncSender<io::Result<()>>,
     unwritable: &Mutex<LegErrors>,
 ) {
@@ -505,7 +508,7 @@ fn run_worker(
         let _ = tell.send(Err(io::Error::other(format!("the log cannot be written on {place}: {errno}"))));
         return;
     }
-    let started = worker.start();
+    let started = worker.start().and_then(|()| worker.durable.name_log(session));
     let failed = started.is_err();
     let _ = tell.send(started);
     if !failed {

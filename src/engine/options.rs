@@ -4,12 +4,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mirrord_log::LogPlace;
 use mirrord_raid::Errno;
 use mirrord_ublk::ublk::UblkError;
 use mirrord_ublk::{FrontError, FuseError};
 
-use crate::leg::Holder;
 use crate::limits::TooFewDescriptors;
+use crate::log_file::LogFileError;
 use crate::remote::RemoteError;
 use crate::tls::TlsFiles;
 
@@ -53,8 +54,21 @@ pub struct ServeOptions {
     pub latencies: bool,
     /// What spares are for.
     pub spares: SparePolicy,
+    /// Where the log is, if not where the legs say.
+    pub log: LogOptions,
     /// How a log that a server keeps is used.
     pub remote: RemoteOptions,
+}
+
+/// Where the log is, if not where the legs say. Paths are absolute.
+#[derive(Clone, Debug, Default)]
+pub struct LogOptions {
+    /// It was moved here.
+    pub at: Option<LogPlace>,
+    /// It begins anew here.
+    pub new: Option<LogPlace>,
+    /// A log that begins anew may overwrite what is there.
+    pub force: bool,
 }
 
 /// How a log that a server keeps is used.
@@ -126,22 +140,27 @@ pub enum ServeError {
         /// What it needs, in bytes.
         block_size: u32,
     },
-    /// The disk log cannot be opened.
-    #[error("log {}: {source}", path.display())]
+    /// The disk log cannot be had, or is none of this volume.
+    #[error("{source}{}", log_way_out(name, source, *is_new))]
     Log {
-        /// Its file.
-        path: PathBuf,
+        /// The volume's name.
+        name: String,
         /// Why.
         #[source]
-        source: io::Error,
+        source: LogFileError,
+        /// It was to begin anew there.
+        is_new: bool,
     },
-    /// The disk log is in use.
-    #[error("log {}: it is in use by {holder}", path.display())]
-    LogInUse {
-        /// Its file.
-        path: PathBuf,
-        /// Who has it.
-        holder: Holder,
+    /// `--log` names a log of another kind.
+    #[error(
+        "--log {given}: the volume's log is {kind}, and --log only says where a disk or remote log is by now: \
+         --new-log begins another one"
+    )]
+    LogKind {
+        /// What was given.
+        given: String,
+        /// What the volume has.
+        kind: &'static str,
     },
     /// The log server does not give the log.
     #[error(transparent)]
@@ -164,6 +183,23 @@ pub enum ServeError {
     /// The FUSE front end could not start.
     #[error(transparent)]
     Fuse(#[from] FuseError),
+}
+
+fn log_way_out(name: &str, error: &LogFileError, is_new: bool) -> String {
+    match (error, is_new) {
+        (LogFileError::InUse { .. } | LogFileError::TooSmall { .. } | LogFileError::TooLong(_), _) => {
+            String::new()
+        }
+        (LogFileError::Foreign { .. }, true) => {
+            "; name another place, or give --force to overwrite it".to_owned()
+        }
+        (_, true) => "; name another place".to_owned(),
+        (_, false) => format!(
+            "; if the log was moved, `mirrord start {name} --log disk:PATH` names it; if it is lost, `mirrord start \
+             {name} --new-log disk:PATH` (or internal, or core) begins a new one, and after an unclean stop every \
+             region is copied"
+        ),
+    }
 }
 
 /// Why a volume did not stop.

@@ -77,6 +77,17 @@ impl Durable {
         (errors, log_error)
     }
 
+    /// The start is recorded: a log in a file of its own says so before the volume is served.
+    pub(super) fn name_log(&mut self, session: u64) -> io::Result<()> {
+        if self.log.kind() != LogKind::Disk {
+            return Ok(());
+        }
+        self.log.recorded(session);
+        let (_, log_error) = self.commit(LegSet::EMPTY);
+        let failed = |errno| io::Error::other(format!("the log cannot be written on its file: {errno}"));
+        log_error.map_or(Ok(()), |errno| Err(failed(errno)))
+    }
+
     fn commit(&mut self, legs: LegSet) -> (LegErrors, Option<Errno>) {
         let flush = self.log.flush();
         if flush.is_empty() {

@@ -11,3 +11,5 @@ mod doctor;
 mod map;
 mod or_start;
 mod run;
+
+pub(crate) use data::reseal;

@@ -11,6 +11,7 @@ mod house;
 mod hung_leg;
 mod leg_kinds;
 mod legs;
+mod log_identity;
 mod log_serve;
 mod metrics;
 mod packaging;

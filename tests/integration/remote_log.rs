@@ -130,6 +130,30 @@ fn the_same_over_tls() {
 }
 
 #[test]
+fn a_leg_does_not_choose_the_server_that_this_host_connects_to() {
+    let (rig, _server) = volume(&[]);
+    rig.ok(&["stop", "v"]);
+    let known = std::fs::read_to_string(rig.path("state/v.json")).unwrap();
+    // Known with a server over TLS: what the legs say is another, without it.
+    let mut tls: serde_json::Value = serde_json::from_str(&known).unwrap();
+    let place = tls["log"].as_str().unwrap().to_owned();
+    tls["log"] = "remote:logs.example.net:7411".into();
+    std::fs::write(rig.path("state/v.json"), tls.to_string()).unwrap();
+    rig.refused(&["start", "v"], &[&place, "remote:logs.example.net:7411", "--log"]);
+    // Known from before places were remembered, with certificates.
+    tls["log"] = serde_json::Value::Null;
+    tls["serve"]["log_tls"] = serde_json::json!({ "cert": "/c", "key": "/k", "ca": "/a" });
+    std::fs::write(rig.path("state/v.json"), tls.to_string()).unwrap();
+    rig.refused(&["start", "v"], &[&place, "without TLS", "--log"]);
+    // Not known at all.
+    std::fs::remove_file(rig.path("state/v.json")).unwrap();
+    rig.refused(&["start", "a", "b"], &[&place, "does not know the volume", "--log"]);
+    rig.ok(&["start", "a", "b", "--log", UNIX, "--mount", "vol"]);
+    rig.ok(&["stop", "v"]);
+    rig.ok(&["start", "v"]);
+}
+
+#[test]
 fn legs_with_data_are_resynced_where_they_have_some() {
     let rig = Rig::new();
     let _server = LogServer::start(&rig, &["--unix", "log.sock"], 1);

@@ -65,7 +65,7 @@ fn a_log_that_does_not_fit_is_refused() {
     let rig = Rig::new();
     legs(&rig, &[]);
     let all = create(&["64K", "--source", "a"]);
-    refused(&rig, &all, 1, &["log", "No such file"]);
+    refused(&rig, &all, 1, &["log", "no such file"]);
     kernel_log(&rig, &[3]);
     refused(&rig, &create(&["64K"]), 2, &["--adopt-log", "--region-size and --source"]);
     let sizeless = [&ARGS[..9], &["--source", "a"]].concat();
