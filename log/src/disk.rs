@@ -167,6 +167,11 @@ impl DiskLog {
         }
     }
 
+    /// What it says counts when it is resumed, whatever it was made with.
+    pub(crate) fn believe(&mut self) {
+        self.mode = SyncMode::Default;
+    }
+
     /// The logical block that it was made for, in bytes.
     pub fn block_size(&self) -> u32 {
         self.block_size

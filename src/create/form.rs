@@ -101,7 +101,7 @@ pub(super) fn form(
         log: log.place.clone(),
         log_identity: None,
         event_count: 1,
-        lineage: Lineage::new(Uuid::new_v4().as_u64_pair().0, legs.len()),
+        lineage: Lineage::new(log.session().unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0), legs.len()),
         clean: dirty.is_empty(),
         log_failed: false,
         created: now,

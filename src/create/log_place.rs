@@ -36,8 +36,8 @@ pub(super) struct LogPlan {
     block: u32,
     /// What an adopted log says is dirty.
     adopted: Option<Vec<Region>>,
-    /// The log on a server, and the volume that it was made for.
-    remote: Option<(Remote, Uuid)>,
+    /// The log on a server, and the volume and session that it was made for.
+    remote: Option<(Remote, Uuid, u64)>,
 }
 
 /// Checks the log that was asked for.
@@ -99,7 +99,7 @@ pub(super) fn look(options: &CreateOptions, legs: &[Candidate], plan: &Plan) -> 
 fn look_at_server(address: &str, options: &CreateOptions, plan: &Plan) -> Result<LogPlan, CreateError> {
     let parsed: Address =
         address.parse().map_err(|source| RemoteError::Address { text: address.to_owned(), source })?;
-    let volume = Uuid::new_v4();
+    let (volume, session) = (Uuid::new_v4(), Uuid::new_v4().as_u64_pair().0);
     let place = LogPlace::Remote(parsed.to_string());
     if parsed.to_string().len() > MAX_PLACE {
         return Err(CreateError::LogPathTooLong { path: address.into() });
@@ -110,12 +110,14 @@ fn look_at_server(address: &str, options: &CreateOptions, plan: &Plan) -> Result
         volume,
         size: plan.geometry.size(),
         region_size: plan.geometry.region_size(),
+        session,
         mode: SyncMode::NoSync,
+        last: None,
         take_over: false,
         fallback: false,
         tell: None,
     })?;
-    Ok(LogPlan { place, file: None, block: 0, adopted: None, remote: Some((remote, volume)) })
+    Ok(LogPlan { place, file: None, block: 0, adopted: None, remote: Some((remote, volume, session)) })
 }
 
 /// Whether two paths of files that need not exist are one.
@@ -170,7 +172,12 @@ impl LogPlan {
 
     /// The volume that the log was made for; any other can be made if there is none.
     pub(super) fn volume(&self) -> Option<Uuid> {
-        self.remote.as_ref().map(|(_, volume)| *volume)
+        self.remote.as_ref().map(|(_, volume, _)| *volume)
+    }
+
+    /// The session that had the log; any other can be that of a volume whose log no server keeps.
+    pub(super) fn session(&self) -> Option<u64> {
+        self.remote.as_ref().map(|(_, _, session)| *session)
     }
 
     /// The regions that an adopted log says are dirty.
@@ -201,7 +208,7 @@ impl LogPlan {
         dirty: &[Region],
         created: &mut Vec<PathBuf>,
     ) -> Result<Option<LogIdentity>, CreateError> {
-        if let Some((remote, _)) = &self.remote {
+        if let Some((remote, ..)) = &self.remote {
             remote.commit_and_wait(Changes { marks: dirty.to_vec(), clears: Vec::new() })?;
             remote.stop();
             return Ok(None);

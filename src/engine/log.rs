@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mirrord_log::remote::asked_for;
 use mirrord_log::{
     CoreLog, DirtyLog, DiskLog, InternalLog, LogIdentity, LogLabel, LogPlace, ResumeNote, Superblock,
     SyncMode,
@@ -90,7 +91,7 @@ impl Start<'_> {
                 log.notices.extend(notice);
                 Ok(log)
             }
-            LogPlace::Remote(address) => self.remote(address, mode, options),
+            LogPlace::Remote(address) => self.remote(address, asked_for(&self.opened.assembly), options),
         }
     }
 
@@ -104,7 +105,7 @@ impl Start<'_> {
                 let log = self.new_disk(path, mode, options.log.force);
                 log.map_err(|source| self.refused(source, true))?
             }
-            LogPlace::Remote(address) => self.remote(address, mode, &options.remote)?,
+            LogPlace::Remote(address) => self.remote(address, (mode, None), &options.remote)?,
         };
         log.notices.push(format!("the log begins anew: {}", Start::outcome(mode)));
         Ok(log)
@@ -154,10 +155,10 @@ impl Start<'_> {
     fn remote(
         &self,
         address: &str,
-        mode: SyncMode,
+        known: (SyncMode, Option<u64>),
         options: &RemoteOptions,
     ) -> Result<OpenedLog, ServeError> {
-        let (log, remote) = remote::open(self.opened, address, mode, options)?;
+        let (log, remote) = remote::open(self.opened, address, known, self.session, options)?;
         let (place, note) = (LogPlace::Remote(address.to_owned()), note_text(log.note()));
         Ok(OpenedLog {
             log,

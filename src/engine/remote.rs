@@ -15,11 +15,12 @@ use crate::start::Opened;
 /// Regions that are marked with one that follows on a dirty one: a commit costs a round trip.
 pub(super) const MARK_AHEAD: u32 = 16;
 
-/// Has the log of a volume that is to be served.
+/// Has the log of a volume that is to be served as `session`: what is known of the legs, and which session had it last.
 pub(super) fn open(
     opened: &Opened,
     address: &str,
-    mode: SyncMode,
+    (mode, last): (SyncMode, Option<u64>),
+    session: u64,
     options: &RemoteOptions,
 ) -> Result<(Box<dyn DirtyLog>, Arc<Remote>), ServeError> {
     let (geometry, superblock) = (opened.geometry, opened.authority());
@@ -29,7 +30,9 @@ pub(super) fn open(
         volume: superblock.volume,
         size: geometry.size(),
         region_size: geometry.region_size(),
+        session,
         mode,
+        last,
         take_over: options.take_over,
         fallback: options.fallback == LogFallback::Core,
         tell: options.tell,

@@ -57,8 +57,12 @@ pub struct Setup {
     pub size: u64,
     /// Bytes in a region.
     pub region_size: u64,
-    /// What is known of the legs.
+    /// The session of the volume that asks: who the log belongs to from now on.
+    pub session: u64,
+    /// What is known of the legs; with `last`, if the log is not believed.
     pub mode: SyncMode,
+    /// The session that had it last: if another one had it since, it is not believed.
+    pub last: Option<u64>,
     /// Whoever has the log has it no more.
     pub take_over: bool,
     /// Go on without a server that is away.
@@ -237,10 +241,11 @@ impl Remote {
         });
         let config = SessionConfig {
             uuid: setup.volume.to_string(),
-            luid: Uuid::new_v4().as_u64_pair().0,
+            luid: setup.session,
             size: setup.size,
             region_size: setup.region_size,
             mode: setup.mode,
+            last: setup.last,
             take_over: setup.take_over,
             patience: ANSWER_SECONDS,
             busy_patience: BUSY_SECONDS,

@@ -3,12 +3,17 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mirrord_log::wire::{Regions, Request};
+use zerocopy::little_endian::U64;
+
+use crate::log_serve::client::Client;
 use crate::rig::log_server::LogServer;
 use crate::rig::{Rig, have, sh, until};
 
@@ -127,6 +132,48 @@ fn the_same_over_tls() {
     args.extend(client);
     rig.create("64MiB", &args);
     crash(&rig);
+}
+
+/// Somebody else who knows the volume's UUID takes its log, says that nothing is dirty, and goes.
+fn stranger(rig: &Rig, uuid: &str) {
+    let stream = UnixStream::connect(rig.path("log.sock")).unwrap();
+    let mut client = Client::over(stream);
+    let text = format!("131072 disk {uuid} 2048 take_over");
+    client.done(uuid, 7, &Request::Ctr { text: text.as_bytes(), again: false });
+    client.done(uuid, 7, &Request::Resume);
+    let all: Vec<U64> = (0..64).map(U64::new).collect();
+    client.done(uuid, 7, &Request::ClearRegion(Regions::new(&all)));
+    for request in [Request::Flush(Regions::NONE), Request::Presuspend, Request::Postsuspend, Request::Dtr] {
+        client.done(uuid, 7, &request);
+    }
+}
+
+#[test]
+fn a_log_that_somebody_else_had_is_not_believed() {
+    let (rig, _server) = volume(&[]);
+    let uuid = rig.status()["uuid"].as_str().unwrap().to_owned();
+    write(&rig, 33, 9);
+    rig.kill_for_good();
+    // As a write leaves it that was cut off.
+    File::options().write(true).open(rig.path("b")).unwrap().write_all_at(&[8; 4], 33 * MIB).unwrap();
+    stranger(&rig, &uuid);
+    rig.ok(&["start", "v"]);
+    assert_eq!(rig.status()["log"]["dirty_regions_at_start"], 64);
+    stop_and_compare(&rig);
+
+    // After a clean stop the legs are equal, whatever was done to the log.
+    stranger(&rig, &uuid);
+    rig.ok(&["start", "v"]);
+    assert_eq!(rig.status()["log"]["dirty_regions_at_start"], 0);
+
+    // With a leg out the log is not clean at the stop, so all is dirty.
+    rig.ok(&["leg", "fail", "v", "b"]);
+    write(&rig, 12, 7);
+    rig.ok(&["stop", "v"]);
+    stranger(&rig, &uuid);
+    rig.ok(&["start", "v"]);
+    rig.ok(&["leg", "add", "v", "b"]);
+    stop_and_compare(&rig);
 }
 
 #[test]
@@ -329,9 +376,9 @@ fn a_write_that_waits_for_the_server_does_not_hold_a_forced_stop_up() {
     stop_and_compare(&rig);
 }
 
-/// Another host that has the same legs.
-fn other_host(rig: &Rig) -> (Rig, [String; 2]) {
-    (Rig::new(), ["a", "b"].map(|leg| rig.path(leg).to_str().unwrap().to_owned()))
+/// Where the log is, for a host that has to be told.
+fn log_of(rig: &Rig) -> String {
+    format!("remote:unix:{}", rig.path("log.sock").display())
 }
 
 #[test]
@@ -344,7 +391,8 @@ fn copies_of_a_volume_do_not_share_its_log_and_one_can_take_it_from_the_other() 
     }
     let other = Rig::new();
     let legs = ["a-copy", "b-copy"].map(|leg| rig.path(leg).to_str().unwrap().to_owned());
-    let start = ["start", &legs[0], &legs[1], "--mount", "vol"];
+    let log = log_of(&rig);
+    let start = ["start", &legs[0], &legs[1], "--mount", "vol", "--log", &log];
     other.refused(&start, &["in use by another daemon", "--log-take-over"]);
     write(&rig, 4, 1);
     let mut taking = start.to_vec();
@@ -370,8 +418,9 @@ fn another_host_goes_on_with_the_legs_of_one_that_died() {
         write(&rig, region, 9);
     }
     rig.kill_for_good();
-    let (other, legs) = other_host(&rig);
-    other.ok(&["start", &legs[0], &legs[1], "--mount", "vol"]);
+    let other = Rig::new();
+    let legs = ["a", "b"].map(|leg| rig.path(leg).to_str().unwrap().to_owned());
+    other.ok(&["start", &legs[0], &legs[1], "--mount", "vol", "--log", &log_of(&rig)]);
     other.wait();
     assert_eq!(other.status()["resync"]["copied_regions"], 2);
     assert_eq!(byte_at(&other, 33), 9);

@@ -16,7 +16,7 @@ mod log;
 mod session;
 mod talk;
 
-use mirrord_raid::{Errno, Region};
+use mirrord_raid::{Assembly, Errno, Region};
 
 use crate::log::SyncMode;
 use crate::wire::{Frame, RequestType};
@@ -45,20 +45,33 @@ impl Changes {
 pub struct SessionConfig {
     /// The volume's name for it: what the server calls the log, too.
     pub uuid: String,
-    /// Of this life of the volume: by chance.
+    /// Of this life of the volume: the session that its records will name.
     pub luid: u64,
     /// Size of the volume, in bytes.
     pub size: u64,
     /// Bytes in a region.
     pub region_size: u64,
-    /// What is known of the legs.
+    /// What is known of the legs; with `last`, if the log is not believed.
     pub mode: SyncMode,
+    /// The life of the volume that had the log last: if another one had it since, it is not believed.
+    pub last: Option<u64>,
     /// Whoever has the log has it no more.
     pub take_over: bool,
     /// Ticks for which an answer is waited for before the connection is given up.
     pub patience: u32,
     /// Ticks for which a log that another has is waited for.
     pub busy_patience: u32,
+}
+
+/// How a start that comes to this asks for its log: what is known of the legs, and the session that had the log last. The
+/// log counts only if the server says that this one had it, and if the legs do not say that it lost a mark.
+pub fn asked_for(assembly: &Assembly) -> (SyncMode, Option<u64>) {
+    match SyncMode::at_start(assembly) {
+        SyncMode::Default if assembly.session != 0 => {
+            (SyncMode::without_log(assembly), Some(assembly.session))
+        }
+        mode => (mode, None),
+    }
 }
 
 /// What happened.

@@ -182,8 +182,9 @@ impl Session {
             SyncMode::Sync => " sync",
             SyncMode::NoSync => " nosync",
         };
+        let last = self.config.last.map_or(String::new(), |last| format!(" last={last:016x}"));
         let take_over = if self.config.take_over { " take_over" } else { "" };
-        let text = format!("{length} disk {} {region}{mode}{take_over}", self.config.uuid);
+        let text = format!("{length} disk {} {region}{mode}{last}{take_over}", self.config.uuid);
         self.talk
             .ask(For::Having, &Request::Ctr { text: text.as_bytes(), again: self.was_had && self.was_ready });
         self.talk.ask(For::Having, &Request::Resume);

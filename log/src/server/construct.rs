@@ -39,6 +39,10 @@ impl LogServer {
             // What is known of the legs was said long ago. Nor does anybody take over what he had.
             args.mode = SyncMode::Default;
             args.take_over = false;
+            args.last = None;
+        }
+        if args.last.is_some() && args.mode == SyncMode::Default {
+            args.mode = SyncMode::Sync;
         }
         let (regions, region_size) = (args.regions(), args.region_sectors * SECTOR);
         if !self.make_room(regions, out) {
@@ -54,6 +58,7 @@ impl LogServer {
         };
         let log = Log {
             take_over: args.take_over,
+            last: args.last,
             since: self.now,
             again,
             returning: again && by_kernel,

@@ -357,6 +357,8 @@ struct Log {
     /// The text that it was constructed from.
     text: Box<str>,
     mode: SyncMode,
+    /// Who had it last, if its user knows: another one's log is not believed.
+    last: Option<u64>,
     take_over: bool,
     life: Life,
     since: u64,
@@ -407,6 +409,7 @@ impl Log {
             gone_since: None,
             text: String::from_utf8_lossy(text).into(),
             mode,
+            last: None,
             take_over: false,
             life,
             since: 0,

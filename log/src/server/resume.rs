@@ -121,8 +121,12 @@ impl LogServer {
         }
         let (client, luid, again, take_over) = (log.client, log.luid, log.again, log.take_over);
         let looks = log.returning;
+        let last = log.last.filter(|_| !again);
         let Book::Disk(book) = &mut log.book else { return };
         let owner = result.ok().and_then(DiskLog::owner_of).filter(|_| !client.is_kernel());
+        if last.is_some() && last == owner.map(|owner| owner.luid) {
+            book.believe();
+        }
         let refused = match owner {
             Some(owner) if owner.luid == luid => None,
             // Who comes back and is not the last one was superseded.

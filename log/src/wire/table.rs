@@ -1,12 +1,12 @@
 //! The text with which a log is constructed: the kernel's mirror table from the log's kind on.
 //!
 //! ```text
-//! LENGTH [clustered-]core REGION [sync|nosync] [block_on_error] [take_over]
-//! LENGTH [clustered-]disk DEVICE REGION [sync|nosync] [block_on_error] [take_over]
+//! LENGTH [clustered-]core REGION [sync|nosync] [block_on_error] [last=LUID] [take_over]
+//! LENGTH [clustered-]disk DEVICE REGION [sync|nosync] [block_on_error] [last=LUID] [take_over]
 //! ```
 //!
 //! Lengths are in sectors of 512 bytes. `clustered-` names are LVM's, the others ours. `block_on_error` is a word of old
-//! kernels and means nothing. `take_over` is ours: see [`TableArgs::take_over`].
+//! kernels and means nothing. `last` and `take_over` are ours: see [`TableArgs::last`], [`TableArgs::take_over`].
 
 use crate::log::SyncMode;
 
@@ -103,6 +103,10 @@ pub struct TableArgs<'a> {
     pub region_sectors: u64,
     /// What is known of the legs.
     pub mode: SyncMode,
+    /// The life of the volume that had the log last, as the volume's legs know it; 16 hexadecimal digits. If that is not the
+    /// owner which the log names, the log is not believed and `mode` is what is known of the legs: nothing if it says
+    /// nothing.
+    pub last: Option<u64>,
     /// Whoever had the log before has it no more, whether he said so or not.
     pub take_over: bool,
 }
@@ -140,23 +144,38 @@ impl<'a> TableArgs<'a> {
         if length.div_ceil(region_sectors) > MAX_LOG_REGIONS {
             return Err(TableError::TooManyRegions { length, region_sectors });
         }
-        let (mut mode, mut take_over) = (None, false);
+        let (mut mode, mut last, mut take_over) = (None, None, false);
         for word in words {
             match word {
                 "sync" if mode.is_none() => mode = Some(SyncMode::Sync),
                 "nosync" if mode.is_none() => mode = Some(SyncMode::NoSync),
                 "block_on_error" => {}
                 "take_over" => take_over = true,
+                word if last.is_none() && word.starts_with("last=") => last = Some(luid(word)?),
                 _ => return Err(TableError::Word { word: word.to_owned() }),
             }
         }
-        Ok(TableArgs { kind, clustered, length, region_sectors, mode: mode.unwrap_or_default(), take_over })
+        Ok(TableArgs {
+            kind,
+            clustered,
+            length,
+            region_sectors,
+            mode: mode.unwrap_or_default(),
+            last,
+            take_over,
+        })
     }
 
     /// How many regions.
     pub fn regions(&self) -> u32 {
         self.length.div_ceil(self.region_sectors) as u32
     }
+}
+
+fn luid(word: &str) -> Result<u64, TableError> {
+    let digits = word.strip_prefix("last=").filter(|digits| digits.len() == 16);
+    let luid = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    luid.ok_or_else(|| TableError::Word { word: word.to_owned() })
 }
 
 fn number(word: Option<&str>, what: &'static str) -> Result<u64, TableError> {

@@ -23,6 +23,7 @@ fn config(luid: u64, regions: u64, mode: SyncMode) -> SessionConfig {
         size,
         region_size: REGION,
         mode,
+        last: None,
         take_over: false,
         patience: 5,
         busy_patience: 40,

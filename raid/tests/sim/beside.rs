@@ -1,6 +1,7 @@
 //! A log beside the legs, on a log server that can be out of reach for long: a commit of it takes as long as it likes, and
 //! so does a start. [`Place`] is the way there and back; this is what the simulator makes of it.
 
+use mirrord_log::remote::asked_for;
 use mirrord_log::{DirtyLog, RemoteLog, SyncMode};
 use mirrord_raid::{AssembleOptions, Assembly, Errno, Geometry, MAX_LEGS, Region, WorkerEvent};
 
@@ -63,7 +64,8 @@ impl Sim {
 
     fn try_to_open_place(&mut self, assembly: &Assembly) -> Option<Box<dyn DirtyLog>> {
         let mut place = self.place.take()?;
-        place.open(SyncMode::at_start(assembly));
+        self.sessions += 1;
+        place.open(self.sessions, asked_for(assembly));
         let mut deadline = Some(place.ticks + PATIENCE);
         let mut moves = 0;
         let is_had = loop {
@@ -97,12 +99,26 @@ impl Sim {
         trace!(self, "the log: had {is_had}, dirty {dirty:?}");
         if !is_had {
             place.crash();
+            place.had_by_others = true;
             self.place = Some(place);
             return None;
         }
         self.place = Some(place);
         let geometry = Geometry::new(assembly.size, self.config.region_size()).expect("it was recorded");
         Some(Box::new(RemoteLog::new(geometry.region_size(), geometry.regions(), dirty)))
+    }
+
+    /// While the volume is stopped or dead, its log is somebody else's, perhaps. So is that of a volume whose start came to
+    /// nothing.
+    pub(crate) fn strangers(&mut self, well: bool) {
+        let Some(mut place) = self.place.take() else { return };
+        if place.rng.chance(1, 6) {
+            self.sessions += 1;
+            let was_had = place.stranger(self.sessions, self.now, well);
+            trace!(self, "the log: a stranger had it: {was_had}");
+            self.saw.saw_if(Saw::Stranger, was_had);
+        }
+        self.place = Some(place);
     }
 
     /// Whether the life that begins goes on without its log.
@@ -113,10 +129,11 @@ impl Sim {
     /// Regions that are dirty if a start comes to this and finds its log; none if the log is on the legs.
     pub(crate) fn dirty_in_place(&self, assembly: &Assembly) -> Option<u64> {
         let place = self.place.as_ref()?;
-        Some(match SyncMode::at_start(assembly) {
-            SyncMode::Sync => u64::MAX,
-            SyncMode::NoSync => 0,
-            SyncMode::Default => place.far.surely_dirty(),
+        Some(match asked_for(assembly) {
+            (_, Some(last)) if place.far.owner() == Some(last) => place.far.surely_dirty(),
+            (SyncMode::Sync, _) => u64::MAX,
+            (SyncMode::NoSync, _) => 0,
+            (SyncMode::Default, _) => place.far.surely_dirty(),
         })
     }
 

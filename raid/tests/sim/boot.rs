@@ -99,6 +99,7 @@ impl Sim {
 
     /// Some legs are pulled, others given back; some log is damaged.
     pub(crate) fn meddle(&mut self, all_well: bool) {
+        self.strangers(all_well);
         for leg in self.members().minus(self.attached).iter() {
             if all_well || self.rng.coin() {
                 self.attached.insert(leg);
@@ -237,6 +238,9 @@ impl Sim {
         let dirty = dirty(log.as_ref());
         let states = assembly.states(dirty != 0);
         let was_clean = std::mem::take(&mut self.stopped_clean) && !self.is_without_place();
+        // What others did to the log costs a whole resync, unless every leg says that all was clean.
+        let had_by_others = self.place.as_mut().is_some_and(|place| std::mem::take(&mut place.had_by_others));
+        let was_clean = was_clean && !(had_by_others && assembly.dirty_without_log);
         assert!(!was_clean || logged == 0, "invariant 10: {logged:#x} is dirty after a clean stop");
         self.check_splits(&states);
         let before = assembly.states(false);
@@ -257,7 +261,9 @@ impl Sim {
             self.look_at_marks(leg);
         }
         let queues = self.config.queues;
-        self.sessions += 1;
+        if self.place.is_none() {
+            self.sessions += 1;
+        }
         let lineage = assembly.lineage(self.sessions);
         let mirror = Arc::new(Mirror::new(geometry, &states, log.dirty(), queues));
         let mut buffers = vec![vec![Vec::new(); self.config.depth]; usize::from(queues)];

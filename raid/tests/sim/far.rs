@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 use mirrord_log::server::{ClientId, Job, JobDone, JobKind, LogServer, OpenedStore, Output, ServerConfig};
 use mirrord_log::wire::Frame;
-use mirrord_log::{DirtyLog, DiskLog, PageWrite, SyncMode};
+use mirrord_log::{DirtyLog, DiskLog, LogOwner, PageWrite, SyncMode};
 use mirrord_raid::Errno;
 
 use crate::rng::Rng;
@@ -69,7 +69,9 @@ impl Far {
         let mut log = DiskLog::new(region_size, regions, BLOCK, SyncMode::NoSync);
         let mut file = vec![0; DiskLog::len_of(regions, BLOCK) as usize];
         let flush = log.resume(&[Some(&[])]);
-        blocks(&flush.writes).for_each(|(at, bytes)| land(&mut file, at, bytes));
+        log.set_owner(LogOwner { luid: 1, released: true });
+        let writes = [flush.writes, log.flush().writes].concat();
+        blocks(&writes).for_each(|(at, bytes)| land(&mut file, at, bytes));
         Far {
             server: Some(server()),
             file,
@@ -260,6 +262,11 @@ impl Far {
     }
 
     // ---- what is there
+
+    /// Whose it is, on the disk.
+    pub(crate) fn owner(&self) -> Option<u64> {
+        DiskLog::owner_of(&self.file).map(|owner| owner.luid)
+    }
 
     /// Regions that are dirty on the disk.
     pub(crate) fn dirty(&self) -> u64 {

@@ -86,6 +86,8 @@ pub(crate) struct Place {
     outages: u64,
     outage: Outage,
     outage_until: u64,
+    /// A stranger, or a start that came to nothing, had the log since the last start.
+    pub(crate) had_by_others: bool,
     /// A volume that waited too long goes on without.
     pub(crate) fallback: bool,
 }
@@ -99,6 +101,7 @@ impl Place {
             size,
             region_size,
             mode: SyncMode::Default,
+            last: None,
             take_over: false,
             patience: ANSWER_TICKS,
             busy_patience: BUSY_PATIENCE as u32,
@@ -114,6 +117,7 @@ impl Place {
             outages,
             outage: Outage::None,
             outage_until: 0,
+            had_by_others: false,
             fallback,
         }
     }
@@ -121,9 +125,9 @@ impl Place {
     // ---- the driver's part
 
     /// A life of the volume asks for its log.
-    pub(crate) fn open(&mut self, mode: SyncMode) {
-        self.config.luid += 1;
-        self.config.mode = mode;
+    pub(crate) fn open(&mut self, luid: u64, (mode, last): (SyncMode, Option<u64>)) {
+        self.config.luid = luid;
+        (self.config.mode, self.config.last) = (mode, last);
         self.config.take_over = self.rng.chance(1, 3);
         let session = Session::new(self.config.clone(), &mut Vec::new());
         self.life = Some(Life {
@@ -255,6 +259,35 @@ impl Place {
     pub(crate) fn stop(&mut self) {
         self.life().stopping = true;
         self.handle(Event::Stop);
+    }
+
+    /// Somebody else with the volume's name takes its log, says that nothing is dirty, and goes, or is cut off on the way.
+    /// Whether the log was had.
+    pub(crate) fn stranger(&mut self, luid: u64, mut now: u64, well: bool) -> bool {
+        self.open(luid, (SyncMode::Default, None));
+        let take_over = std::mem::replace(&mut self.config.take_over, true);
+        self.life().session = Session::new(self.config.clone(), &mut Vec::new());
+        let (mut was_had, left) = (false, self.rng.below(600));
+        for _ in 0..left {
+            now += 1;
+            self.pass(now, well);
+            match self.came.pop_front() {
+                Some(Came::Ready) => {
+                    was_had = true;
+                    let clears = self.life().session.dirty().collect();
+                    self.commit(&Changes { marks: Vec::new(), clears });
+                }
+                Some(Came::Committed(Ok(()))) if self.rng.coin() => self.stop(),
+                _ => {}
+            }
+            if self.life().over {
+                break;
+            }
+        }
+        self.crash();
+        self.config.take_over = take_over;
+        self.had_by_others = true;
+        was_had
     }
 
     fn look_at_the_clock(&mut self) {
