@@ -19,6 +19,7 @@ use crate::layout::{PAGE, PAGE_REGIONS, log_pages};
 use crate::log::{DirtyLog, LogKind, ResumeNote, SyncMode};
 use crate::maps::RegionMaps;
 use crate::page::{Flush, PageWrite};
+use crate::superblock::MAX_COUNTER;
 
 /// Regions in one sector of the log.
 pub const SECTOR_REGIONS: u32 = 8 * BITS as u32;
@@ -70,6 +71,9 @@ pub enum SectorError {
         /// Where it belongs.
         found: u32,
     },
+    /// A generation that no log gets to by counting.
+    #[error("the log sector has an impossible generation")]
+    BadGeneration,
 }
 
 /// Reads sector `index` of the log of `volume`.
@@ -87,6 +91,9 @@ pub fn decode_sector(volume: Uuid, index: u32, bytes: &[u8]) -> Result<LogSector
     }
     if raw.index != index {
         return Err(SectorError::Misplaced { found: raw.index.get() });
+    }
+    if raw.generation.get() >= MAX_COUNTER {
+        return Err(SectorError::BadGeneration);
     }
     Ok(LogSector { generation: raw.generation.get(), dirty: raw.bits })
 }

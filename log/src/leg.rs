@@ -300,19 +300,25 @@ pub fn format_leg(
     sync("footer")
 }
 
-/// Makes a leg one no more: its metadata is wiped, its data stays.
+/// Makes a leg one no more: nothing of its metadata stays, its data does. A file ends where its metadata began.
 ///
 /// # Errors
-/// See [`FormatLegError::Io`].
+/// See [`FormatLegError::Io`]. It is no leg any more, unless writing the footer failed.
 pub fn wipe_leg(file: &File, layout: &Layout) -> Result<(), FormatLegError> {
     let io_error = |what| move |source| FormatLegError::Io { what, source };
-    for (what, offset) in
-        [("footer", layout.footer), ("superblock", layout.slots[0]), ("superblock", layout.slots[1])]
-    {
-        file.write_all_at(&[0; PAGE as usize], offset).map_err(io_error(what))?;
-        file.sync_all().map_err(io_error(what))?;
+    let (backing, len) = measure(file).map_err(io_error("footer"))?;
+    let zero = |what, offset, pages: u64| {
+        (0..pages)
+            .try_for_each(|page| file.write_all_at(&[0; PAGE as usize], offset + page * PAGE))
+            .and_then(|()| file.sync_all())
+            .map_err(io_error(what))
+    };
+    zero("footer", layout.footer, 1)?;
+    zero("superblock", layout.slots[0], 2)?;
+    if backing == Backing::File && len == layout.end {
+        return file.set_len(layout.room()).and_then(|()| file.sync_all()).map_err(io_error("length"));
     }
-    Ok(())
+    zero("log", layout.log, layout.log_pages.into())
 }
 
 /// Makes a leg that nobody uses one of another volume, whose superblock is `superblock`, with this log. Its data

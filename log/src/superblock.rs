@@ -10,7 +10,7 @@ mod raw;
 
 use std::path::PathBuf;
 
-use mirrord_raid::{Geometry, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST, Replaces};
+use mirrord_raid::{Geometry, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Replaces};
 use uuid::Uuid;
 
 use crate::label::{LogIdentity, MAX_DEVICE_NAME};
@@ -22,6 +22,10 @@ pub use raw::{KNOWN_FLAGS, SUPERBLOCK_VERSION};
 pub const MAX_NAME: usize = 64;
 /// Most bytes in the path or address of a log.
 pub const MAX_PLACE: usize = 1024;
+
+/// Counters stay below this. None gets there by counting: what is there was damaged or made up, and one that wraps
+/// would make the newest record the oldest.
+pub(crate) const MAX_COUNTER: u64 = 1 << 63;
 
 /// Where the log of a volume is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -201,6 +205,7 @@ impl Superblock {
             Some(LogIdentity::Device { name }) => name.len(),
             _ => 0,
         };
+        let is_counted = |past: &Past| past.event_count < MAX_COUNTER;
         for (field, is_good) in [
             ("name", (1..=MAX_NAME).contains(&self.name.len()) && !self.name.contains('\0')),
             ("number of legs", (1..=MAX_LEGS).contains(&self.legs.len())),
@@ -209,7 +214,8 @@ impl Superblock {
             ("size or region size", self.geometry().is_some()),
             ("log place", (1..=MAX_PLACE).contains(&place)),
             ("log identity", device_name <= MAX_DEVICE_NAME),
-            ("lineage", self.lineage.past.len() <= MAX_PAST),
+            ("event count", self.event_count < MAX_COUNTER),
+            ("lineage", self.lineage.past.len() <= MAX_PAST && self.lineage.past.iter().all(is_counted)),
         ] {
             if !is_good {
                 return Err(SlotError::BadField { field });

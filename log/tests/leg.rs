@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use mirrord_log::{
     Backing, DirtyLog, FormatLegError, InternalLog, Layout, LegEntry, LogPlace, MetaIo, ReadLegError,
     ResumeNote, SlotError, Superblock, SyncMode, Target, format_leg, measure, read_leg, superblock_write,
+    wipe_leg,
 };
 use mirrord_raid::{Leg, LegState, Lineage, Region};
 use uuid::Uuid;
@@ -174,4 +175,21 @@ fn what_fails_while_a_leg_is_made_is_named() {
     let read_only = File::open(file.path()).unwrap();
     let failed = format_leg(&read_only, &layout(), &superblock(), &log());
     assert!(matches!(failed, Err(FormatLegError::Io { what: "footer", .. })));
+}
+
+#[test]
+fn nothing_of_a_wiped_leg_stays_but_its_data() {
+    for longer in [0, 8192] {
+        let file = made();
+        file.write_all_at(&[7; 4096], SIZE - 4096).unwrap();
+        file.set_len(layout().end + longer).unwrap();
+        wipe_leg(&file, &layout()).unwrap();
+        let len = file.metadata().unwrap().len();
+        assert_eq!(len, if longer == 0 { layout().room() } else { layout().end + longer });
+        let mut all = vec![0; len as usize];
+        file.read_exact_at(&mut all, 0).unwrap();
+        assert!(all[SIZE as usize - 4096..SIZE as usize] == [7; 4096]);
+        assert!(all[SIZE as usize..].iter().all(|byte| *byte == 0), "metadata is left");
+        assert!(matches!(reread(&file), Err(ReadLegError::NoFooter)));
+    }
 }

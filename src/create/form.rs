@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mirrord_log::{
-    Backing, DirtyLog, InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg,
+    Backing, DirtyLog, InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg, wipe_leg,
 };
 use mirrord_raid::{Leg, LegState, Lineage, Region};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
@@ -81,9 +81,10 @@ pub(super) fn form(
     let mut legs = Vec::with_capacity(candidates.len());
     for (candidate, layout) in candidates.into_iter().zip(&plan.layouts) {
         let given = candidate.given.clone();
+        let was = candidate.there.as_ref().and_then(|there| Some(there.was.as_ref()?.layout));
         let leg = open(candidate, plan.geometry.size(), &mut undo)?;
         make_room(&leg, &given, layout, preallocate, &mut undo)?;
-        legs.push((given, leg));
+        legs.push((given, leg, was));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let state = |index| match plan.origin {
@@ -110,15 +111,20 @@ pub(super) fn form(
     let internal = internal_log(&superblock, plan, &dirty);
     let log_text = place_text(&log.place);
     superblock.log_identity = log.write(&superblock, plan.geometry, &dirty, &mut undo.created)?;
-    for (index, ((given, leg), layout)) in legs.iter().zip(&plan.layouts).enumerate() {
+    for (index, ((given, leg, was), layout)) in legs.iter().zip(&plan.layouts).enumerate() {
         superblock.leg = Leg::new(index);
+        // It would be content of a larger volume, and other than on the other legs.
+        if let Some(was) = was.filter(|was| was.room() < layout.room()) {
+            wipe_leg(&leg.meta, &was)
+                .map_err(|source| CreateError::Format { path: given.clone(), source })?;
+        }
         cut(leg, given, layout)?;
         format_leg(&leg.meta, layout, &superblock, &internal)
             .map_err(|source| CreateError::Format { path: given.clone(), source })?;
     }
     undo.sync_directories();
     undo.keep();
-    let legs = legs.into_iter().map(|(_, leg)| leg.path).collect();
+    let legs = legs.into_iter().map(|(_, leg, _)| leg.path).collect();
     Ok(Formed { volume: superblock.volume, legs, log: log_text })
 }
 

@@ -446,22 +446,16 @@ fn status(volume: &Volume, own: &Own) -> VolumeStatus {
 }
 
 fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
+    // A leg that was split off has nobody who could record anything.
+    let is_for_all =
+        matches!(request, Request::Ping | Request::Status | Request::Events { .. } | Request::Stop { .. });
+    if volume.is_read_only() && !is_for_all {
+        let message = "it is a leg that was split off: it can be read, and stopped".to_owned();
+        return Response::Failed { reason: Failure::Error, message }.into();
+    }
     let response = match request {
         Request::Ping => Response::Pong { name: volume.status().name, pid: std::process::id() },
         Request::Status => Response::Status { status: Box::new(status(volume, own)) },
-        Request::Map { .. }
-        | Request::HandOver
-        | Request::Resync { .. }
-        | Request::Resize { .. }
-        | Request::FailLeg { .. }
-        | Request::AddLeg { .. }
-        | Request::SplitLeg { .. }
-        | Request::MergeLeg { .. }
-            if volume.is_read_only() =>
-        {
-            let message = "it is a leg that was split off: it can be read, and stopped".to_owned();
-            Response::Failed { reason: Failure::BadRequest, message }
-        }
         Request::LogServer
         | Request::Logs { .. }
         | Request::DirtyRegions { .. }

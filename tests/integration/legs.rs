@@ -138,6 +138,7 @@ fn a_leg_that_is_removed_is_one_no_more() {
     rig.write(1, 0x22);
     assert_eq!(bytes(&rig.path("b"))[MIB as usize], 0x11, "its data stays");
     assert!(rig.ok(&["inspect", "b"]).contains("not a leg"));
+    assert_eq!(fs::metadata(rig.path("b")).unwrap().len(), SIZE, "a plain image, without metadata behind it");
     rig.refused(&["leg", "remove", "v", "b"], &["no leg of the volume is called"]);
     // Its data is somebody's now.
     rig.refused(&["leg", "add", "v", "b"], &["holds data", "--force"]);
@@ -181,6 +182,31 @@ fn a_leg_that_is_removed_is_one_no_more() {
         rig.ok(&["stop", "v"]);
     }
     rig.ok(&["start", "v"]);
+    rig.ok(&["stop", "v"]);
+}
+
+/// A leg that is removed and holds nothing is an empty file, and one with data keeps it and no more.
+#[test]
+fn a_volume_is_made_of_legs_that_were_removed() {
+    let rig = volume();
+    rig.ok(&["leg", "remove", "v", "b"]);
+    rig.write(3, 0x33);
+    rig.ok(&["leg", "add", "v", "c"]);
+    rig.wait();
+    rig.ok(&["leg", "remove", "v", "c"]);
+    for (legs, notes) in [(["b", "x"], ""), (["c", "y"], "leg c holds data: it is kept")] {
+        let output = rig
+            .run(&["create", "--legs", legs[0], legs[1], "--size", "32MiB", "--name", "w", "--mount", "w"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.contains(notes) && !said.contains("cut"), "{said}");
+        assert!(notes.is_empty() == said.is_empty(), "{said}");
+        rig.ok(&["wait", "w"]);
+        let byte = if notes.is_empty() { 0 } else { 0x33 };
+        assert_eq!(bytes(&rig.path("w"))[3 * MIB as usize], byte);
+        rig.ok(&["stop", "w"]);
+        rig.assert_same(legs[0], legs[1], SIZE);
+        fs::remove_file(rig.path("state/w.json")).unwrap();
+    }
     rig.ok(&["stop", "v"]);
 }
 

@@ -66,9 +66,20 @@ fn it_is_the_volume_of_one_moment_and_takes_no_write() {
         &["split", "v-1", "--leg", "0", "--track", "--yes"],
         &["merge", "v-1", "0"],
         &["resync", "v-1", "--pause"],
+        &["leg", "add", "v-1", "c"],
+        &["leg", "add", "v-1", "c", "--spare"],
+        &["leg", "remove", "v-1", "0"],
+        &["leg", "replace", "v-1", "0", "c"],
+        &["split", "v-1", "--leg", "0", "--name", "w", "--yes"],
+        &["scrub", "v-1"],
+        &["scrub", "v-1", "--cancel"],
+        &["map", "v-1"],
+        &["map", "v-1", "--json"],
     ] {
-        rig.refused(args, &["split off: it can be read"]);
+        rig.refused(args, &["v-1", "split off: it can be read"]);
     }
+    assert!(!rig.path("c").exists());
+    assert_eq!(bytes(&served), then, "it is served as before");
     assert!(untouched(&rig, "b") == leg, "it was written to");
 
     rig.refused(&["merge", "v", "b"], &["/b", "v-1", "mirrord stop v-1"]);

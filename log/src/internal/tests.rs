@@ -153,3 +153,17 @@ fn bits_past_the_last_region_are_not_set() {
         assert_eq!(ones, regions);
     }
 }
+
+#[test]
+fn a_generation_that_would_wrap_is_damage() {
+    let mut first = log(100, SyncMode::NoSync);
+    first.generation = MAX_COUNTER - 3;
+    let _ = first.flush();
+    let good = area(&first);
+    first.generation = u64::MAX;
+    let bad = area(&first);
+    let again = resumed(100, &[Some(&good)]);
+    assert_eq!((again.dirty_count(), again.generation()), (0, MAX_COUNTER - 2));
+    let again = resumed(100, &[Some(&bad), Some(&good)]);
+    assert_eq!((again.dirty_count(), again.generation()), (100, MAX_COUNTER - 1));
+}

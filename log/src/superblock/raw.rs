@@ -10,7 +10,7 @@ use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::{LegEntry, LogPlace, MAX_NAME, MAX_PLACE, SlotError, Superblock};
+use super::{LegEntry, LogPlace, MAX_COUNTER, MAX_NAME, MAX_PLACE, SlotError, Superblock};
 use crate::label::RawLogIdentity;
 use crate::layout::PAGE;
 
@@ -131,6 +131,12 @@ impl RawSlot {
     }
 
     #[cfg(test)]
+    pub(super) fn set_counters(&mut self, generation: u64, event_count: u64, past: u64) {
+        (self.generation, self.event_count) = (generation.into(), event_count.into());
+        self.lineage.past[0].event_count = past.into();
+    }
+
+    #[cfg(test)]
     pub(super) fn set_past_count(&mut self, count: u8) {
         self.lineage.past_count = count;
     }
@@ -245,6 +251,9 @@ impl Superblock {
             updated: raw.updated.get(),
         };
         superblock.check()?;
+        if raw.generation.get() >= MAX_COUNTER {
+            return Err(bad("generation"));
+        }
         if *superblock.leg_uuid().as_bytes() != raw.leg {
             return Err(bad("leg UUID"));
         }

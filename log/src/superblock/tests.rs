@@ -69,11 +69,23 @@ fn each_fault_has_its_error() {
         (patched(1, |raw| raw.name_len = 5.into()), bad("name")),
         (patched(1, |raw| raw.place_len = 1025.into()), bad("log place")),
         (patched(1, |raw| raw.set_past_count(33)), bad("lineage")),
+        (patched(1, |raw| raw.set_counters(MAX_COUNTER, 1, 0)), bad("generation")),
+        (patched(1, |raw| raw.set_counters(u64::MAX, 1, 0)), bad("generation")),
+        (patched(1, |raw| raw.set_counters(1, MAX_COUNTER, 0)), bad("event count")),
+        (patched(1, |raw| raw.set_counters(1, u64::MAX, 0)), bad("event count")),
+        (patched(1, |raw| raw.set_counters(1, 1, MAX_COUNTER)), bad("lineage")),
         (patched(1, |raw| raw.size = 0.into()), bad("size or region size")),
         (patched(1, |raw| raw.region_size = 4097.into()), bad("size or region size")),
     ] {
         assert_eq!(Superblock::decode(&bytes), Err(error));
     }
+}
+
+#[test]
+fn a_counter_below_the_limit_is_believed() {
+    let bytes = patched(1, |raw| raw.set_counters(MAX_COUNTER - 1, MAX_COUNTER - 1, MAX_COUNTER - 1));
+    let (superblock, generation) = Superblock::decode(&bytes).unwrap();
+    assert_eq!((superblock.event_count, generation), (MAX_COUNTER - 1, MAX_COUNTER - 1));
 }
 
 #[test]

@@ -191,3 +191,19 @@ fn a_device_that_is_kept_needs_a_size() {
     let args = ["create", "--legs", &device, "new", "--source", &device];
     refused(&rig, &args, 1, &[&device, "16KiB of the device", "--size", "4177920", "--force"]);
 }
+
+/// What is left of a smaller volume's metadata would be content of the larger one, and different on each leg.
+#[test]
+fn a_larger_volume_in_the_place_of_a_smaller_one() {
+    if !fuse() {
+        return;
+    }
+    let rig = Rig::new();
+    rig.create("8MiB", &[]);
+    rig.ok(&["stop", "v"]);
+    fs::remove_file(rig.path("state/v.json")).unwrap();
+    rig.create("16MiB", &["--force"]);
+    assert_eq!(rig.status()["state"], "in_sync");
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("a", "b", 16 << 20);
+}
