@@ -117,6 +117,10 @@ pub struct LegStatus {
     pub state: String,
     /// Why it is failed: `io_error` `no_space` `missing` `by_hand`.
     pub reason: Option<String>,
+    /// What is amiss with its file while it is open: `deleted`, `renamed` (its name leads elsewhere or nowhere) or
+    /// `truncated`.
+    #[serde(default)]
+    pub file: Option<String>,
     /// The index of the leg whose place it takes once it is in sync.
     #[serde(default)]
     pub replaces: Option<usize>,

@@ -360,6 +360,12 @@ impl Mirror {
         self.worker_notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
     }
 
+    /// The driver found that a leg lost what was on it: tells the log worker, which fails it as if a read had found its
+    /// device gone.
+    pub fn tell_gone(&self, leg: Leg) {
+        self.tell_worker(WorkerNote::Unreadable { leg, offset: 0, len: 0, errno: Errno::ENXIO });
+    }
+
     /// Another leg gave what these could not: tells the log worker. Whether there is any.
     pub(crate) fn tell_unreadable(&self, errors: &LegErrors, offset: u64, len: u64) -> bool {
         let mut any = false;

@@ -196,9 +196,10 @@ fn view(status: &VolumeStatus) -> String {
     ];
     for leg in &status.legs {
         let reason = leg.reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+        let file = leg.file.as_ref().map_or(String::new(), |file| format!(", {file}"));
         legs.push(vec![
             leg.index.to_string(),
-            format!("{}{reason}{}", leg.state, if leg.hung > 0 { ", hangs" } else { "" }),
+            format!("{}{reason}{}{file}", leg.state, if leg.hung > 0 { ", hangs" } else { "" }),
             leg.stale_regions.to_string(),
             leg.reads.to_string(),
             leg.writes.to_string(),

@@ -31,18 +31,18 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     let failed = client_failed(context, &doing);
     let (mut client, status) = match Client::reach(&context.dirs, &args.name) {
         Err(ClientError::NotRunning { .. }) if remove_waiting(context, args, &doing)? => {
-            return stopped(context, &args.name, &[]);
+            return stopped(context, &args.name, &[], &[]);
         }
         reached => reached.map_err(failed)?,
     };
     let daemon = client.daemon();
-    let left_behind = match client.ask(&Request::Stop { force: args.force }).map_err(failed)? {
-        Response::Done { left_behind } => left_behind,
-        _ => Vec::new(),
+    let (left_behind, notes) = match client.ask(&Request::Stop { force: args.force }).map_err(failed)? {
+        Response::Done { left_behind, notes } => (left_behind, notes),
+        _ => (Vec::new(), Vec::new()),
     };
     if !left_behind.is_empty() {
         // Its end may be a long time coming, and touching these legs may hang, too.
-        return stopped(context, &args.name, &left_behind);
+        return stopped(context, &args.name, &left_behind, &notes);
     }
     if let Some(daemon) = daemon.filter(|daemon| !daemon.wait_ended()) {
         bail!(
@@ -55,12 +55,17 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
     for leg in status.legs {
         let _ = OpenLeg::open_waiting(&leg.path, Patience::SHORT);
     }
-    stopped(context, &args.name, &[])
+    stopped(context, &args.name, &[], &notes)
 }
 
-fn stopped(context: &Context, name: &str, left_behind: &[PathBuf]) -> anyhow::Result<()> {
+fn stopped(context: &Context, name: &str, left_behind: &[PathBuf], notes: &[String]) -> anyhow::Result<()> {
+    for text in notes {
+        note(text);
+    }
     if context.json {
-        return say_done(print_json(&json!({ "name": name, "stopped": true, "left_behind": left_behind })));
+        return say_done(print_json(
+            &json!({ "name": name, "stopped": true, "left_behind": left_behind, "notes": notes }),
+        ));
     }
     for leg in left_behind {
         note(&format!(

@@ -217,6 +217,9 @@ pub enum Response {
         /// To [`Request::Stop`]: legs with IO under way that was given up. They stay locked until that has ended.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         left_behind: Vec<PathBuf>,
+        /// To [`Request::Stop`]: what the user should know of the legs that were let go of.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<String>,
     },
     /// It was not done.
     Failed {
@@ -230,7 +233,7 @@ pub enum Response {
 impl Response {
     /// It was done, and that is all.
     pub fn done() -> Response {
-        Response::Done { left_behind: Vec::new() }
+        Response::Done { left_behind: Vec::new(), notes: Vec::new() }
     }
 }
 

@@ -29,7 +29,7 @@ pub use log_check::{LogRefused, LogSpec};
 
 use crate::control::{Answer, BindError, ControlServer, Failure, Request, Response};
 use crate::engine::{
-    FrontChoice, LogOptions, Purpose, RemoteOptions, ServeError, ServeOptions, StopError, Volume,
+    Farewell, FrontChoice, LogOptions, Purpose, RemoteOptions, ServeError, ServeOptions, StopError, Volume,
 };
 use crate::events::{Hook, check_hook};
 use crate::failure::describe;
@@ -432,6 +432,7 @@ fn start_hook(
 /// Whoever sends a signal means it. A device in use is left to the next daemon, its users waiting; a file in
 /// use goes away.
 fn stop_on_signal(volume: &Volume) {
+    volume.farewell().notes.iter().for_each(|note| tracing::warn!("{note}"));
     let Err(busy) = volume.stop(Shutdown::Clean) else { return };
     tracing::warn!("{}; it is handed over", describe(&busy));
     let Err(error) = volume.stop(Shutdown::HandOver) else { return };
@@ -498,8 +499,17 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
 }
 
 fn stop(volume: &Volume, how: Shutdown) -> Response {
+    let Farewell { notes, loss, not_found } = volume.farewell();
+    let refusal = match how {
+        Shutdown::Clean => loss,
+        Shutdown::HandOver => not_found,
+        Shutdown::Force => None,
+    };
+    if let Some(message) = refusal {
+        return Response::Failed { reason: Failure::Error, message };
+    }
     match volume.stop(how) {
-        Ok(()) => Response::Done { left_behind: volume.left_behind() },
+        Ok(()) => Response::Done { left_behind: volume.left_behind(), notes },
         Err(error) => {
             let StopError::Front(front) = &error;
             let reason = match front {

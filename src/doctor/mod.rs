@@ -11,6 +11,7 @@ mod leg;
 mod machine;
 mod places;
 mod ublk;
+mod volumes;
 
 use std::path::PathBuf;
 
@@ -39,6 +40,7 @@ pub fn examine(machine: &Machine, paths: &[PathBuf]) -> Report {
     findings.extend(of_fuse);
     findings.extend(of_ublk);
     findings.extend(places::examine(machine));
+    findings.extend(volumes::examine(machine));
     findings.extend(paths.iter().map(|path| leg::examine(path)));
     let device = device.filter(|_| !is_bad_for_ublk(&machine.release));
     let verdict = match machine.dirs.look().iter().any(|(_, result)| result.is_err()) {

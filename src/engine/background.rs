@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mirrord_raid::{
-    Action, Background, BackgroundAction, BackgroundEvent, COPY_SLOTS, Difference, Leg, LegMap, LegOp,
+    Action, Background, BackgroundAction, BackgroundEvent, COPY_SLOTS, Difference, Errno, Leg, LegMap, LegOp,
     LegSet, SCRUB_IO, SCRUB_TAGS, SECTOR, WINDOW, differences,
 };
 use mirrord_ublk::{BufferPool, LegDone, LegFile, Ring, RingConfig};
@@ -143,12 +143,15 @@ impl Worker {
     }
 
     fn leg_done(&mut self, ring: &mut Ring, done: LegDone) {
-        let LegDone { io, leg, result } = done;
+        let LegDone { io, leg, mut result } = done;
         let mut zeroes = false;
         if let Some(slot) = self.slots[..COPY_SLOTS as usize].get_mut(io as usize)
             && let (Some(len), Ok(())) = (slot.reading.take(), result)
         {
             zeroes = is_zero(&ring.buffer(io)[..len as usize]);
+            if zeroes && !self.shared.places.is_whole(&self.shared, leg) {
+                (zeroes, result) = (false, Err(Errno::ENXIO));
+            }
         }
         self.machine.handle(BackgroundEvent::LegDone { io, leg, result, zeroes }, &mut self.actions);
     }
@@ -178,7 +181,13 @@ impl Worker {
                 }
                 BackgroundAction::Unpace { io } => self.paced.retain(|&(_, paced)| paced != io),
                 BackgroundAction::Compare { legs, offset, len } => {
-                    compare = Some(compare_buffers(ring, legs, offset, len));
+                    let mut found = compare_buffers(ring, legs, offset, len);
+                    if !found.is_empty() {
+                        // What a leg that became shorter says is not what was on it: it is failed now.
+                        let whole = |&leg: &Leg| self.shared.places.is_whole(&self.shared, leg);
+                        found = compare_buffers(ring, legs.iter().filter(whole).collect(), offset, len);
+                    }
+                    compare = Some(found);
                 }
                 BackgroundAction::Patch { from, to, at, len } => {
                     let bytes = at as usize..(at + len) as usize;

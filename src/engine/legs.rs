@@ -393,6 +393,8 @@ impl Volume {
     ) -> Result<(), ChangeError> {
         let failed =
             |source| ChangeError::Io { path: self.leg_path(leg), doing: "exchanging its files", source };
+        let needed = meta.as_ref().map_or(0, |meta| meta.layout.end);
+        self.shared.places.set(leg, file.map(|file| (file, needed)));
         let (done, told) = sync_channel(1);
         self.shared.mailbox.change(MetaChange { leg, meta, uuid, done });
         self.answer(&told).map_err(failed)?;

@@ -22,6 +22,7 @@ mod map;
 mod meter;
 mod opened;
 mod options;
+mod places;
 mod queue;
 mod read_only;
 mod relocate;
@@ -73,6 +74,8 @@ use opened::{block_size, legs_metadata, physical_block_size};
 pub use options::{
     FrontChoice, LogFallback, LogOptions, RemoteOptions, ServeError, ServeOptions, SparePolicy, StopError,
 };
+pub use places::Farewell;
+use places::Places;
 pub use resize::ResizeError;
 pub use roster::Purpose;
 use scrub::ScrubBook;
@@ -192,6 +195,7 @@ impl Volume {
             remote,
             fenced: Arc::default(),
             scrub: ScrubBook::new(Arc::clone(&journal)),
+            places: Arc::default(),
             latencies: options.latencies.then(|| (0..queues).map(|_| Arc::<Latencies>::default()).collect()),
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })
@@ -232,6 +236,9 @@ impl Volume {
         let is_in_sync = |leg: &Leg| recorded[*leg] == LegState::InSync && opened.member(*leg).is_some();
         let in_sync: LegSet = recorded.legs().filter(is_in_sync).collect();
         let metas = legs_metadata(opened);
+        for (leg, meta) in metas.iter() {
+            shared.places.set(leg, meta.as_ref().map(|meta| (&meta.data, meta.layout.end)));
+        }
         let machine =
             LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs)
                 .with_replaces(replaces);
@@ -322,6 +329,10 @@ impl Volume {
                 volume.close();
                 return Err(error);
             }
+        }
+        if let Err(error) = Places::watch(&volume.shared) {
+            volume.close();
+            return Err(ServeError::Engine(error));
         }
         lock(&volume.watch).started(volume.facts.device.display().to_string());
         // What changed meanwhile is told at the worker's next turn.
@@ -442,6 +453,7 @@ impl Volume {
         let mut threads = lock(&self.threads);
         let Some(worker) = threads.worker.take() else { return };
         lock(&self.watch).stopping(self.is_handed_over());
+        self.shared.places.end();
         if let Some(remote) = &self.shared.remote {
             remote.hurry();
         }

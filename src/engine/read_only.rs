@@ -73,6 +73,7 @@ impl Volume {
             split_pause: AtomicU64::new(0),
             remote: None,
             fenced: Arc::default(),
+            places: Arc::default(),
             latencies: None,
         });
         let pool = BufferPool::new(PoolConfig { max_io: prepared.max_io as usize, ..PoolConfig::default() })

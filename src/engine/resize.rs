@@ -328,7 +328,10 @@ impl Volume {
             Err(error) => Moved::Not(error),
         };
         let error = match moved {
-            Moved::There => return Ok(()),
+            Moved::There => {
+                self.shared.places.needs(leg, new.end);
+                return Ok(());
+            }
             Moved::Not(error) => {
                 // This one and those that come after it.
                 give_back(all.iter().filter(|other| other.moves() && other.leg >= leg));

@@ -14,6 +14,7 @@ use mirrord_ublk::{Engine, LegFile, Request, Ring, Source, Wake};
 use uuid::Uuid;
 
 use super::latency::Latencies;
+use super::places::Places;
 use super::scrub::ScrubBook;
 use super::throttle::Throttle;
 use super::worker::{Durable, LegMeta};
@@ -188,6 +189,8 @@ pub(super) struct Shared {
     pub(super) remote: Option<Arc<Remote>>,
     /// Another daemon has the log now: nothing is written any more.
     pub(super) fenced: Arc<AtomicBool>,
+    /// Whether the files of legs are where they were.
+    pub(super) places: Arc<Places>,
     /// One per queue, if requests are timed.
     pub(super) latencies: Option<Box<[Arc<Latencies>]>>,
 }

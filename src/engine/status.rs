@@ -232,6 +232,7 @@ fn leg_status(
         index: leg.index(),
         state: name.to_owned(),
         reason: reason.map(str::to_owned),
+        file: shared.places.amiss()[leg].map(|amiss| amiss.name().to_owned()),
         replaces,
         stale_regions: stale,
         direct_io: leg_facts.direct,

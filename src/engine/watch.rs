@@ -7,8 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use mirrord_raid::{Leg, LegSet, LegState, MAX_LEGS};
+use mirrord_raid::{Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
+use super::places::Amiss;
 use super::shared::Shared;
 use super::status::{leg_state, state};
 use crate::events::{Journal, What};
@@ -25,6 +26,8 @@ pub(super) struct Seen {
     /// Regions copied since start.
     copied: u64,
     log_failed: bool,
+    /// What is amiss with the legs' files.
+    amiss: LegMap<Option<Amiss>>,
     counts: Vec<Counts>,
 }
 
@@ -49,6 +52,7 @@ impl Seen {
             stale: syncing.iter().map(|leg| u64::from(mirror.legs.stale_count(leg))).sum(),
             copied: mirror.counters.resynced_regions.load(Relaxed),
             log_failed: shared.log_failed.load(Relaxed),
+            amiss: shared.places.amiss(),
             counts: mirror.legs.counters.iter().map(|(_, counters)| counts(counters)).collect(),
         }
     }
@@ -152,6 +156,12 @@ impl Watch {
                 changes.push(What::LegState { leg, path, from, to: to.to_owned(), reason });
             }
         }
+        for (leg, &amiss) in now.amiss.iter().filter(|&(leg, amiss)| *amiss != told.amiss[leg]) {
+            let (leg, path) = (leg.index(), self.paths.get(leg.index()).cloned().unwrap_or_default());
+            let amiss = amiss.map(|amiss| amiss.name().to_owned());
+            tracing::warn!(leg, ?amiss, "a leg's file");
+            changes.push(What::LegFile { leg, path, amiss });
+        }
         if now.log_failed && !told.log_failed {
             changes.push(What::LogFailed);
         }
@@ -189,7 +199,9 @@ mod tests {
             _ => (VolumeState::Degraded, LegSet::EMPTY),
         };
         let counts = vec![Counts::default(); 2];
-        Seen { legs: vec![IN_SYNC, other], volume, syncing, stale: 0, copied: 0, log_failed: false, counts }
+        let legs = vec![IN_SYNC, other];
+        let amiss = LegMap::from(vec![None; 2]);
+        Seen { legs, volume, syncing, stale: 0, copied: 0, log_failed: false, amiss, counts }
     }
 
     fn watch(now: Seen) -> (Watch, Reader) {
@@ -258,6 +270,20 @@ mod tests {
         assert_eq!(all[0], "leg 1 /b  syncing -> failed (no_space)");
         assert!(all[1].starts_with("the log cannot be written"));
         assert_eq!(all[3], "resync broken off, 1 regions copied");
+    }
+
+    #[test]
+    fn a_leg_loses_its_name_and_has_it_again() {
+        let (mut watch, mut reader) = watch(seen(IN_SYNC));
+        watch.started("/dev/x".to_owned());
+        told(&mut reader);
+        let with = |amiss| Seen { amiss: LegMap::from(vec![None, amiss]), ..seen(IN_SYNC) };
+        watch.look(with(Some(Amiss::Renamed)), false);
+        watch.look(with(Some(Amiss::Renamed)), false);
+        watch.look(with(None), false);
+        let lines =
+            ["leg 1 /b  its name leads to another file or nowhere", "leg 1 /b  its file is in its place"];
+        assert_eq!(told(&mut reader), lines);
     }
 
     #[test]

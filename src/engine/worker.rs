@@ -83,17 +83,19 @@ impl Durable {
             return Ok(());
         }
         self.log.recorded(session);
-        let (_, log_error) = self.commit(LegSet::EMPTY);
+        let (_, log_error) = self.commit(LegSet::EMPTY, LegSet::EMPTY);
         let failed = |errno| io::Error::other(format!("the log cannot be written on its file: {errno}"));
         log_error.map_or(Ok(()), |errno| Err(failed(errno)))
     }
 
-    fn commit(&mut self, legs: LegSet) -> (LegErrors, Option<Errno>) {
+    /// Nothing is written on legs that are `short`.
+    fn commit(&mut self, legs: LegSet, short: LegSet) -> (LegErrors, Option<Errno>) {
         let flush = self.log.flush();
         if flush.is_empty() {
             return ([None; MAX_LEGS], None);
         }
-        let (errors, log_error) = self.write_log(legs, &flush);
+        let (mut errors, log_error) = self.write_log(legs.minus(short), &flush);
+        short.iter().for_each(|leg| errors[leg.index()] = Some(Errno::ENXIO));
         if log_error.is_some() || errors.iter().any(Option::is_some) {
             self.log.flush_failed();
         }
@@ -122,12 +124,14 @@ impl Durable {
         }
     }
 
-    fn record(&mut self, record: &Record) -> LegErrors {
+    /// Nothing is written on legs that are `short`.
+    fn record(&mut self, record: &Record, short: LegSet) -> LegErrors {
         let mut errors = [None; MAX_LEGS];
         let mut legs = Vec::new();
         let mut writes = Vec::new();
         for leg in record.legs.iter() {
             match &self.legs[leg] {
+                Some(_) if short.contains(leg) => errors[leg.index()] = Some(Errno::ENXIO),
                 Some(meta) => {
                     legs.push(leg);
                     writes.push((meta.target(0), vec![self.superblock_on(leg, meta, record)]));
@@ -328,7 +332,8 @@ impl Worker {
                         return false;
                     }
                 }
-                let (errors, log_error) = self.durable.commit(legs);
+                let short = self.short(legs);
+                let (errors, log_error) = self.durable.commit(legs, short);
                 if let Some(error) = log_error {
                     tracing::error!(%error, "the log cannot be written: after a crash the whole volume is resynced");
                 }
@@ -339,14 +344,15 @@ impl Worker {
                 let errors = match is_fenced {
                     // The legs may be another daemon's by now.
                     true => [Some(FENCED); MAX_LEGS],
-                    false => self.durable.record(&record),
+                    false => self.durable.record(&record, self.short(record.legs)),
                 };
                 self.events.push(WorkerEvent::Recorded { errors });
             }
             Some(WorkerAction::FillLog { leg }) => {
-                let result = match self.shared.fenced.load(Ordering::SeqCst) {
-                    true => Err(FENCED),
-                    false => self.durable.fill(leg),
+                let result = match self.short(LegSet::one(leg)).is_empty() {
+                    _ if self.shared.fenced.load(Ordering::SeqCst) => Err(FENCED),
+                    true => self.durable.fill(leg),
+                    false => Err(Errno::ENXIO),
                 };
                 if result.is_err() {
                     self.shared.fill_failed.fetch_or(LegSet::one(leg).bits(), Ordering::SeqCst);
@@ -358,6 +364,12 @@ impl Worker {
             Some(WorkerAction::Wake(_)) | None => {}
         }
         false
+    }
+
+    /// Which of these became shorter: what is written to their end would make them long again, and what was cut off
+    /// of them zeroes.
+    fn short(&self, legs: LegSet) -> LegSet {
+        legs.iter().filter(|&leg| !self.shared.places.is_whole(&self.shared, leg)).collect()
     }
 
     /// Shows figures to status, and tells what changed; counters too `with_counts`.

@@ -64,6 +64,15 @@ pub enum What {
         /// Why, if it is out.
         reason: Option<String>,
     },
+    /// The file of a leg in use is not where it was, or not what it was; or is again.
+    LegFile {
+        /// Its place in the volume.
+        leg: usize,
+        /// Where it is, or was.
+        path: String,
+        /// `deleted` `renamed` `truncated`; absent: nothing any more.
+        amiss: Option<String>,
+    },
     /// The volume changed its state.
     VolumeState {
         /// Until now.
@@ -154,6 +163,7 @@ impl Event {
             What::Started { .. } => "started",
             What::Stopping { .. } => "stopping",
             What::LegState { .. } => "leg_state",
+            What::LegFile { .. } => "leg_file",
             What::VolumeState { .. } => "volume_state",
             What::ResyncStarted { .. } => "resync_started",
             What::ResyncFinished { .. } => "resync_finished",
@@ -192,6 +202,15 @@ impl fmt::Display for Event {
             What::LegState { leg, path, from, to, reason } => {
                 let reason = reason.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
                 write!(f, "leg {leg} {path}  {from} -> {to}{reason}")
+            }
+            What::LegFile { leg, path, amiss } => {
+                let what = match amiss.as_deref() {
+                    None => "its file is in its place",
+                    Some("deleted") => "its file was deleted: what is on it is gone once the volume stops",
+                    Some("truncated") => "its file became shorter: what was cut off is lost",
+                    Some(_) => "its name leads to another file or nowhere",
+                };
+                write!(f, "leg {leg} {path}  {what}")
             }
             What::VolumeState { from, to } => write!(f, "{} -> {}", from.name(), to.name()),
             What::ResyncStarted { stale_regions } => {
@@ -274,6 +293,7 @@ mod tests {
             What::Started { device: String::new(), state: states.0 },
             What::Stopping { handed_over: true },
             What::LegState { leg, path: path.clone(), from: String::new(), to: String::new(), reason: None },
+            What::LegFile { leg, path: path.clone(), amiss: None },
             What::VolumeState { from: states.0, to: states.1 },
             What::ResyncStarted { stale_regions: 3 },
             What::ResyncFinished { complete: true, copied_regions: 3 },

@@ -230,6 +230,8 @@ fn render_legs(text: &mut Text<'_>, legs: &[LegStatus]) {
     text.metric(Gauge, "mirrord_leg_stale_regions", help).legs(legs, |leg| leg.stale_regions);
     let help = "IO on a leg that was given up and is still under way.";
     text.metric(Gauge, "mirrord_leg_hung", help).legs(legs, |leg| leg.hung);
+    let help = "1 if a leg's file was deleted, renamed or truncated while it is served.";
+    text.metric(Gauge, "mirrord_leg_file_amiss", help).legs(legs, |leg| u8::from(leg.file.is_some()));
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use mirrord_raid::SECTOR;
 use rustix::fs::{Advice, AtFlags, StatxFlags, fadvise, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
@@ -31,6 +31,7 @@ pub struct LegFile {
     hung_reads: AtomicU32,
     hung_changes: AtomicU32,
     forgetful: AtomicBool,
+    cut: AtomicU64,
     in_memory: bool,
 }
 
@@ -90,6 +91,7 @@ impl LegFile {
             hung_reads,
             hung_changes,
             forgetful,
+            cut: AtomicU64::new(u64::MAX),
             in_memory,
         })
     }
@@ -208,6 +210,17 @@ impl LegFile {
     /// Whether it did: then no later flush may be believed.
     pub(crate) fn is_forgetful(&self) -> bool {
         self.forgetful.load(SeqCst)
+    }
+
+    /// The leg became shorter: from now on no ring reads or writes behind its first `len` bytes. A write there would
+    /// make it long again, with zeroes where data was.
+    pub fn cut(&self, len: u64) {
+        self.cut.fetch_min(len, SeqCst);
+    }
+
+    /// What IO has to end before, in bytes.
+    pub(crate) fn end(&self) -> u64 {
+        self.cut.load(SeqCst)
     }
 
     fn counter(&self, read: bool) -> &AtomicU32 {

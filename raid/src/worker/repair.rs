@@ -39,7 +39,7 @@ impl LogWorker {
         if errno.is_gone() && self.states[leg] == LegState::InSync {
             return self.fail(leg, errno);
         }
-        if self.splitting.is_some() {
+        if self.splitting.is_some() || len == 0 {
             // Nobody writes for a moment; who reads it again finds it again.
             return;
         }

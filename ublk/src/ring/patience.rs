@@ -110,13 +110,16 @@ impl Ring {
         }
     }
 
-    /// Why an IO is refused, if it is: its leg hangs, or forgot what it should have flushed.
+    /// Why an IO is refused, if it is: its leg became shorter, hangs, or forgot what it should have flushed.
     pub(super) fn refusal(&self, io: &LegIo) -> Option<Errno> {
         if self.is_fenced(io.op) {
             return Some(FENCED);
         }
-        let own = self.legs[io.leg].own.as_ref().filter(|_| self.patience.is_some())?;
-        let file = own.leg_file();
+        let file = self.legs[io.leg].own.as_ref()?.leg_file();
+        if io.op != LegOp::Flush && io.offset.saturating_add(io.len) > file.end() {
+            return Some(Errno::ENXIO);
+        }
+        self.patience.as_ref()?;
         if file.hangs(io.op == LegOp::Read) {
             return Some(Errno::GIVEN_UP);
         }
