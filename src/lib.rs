@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod below;
 pub mod cli;
 pub mod control;
 pub mod create;
@@ -31,6 +32,7 @@ pub mod scrub;
 pub mod signature;
 mod socket;
 pub mod split_leg;
+mod stamp;
 pub mod start;
 pub mod status;
 pub mod testing;

@@ -126,6 +126,8 @@ pub struct Opened {
     pub(crate) missing_paths: Vec<PathBuf>,
     /// Where legs are that are split off.
     split: Vec<(Leg, PathBuf)>,
+    /// The user named the source.
+    forced: bool,
     notices: Vec<String>,
 }
 
@@ -164,6 +166,11 @@ impl Opened {
     /// The volume's size in bytes.
     pub fn size(&self) -> u64 {
         self.geometry.size()
+    }
+
+    /// Whether the user named the source.
+    pub(crate) fn is_forced(&self) -> bool {
+        self.forced
     }
 
     /// What the user should know: legs that are missing, came back, or are to be resynced.
@@ -296,7 +303,8 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
             split.push((leg, member.leg.path));
         }
     }
-    Ok(Opened { geometry, assembly, members, missing_paths, split, notices })
+    let forced = options.source.is_some();
+    Ok(Opened { geometry, assembly, members, missing_paths, split, forced, notices })
 }
 
 pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {

@@ -7,8 +7,9 @@ use serde::Serialize;
 use super::output::{Usage, fail, note, print, print_json, say_done};
 use super::status::client_failed;
 use super::{Context, serve_split};
+use crate::below::on_itself;
 use crate::control::{Client, Request, Response};
-use crate::status::LegStatus;
+use crate::status::{LegStatus, VolumeStatus};
 
 /// Change the legs of a running volume: fail, add, remove or replace one
 #[derive(Debug, clap::Args)]
@@ -130,6 +131,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
             let before = connect(context, name, &doing)?.status().map_err(|error| fail(&doing, &error))?;
             let &New { force, preallocate } = new;
             let path = std::path::absolute(path)?;
+            refuse_itself(context, &path, &before, &doing)?;
             let request = Request::AddLeg { path, spare: *spare, force, preallocate };
             let is_new = |index: usize| before.legs.iter().all(|leg| leg.index != index);
             ask_about(context, name, &doing, &request, |index| match (*spare, is_new(index)) {
@@ -146,11 +148,21 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         LegVerb::Replace { name, leg, path, new } => {
             let doing = format!("cannot put {} in the place of leg {leg} of {name}", path.display());
             let path = std::path::absolute(path)?;
+            let status = connect(context, name, &doing)?.status().map_err(|error| fail(&doing, &error))?;
+            refuse_itself(context, &path, &status, &doing)?;
             let &New { force, preallocate } = new;
             let request = Request::ReplaceLeg { leg: absolute_if_path(leg), path, force, preallocate };
             let done = format!("is being copied to; leg {leg} leaves when it is in sync");
             ask(context, name, &doing, &request, &done)
         }
+    }
+}
+
+/// The daemon of a block device does not see what is mounted on it, so it cannot tell.
+fn refuse_itself(context: &Context, path: &Path, status: &VolumeStatus, doing: &str) -> anyhow::Result<()> {
+    match on_itself(path, &status.device, &context.dirs) {
+        Some(why) => anyhow::bail!("{doing}: {why}"),
+        None => Ok(()),
     }
 }
 

@@ -25,6 +25,7 @@ use crate::extents;
 use crate::leg::OpenLeg;
 use crate::limits::check_file_size;
 use crate::log_place::place_text;
+use crate::stamp;
 
 /// The volume that came of it.
 #[derive(Debug)]
@@ -119,6 +120,7 @@ pub(super) fn form(
                 .map_err(|source| CreateError::Format { path: given.clone(), source })?;
         }
         cut(leg, given, layout)?;
+        stamp::take_away(&leg.meta);
         format_leg(&leg.meta, layout, &superblock, &internal)
             .map_err(|source| CreateError::Format { path: given.clone(), source })?;
     }

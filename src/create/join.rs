@@ -13,6 +13,7 @@ use super::form::{self, Undo};
 use super::plan;
 use crate::leg::OpenLeg;
 use crate::signature::MIRRORD;
+use crate::stamp;
 
 /// A leg-to-be, open and locked, for which there is room. Dropped, it is as it was.
 #[derive(Debug)]
@@ -71,6 +72,7 @@ impl Joining {
         // It vouches for nothing.
         let log = InternalLog::new(superblock.volume, superblock.region_size, regions, SyncMode::Sync);
         form::cut(&open, &given, &layout)?;
+        stamp::take_away(&open.meta);
         format_leg(&open.meta, &layout, &superblock, &log)
             .map_err(|source| CreateError::Format { path: given.clone(), source })?;
         undo.sync_directories();

@@ -8,6 +8,7 @@ use std::{fs, io, thread};
 use mirrord_raid::{Leg, MAX_LEGS};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::below::on_itself;
 use crate::control::{Client, Failure, Response};
 use crate::create::try_name;
 use crate::engine::{ChangeError, Purpose, Volume};
@@ -22,6 +23,12 @@ pub(super) fn fail(volume: &Volume, name: &str) -> Response {
     respond(volume, done, None, None)
 }
 
+/// A leg that lies on the volume itself would wait for itself.
+fn refused(volume: &Volume, dirs: &Dirs, path: &Path) -> Option<Response> {
+    let message = on_itself(path, &volume.status().device, dirs)?;
+    Some(Response::Failed { reason: Failure::Error, message })
+}
+
 /// How a new leg is made.
 pub(super) struct NewLeg {
     pub(super) purpose: Purpose,
@@ -31,22 +38,29 @@ pub(super) struct NewLeg {
 
 /// Gives a leg back that is one of the volume's; makes a new one of anything else.
 pub(super) fn add(volume: &Volume, dirs: &Dirs, path: &Path, new: &NewLeg) -> Response {
+    if let Some(refused) = refused(volume, dirs, path) {
+        return refused;
+    }
     let is_known = volume.leg_at(path).is_ok();
     let done = if is_known && new.purpose == Purpose::Copy {
         volume.add_leg(path, false, false)
     } else if is_known {
         volume.leg_at(path).and_then(|leg| Err(volume.is_leg_already(leg)))
     } else {
-        new_leg(volume, dirs, path, new)
+        new_leg(volume, dirs, path, new).map(|leg| (leg, None))
     };
+    let (done, told) = done.map_or_else(|error| (Err(error), None), |(leg, told)| (Ok(leg), told));
     let note = done.as_ref().ok().and_then(|&leg| {
         let path = volume.leg_path(leg);
         remember(volume, dirs, |known| place(known, leg, path))
     });
-    respond(volume, done, None, note)
+    respond(volume, done, None, told.or(note))
 }
 
 pub(super) fn replace(volume: &Volume, dirs: &Dirs, name: &str, path: &Path, new: NewLeg) -> Response {
+    if let Some(refused) = refused(volume, dirs, path) {
+        return refused;
+    }
     let done = volume.find_leg(name).and_then(|old| {
         if let Ok(leg) = volume.leg_at(path) {
             return Err(volume.is_leg_already(leg));
@@ -167,6 +181,9 @@ pub(super) fn split(volume: &Volume, dirs: &Dirs, name: &str) -> Response {
 /// others wrote would stay.
 pub(super) fn merge(volume: &Volume, dirs: &Dirs, name: &str, full: bool) -> Response {
     let path = volume.find_leg(name).map_or_else(|_| PathBuf::from(name), |leg| volume.leg_path(leg));
+    if let Some(refused) = refused(volume, dirs, &path) {
+        return refused;
+    }
     let mut unknown = false;
     let (mut split, mut then) = (None, None);
     if let (false, Ok(leg)) = (full, volume.leg_at(&path)) {
@@ -187,6 +204,7 @@ pub(super) fn merge(volume: &Volume, dirs: &Dirs, name: &str, full: bool) -> Res
     let forget = |leg: Leg| remember(volume, dirs, |known| _ = known.split.remove(&leg.index()));
     let _ = split.and_then(forget);
     let done = volume.add_leg(&path, true, full);
+    let (done, told) = done.map_or_else(|error| (Err(error), None), |(leg, told)| (Ok(leg), told));
     if let (Some(leg), Some(then), Err(_)) = (split, then, &done)
         && changed_at(&path) == Some(then)
     {
@@ -211,7 +229,7 @@ pub(super) fn merge(volume: &Volume, dirs: &Dirs, name: &str, full: bool) -> Res
             known.split.remove(&leg.index());
             place(known, leg, path.clone());
         });
-        untold.or(failed)
+        told.or(untold).or(failed)
     });
     respond(volume, done, None, note)
 }

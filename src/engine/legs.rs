@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,16 +15,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mirrord_log::{Backing, FormatLegError, LegMetadata, ReadLegError, measure, read_leg};
-use mirrord_raid::{AssembleOptions, FailReason, Leg, LegSet, LegState, MAX_LEGS, WorkerEvent, assemble};
+use mirrord_raid::{
+    AssembleOptions, FailReason, Leg, LegSet, LegState, MAX_LEGS, RegionState, WorkerEvent, assemble,
+};
 use mirrord_ublk::LegFile;
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
-use super::Volume;
 use super::shared::{LegChange, MetaChange, lock};
 use super::worker::LegMeta;
+use super::{Volume, samples};
 use crate::create::CreateError;
 use crate::leg::{LegError, OpenLeg, Patience, open_to_read};
+use crate::stamp;
 use crate::start::record;
 
 /// How long a thread may take to answer, and a record to be durable.
@@ -280,11 +284,17 @@ impl Volume {
     }
 
     /// Gives a failed, missing or tracked leg at `path` back to the volume, which copies what changed; with `full`
-    /// everything, whatever it holds. Returns the leg, once it is being copied to.
+    /// everything, whatever it holds, and so if it was written to by somebody else. Returns the leg, once it is being
+    /// copied to, and what the user should know.
     ///
     /// # Errors
     /// See [`ChangeError`]. Nothing was written to it, but after [`ChangeError::Io`].
-    pub fn add_leg(&self, path: &Path, tracked: bool, full: bool) -> Result<Leg, ChangeError> {
+    pub fn add_leg(
+        &self,
+        path: &Path,
+        tracked: bool,
+        full: bool,
+    ) -> Result<(Leg, Option<String>), ChangeError> {
         let _one = lock(&self.changing);
         let leg = self.identify(path)?;
         match self.state(leg) {
@@ -303,6 +313,11 @@ impl Volume {
         let open = OpenLeg::open_waiting(path, Patience::SHORT)?;
         let metadata = read(&open.meta, open.backing, open.len, &open.path)?;
         self.check_returning(leg, &open, &metadata)?;
+        let touched = !full && self.was_touched(leg, &open, &metadata);
+        let note = touched.then(|| {
+            format!("leg {} was written to while it was out: all of it is copied", open.path.display())
+        });
+        stamp::take_away(&open.meta);
         let meta = LegMeta {
             grows: open.backing == Backing::File,
             data: Arc::clone(&open.data),
@@ -318,8 +333,26 @@ impl Volume {
         }
         lock(&self.watch).moved(leg, open.path.display().to_string());
         lock(&self.files)[leg] = Some(open.data);
-        self.take_in(leg, full, None)?;
-        Ok(leg)
+        self.take_in(leg, full || touched, None)?;
+        Ok((leg, note))
+    }
+
+    /// Whether somebody wrote to a leg that was out, as far as can be told.
+    fn was_touched(&self, leg: Leg, open: &OpenLeg, metadata: &LegMetadata) -> bool {
+        if stamp::was_written_to(&open.meta, metadata.superblock.event_count) {
+            return true;
+        }
+        let mirror = &self.shared.mirror;
+        let source = mirror.legs.states().in_sync().lowest();
+        let Some((source, file)) =
+            source.and_then(|source| Some((source, lock(&self.files)[source].clone()?)))
+        else {
+            return false;
+        };
+        let is_clean = |region| mirror.regions.state(region) == RegionState::Clean;
+        // What the leg has of a volume that grew since.
+        let differ = samples::differ(&[(source, &*file), (leg, &*open.data)], mirror.geometry(), is_clean);
+        differ.is_ok_and(|differ| differ.is_some())
     }
 
     /// Has a leg that every thread has the files of copied to. Returns once that is recorded.
@@ -377,7 +410,9 @@ impl Volume {
             return Err(ChangeError::Hung { path: self.leg_path(leg) });
         }
         self.exchange(leg, None, None, None)?;
-        if lock(&self.files)[leg].take().is_some() {
+        if let Some(file) = lock(&self.files)[leg].take() {
+            stamp(&file);
+            drop(file);
             await_free(&self.leg_path(leg));
         }
         Ok(())
@@ -458,6 +493,20 @@ impl Volume {
             return Err(not_behind("its record is newer than the volume's".to_owned()));
         }
         Ok(())
+    }
+}
+
+/// Notes on a leg that nobody uses any more how it is left.
+pub(super) fn stamp(file: &LegFile) {
+    if file.is_block_device() || file.hung() > 0 {
+        return;
+    }
+    let this = format!("/proc/self/fd/{}", file.file().as_raw_fd());
+    let left = read_at(Path::new(&this)).ok();
+    if let Some(left) = left
+        && let Err(error) = stamp::leave(file.file(), left.superblock.event_count)
+    {
+        tracing::warn!(leg = %file.path().display(), %error, "it cannot be flushed");
     }
 }
 

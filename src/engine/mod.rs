@@ -29,6 +29,7 @@ mod relocate;
 mod remote;
 mod resize;
 mod roster;
+mod samples;
 mod scrub;
 mod shared;
 mod status;
@@ -164,6 +165,7 @@ impl Volume {
         let OpenedLog { mut log, file: log_file, remote, place, identity, note: log_note, notices } =
             open_log(&opened, &options, session)?;
         (template.log, template.log_identity) = (place, identity);
+        let examined = samples::examine(&opened, log.as_mut())?;
         if let Some(remote) = &remote {
             remote.commit_and_wait(log.take_changes())?;
         }
@@ -232,6 +234,7 @@ impl Volume {
         let files =
             LegMap::from_fn(paths.len(), |leg| opened.member(leg).map(|member| Arc::clone(&member.leg.data)));
         let replaces = opened.assembly.replaces;
+        samples::take_stamps_away(&opened);
         let recorded = opened.assembly.states(false);
         let is_in_sync = |leg: &Leg| recorded[*leg] == LegState::InSync && opened.member(*leg).is_some();
         let in_sync: LegSet = recorded.legs().filter(is_in_sync).collect();
@@ -316,7 +319,7 @@ impl Volume {
             changing: Mutex::new(()),
             spares: options.spares,
             beside: Mutex::new(()),
-            notices: notices.into_iter().chain(notice).collect(),
+            notices: notices.into_iter().chain(notice).chain(examined).collect(),
         };
         match front {
             Ok(front) => {
@@ -477,6 +480,9 @@ impl Volume {
             self.await_end(thread);
         }
         drop(lock(&self.beside));
+        if !self.facts.read_only && !self.shared.fenced.load(Ordering::SeqCst) {
+            lock(&self.files).iter().filter_map(|(_, file)| file.as_ref()).for_each(|file| legs::stamp(file));
+        }
         // A ring lets go of its files some time after it is closed. Nothing is in flight any more, so the
         // legs are free from now on. Where something is, nobody else may have the leg.
         for file in lock(&self.files).iter().filter_map(|(_, file)| file.as_ref()) {

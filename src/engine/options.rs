@@ -140,6 +140,29 @@ pub enum ServeError {
         /// What it needs, in bytes.
         block_size: u32,
     },
+    /// A leg was written to behind our back.
+    #[error(
+        "leg {}: it was written to while it was not served (it was mounted, perhaps): the legs are not equal any more; \
+         start with --source naming the leg whose data to take, which is copied to the others", path.display()
+    )]
+    WrittenTo {
+        /// The leg.
+        path: PathBuf,
+    },
+    /// Legs that ought to be equal are not.
+    #[error(
+        "legs {} and {} differ at byte {offset}, where the log says that they are equal: one of them was written to \
+         while it was not served, or lost something; look at both (mount -o loop,ro), then start with --source naming \
+         the one to keep, which is copied to the others", one.display(), other.display()
+    )]
+    Differ {
+        /// A leg.
+        one: PathBuf,
+        /// Another.
+        other: PathBuf,
+        /// Where, in bytes.
+        offset: u64,
+    },
     /// The disk log cannot be had, or is none of this volume.
     #[error("{source}{}", log_way_out(name, source, *is_new))]
     Log {

@@ -22,6 +22,7 @@ use super::{SparePolicy, Volume};
 use crate::create::Joining;
 use crate::failure::describe;
 use crate::leg::{FileId, OpenLeg, Patience};
+use crate::stamp;
 
 /// What a new leg is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -210,6 +211,7 @@ impl Volume {
             // Something else is there by now.
             return Ok(());
         }
+        stamp::take_away(&open.meta);
         wipe_leg(&open.meta, &metadata.layout).map_err(|source| ChangeError::Make { path, source })
     }
 
