@@ -50,6 +50,7 @@ mod repair;
 mod resync;
 mod roster;
 mod scrub;
+mod settings;
 mod split;
 mod states;
 #[cfg(test)]
@@ -404,36 +405,6 @@ impl LogWorker {
         }
     }
 
-    /// The same, of which some legs are to take the place of others ([`crate::Assembly::replaces`]).
-    #[must_use]
-    pub fn with_replaces(mut self, replaces: Replaces) -> LogWorker {
-        self.replaces = replaces;
-        self
-    }
-
-    /// The same, which marks up to so many regions ahead of whoever writes one after the other: for a log whose commits
-    /// take long. 0: none.
-    #[must_use]
-    pub fn with_mark_ahead(mut self, cap: u32) -> LogWorker {
-        self.ahead = Ahead::new(cap);
-        self
-    }
-
-    /// The same, one turn of which looks at so many regions at most, one by one: for tests of small volumes.
-    #[must_use]
-    pub fn with_turn_regions(mut self, regions: u32) -> LogWorker {
-        self.turn_regions = regions;
-        self
-    }
-
-    /// The same, whose log is not in its place as it starts ([`WorkerEvent::LogBack`] says when it is): what is dirty is
-    /// known in memory only, and the first record says so.
-    #[must_use]
-    pub fn with_log_failed(mut self, failed: bool) -> LogWorker {
-        self.log_failed = failed;
-        self
-    }
-
     /// Takes one event and adds what is to be done to `actions`.
     pub fn handle(&mut self, event: WorkerEvent, actions: &mut Vec<WorkerAction>) {
         (self.looked_at, self.has_more) = (0, false);
@@ -525,26 +496,6 @@ impl LogWorker {
 
     fn nothing_is_under_way(&self) -> bool {
         matches!(self.doing, Doing::Nothing) && self.committing.is_none()
-    }
-
-    /// Whether resync is held.
-    pub fn paused(&self) -> bool {
-        self.paused
-    }
-
-    /// The event count of the newest record.
-    pub fn event_count(&self) -> u64 {
-        self.event_count
-    }
-
-    /// By leg: the leg whose place it takes once it is in sync.
-    pub fn replaces(&self) -> Replaces {
-        self.replaces
-    }
-
-    /// Whether the log lost a mark since the volume was started, and is not back since.
-    pub fn log_failed(&self) -> bool {
-        self.log_failed
     }
 
     fn answer_mark(&mut self, from: Owner, result: Result<(), Errno>) {
