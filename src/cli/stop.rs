@@ -1,8 +1,6 @@
 //! `mirrord stop`.
 
 use std::path::PathBuf;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use mirrord_ublk::plain_spawn;
@@ -15,9 +13,6 @@ use super::status::client_failed;
 use crate::control::{Client, ClientError, Request, Response};
 use crate::leg::{OpenLeg, Patience};
 use crate::registry::Registry;
-
-/// How long a daemon that leaves a leg behind may take to let go of the volume's name.
-const NAME_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Stop serving a volume
 ///
@@ -46,11 +41,7 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         _ => (Vec::new(), Vec::new()),
     };
     if !left_behind.is_empty() {
-        // Its end may be a long time coming, and touching these legs may hang, too. The name is let go of before.
-        let begun = Instant::now();
-        while begun.elapsed() < NAME_PATIENCE && matches!(context.dirs.lock(&args.name), Ok(None)) {
-            thread::sleep(Duration::from_millis(20));
-        }
+        // Its end may be a long time coming, and touching these legs may hang, too.
         return stopped(context, &args.name, &left_behind, &notes);
     }
     if let Some(daemon) = daemon.filter(|daemon| !daemon.wait_ended()) {
