@@ -16,7 +16,6 @@ pub(crate) mod signals;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -144,9 +143,6 @@ struct Own {
     hardening: Hardening,
     metrics: Option<String>,
 }
-
-/// How long a forced stop may take before it is given up.
-const FORCE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the end of a volume may wait for its event hook.
 const HOOK_PATIENCE: Duration = Duration::from_secs(5);
@@ -450,7 +446,7 @@ fn status(volume: &Volume, own: &Own) -> VolumeStatus {
     VolumeStatus { hardening: Some(own.hardening), metrics: own.metrics.clone(), ..volume.status() }
 }
 
-fn answer(volume: &Arc<Volume>, dirs: &Dirs, own: &Own, request: Request) -> Answer {
+fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
     // A leg that was split off has nobody who could record anything.
     let is_for_all =
         matches!(request, Request::Ping | Request::Status | Request::Events { .. } | Request::Stop { .. });
@@ -502,22 +498,7 @@ fn answer(volume: &Arc<Volume>, dirs: &Dirs, own: &Own, request: Request) -> Ans
     response.into()
 }
 
-/// A stop that is forced ends, also if IO on a leg does not.
-fn stop_by_force(volume: &Arc<Volume>) -> Result<Vec<PathBuf>, StopError> {
-    let (tell, told) = channel();
-    let stopping = Arc::clone(volume);
-    let stop = move || drop(tell.send(stopping.stop(Shutdown::Force)));
-    if thread::Builder::new().name("mirrord-stop".to_owned()).spawn(stop).is_err() {
-        return volume.stop(Shutdown::Force).map(|()| volume.left_behind());
-    }
-    let limit = volume.status().leg_timeout_seconds.map_or(Duration::ZERO, Duration::from_secs);
-    match told.recv_timeout(FORCE_PATIENCE.max(4 * limit)) {
-        Ok(stopped) => stopped.map(|()| volume.left_behind()),
-        Err(_) => Ok(volume.abandon()),
-    }
-}
-
-fn stop(volume: &Arc<Volume>, how: Shutdown) -> Response {
+fn stop(volume: &Volume, how: Shutdown) -> Response {
     let Farewell { notes, loss, not_found } = volume.farewell();
     let refusal = match how {
         Shutdown::Clean => loss,
@@ -527,12 +508,8 @@ fn stop(volume: &Arc<Volume>, how: Shutdown) -> Response {
     if let Some(message) = refusal {
         return Response::Failed { reason: Failure::Error, message };
     }
-    let stopped = match how {
-        Shutdown::Force => stop_by_force(volume),
-        Shutdown::Clean | Shutdown::HandOver => volume.stop(how).map(|()| volume.left_behind()),
-    };
-    match stopped {
-        Ok(left_behind) => Response::Done { left_behind, notes },
+    match volume.stop(how) {
+        Ok(()) => Response::Done { left_behind: volume.left_behind(), notes },
         Err(error) => {
             let StopError::Front(front) = &error;
             let reason = match front {

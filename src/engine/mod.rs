@@ -427,27 +427,6 @@ impl Volume {
         lock(&self.files).iter().filter_map(|(_, file)| file.as_ref().and_then(hung)).collect()
     }
 
-    /// Gives up a forced stop that does not end because IO on a leg does not: nothing more is recorded, as after a crash,
-    /// and the process is to end. Lets go of the legs that answer; gives the others, which stay locked until the kernel
-    /// has done what it was given.
-    pub fn abandon(&self) -> Vec<PathBuf> {
-        let files: Vec<_> = lock(&self.files).iter().filter_map(|(_, file)| file.clone()).collect();
-        let looks: Vec<_> = files.iter().map(|file| (file, places::answers(file))).collect();
-        let deadline = Instant::now() + ANSWER;
-        let mut silent = Vec::new();
-        for (file, answer) in looks {
-            if answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {
-                let _ = flock(file.file(), FlockOperation::Unlock);
-            } else {
-                tracing::error!(leg = %file.path().display(), "it does not answer: left locked");
-                silent.push(file.path().to_owned());
-            }
-        }
-        self.journal.close();
-        self.closing.closed();
-        silent
-    }
-
     /// Waits until the volume is stopped. One that was unmounted from outside is stopped first.
     pub fn wait_closed(&self) {
         let mut state = lock(&self.closing.state);
@@ -518,9 +497,6 @@ impl Volume {
         self.closing.closed();
     }
 }
-
-/// How long a leg may take to answer when a stop is given up.
-const ANSWER: Duration = Duration::from_secs(2);
 
 /// Between two looks whether a thread has come to its end.
 const LOOK: Duration = Duration::from_millis(1);

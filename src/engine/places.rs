@@ -8,21 +8,19 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use mirrord_raid::{Leg, LegMap, MAX_LEGS};
-use mirrord_ublk::{BufferPool, LegFile, PoolConfig};
+use mirrord_ublk::LegFile;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::Volume;
 use super::shared::{Shared, lock};
 use crate::leg::FileId;
-use crate::stamp;
 
 /// Between two looks at the names, if nothing else asks.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -191,25 +189,6 @@ impl Places {
         (place.amiss, place.writes_then) = (seen.amiss, seen.writes_then);
         seen.amiss != before
     }
-}
-
-/// Told if a leg can be read, and something changed on its file system: a frozen one can be read.
-pub(super) fn answers(file: &Arc<LegFile>) -> Receiver<()> {
-    let (tell, told) = channel();
-    let file = Arc::clone(file);
-    let look = move || {
-        let pool = BufferPool::new(PoolConfig { small_len: 4096, small_count: 1, ..PoolConfig::default() });
-        let read = pool.and_then(|pool| file.file().read_at(&mut pool.take(4096), 0));
-        if !file.is_block_device() {
-            stamp::take_away(file.file());
-        }
-        if read.is_ok() {
-            let _ = tell.send(());
-        }
-    };
-    // Without a thread it does not answer.
-    let _ = std::thread::Builder::new().name("mirrord-look".to_owned()).spawn(look);
-    told
 }
 
 /// What a stop has to say of the files of legs.

@@ -147,37 +147,6 @@ fn without_a_time_out_the_writer_waits() {
     rig.assert_same("a", "disk/b", SIZE);
 }
 
-/// Nothing gives the leg up, and a stop that is forced ends all the same; who wants the other leg gets it.
-#[test]
-fn a_forced_stop_ends_whatever_hangs() {
-    for engine in ["auto", "threads"] {
-        let rig = Rig::new();
-        let Some(disk) = Disk::new(&rig) else { return };
-        let volume = create(&rig, ["mem/a", "disk/b"], &["--engine", engine]);
-        write(&volume, 0, 1).unwrap();
-        let daemon = rig.status()["pid"].clone();
-        hang(&rig, &disk);
-        let writer = std::thread::spawn(move || write(&volume, 7, 7));
-        until("the daemon hangs", || {
-            let threads = std::fs::read_dir(format!("/proc/{daemon}/task")).unwrap().flatten();
-            let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat"));
-            threads.into_iter().any(|thread| stat(thread).unwrap_or_default().contains(") D "))
-        });
-        let output = rig.run(&["stop", "v", "--force"]);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success() && error.contains("disk/b hangs"), "{engine}: {error}");
-        assert!(writer.join().unwrap().is_err(), "{engine}: its volume is gone");
-        rig.ok(&["start", "mem/a", "--degraded"]);
-        assert_ne!(rig.status()["pid"], daemon);
-        rig.ok(&["stop", "v"]);
-        disk.go_on();
-        until("the kernel lets go of the leg", || rig.run(&["start", "v"]).status.success());
-        rig.wait();
-        rig.ok(&["stop", "v"]);
-        rig.assert_same("mem/a", "disk/b", SIZE);
-    }
-}
-
 #[test]
 fn when_every_leg_hangs_the_writer_is_told_and_no_leg_fails() {
     for engine in ["auto", "threads"] {
