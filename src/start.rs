@@ -5,10 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use mirrord_log::{LegMetadata, ReadLegError, measure, read_leg};
+use mirrord_log::{
+    LegEntry, LegMetadata, LogPlace, ReadLegError, SlotError, Superblock, measure, newest_generation,
+    read_leg,
+};
 use mirrord_raid::{
     AssembleError, AssembleOptions, Assembly, Errno, FailReason, Geometry, Leg, LegMap, LegRecord, LegSet,
-    LegState, assemble,
+    LegState, assemble, authority,
 };
 use uuid::Uuid;
 
@@ -96,6 +99,15 @@ pub enum StartError {
     /// A leg is longer than this process may make files.
     #[error(transparent)]
     TooLong(#[from] FileTooLong),
+    /// What the superblock says cannot be recorded anew.
+    #[error("leg {}: what it says of the volume cannot be recorded: {source}", path.display())]
+    Superblock {
+        /// The leg.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: SlotError,
+    },
     /// The superblock's sizes make no sense.
     #[error("leg {}: {source}", path.display())]
     Geometry {
@@ -121,6 +133,8 @@ pub struct Member {
 pub struct Opened {
     pub(crate) geometry: Geometry,
     pub(crate) assembly: Assembly,
+    /// The superblock that decided.
+    authority: Superblock,
     pub(crate) members: LegMap<Option<Member>>,
     /// Where a leg that is missing was looked for, if that is known.
     pub(crate) missing_paths: Vec<PathBuf>,
@@ -136,11 +150,9 @@ impl Opened {
         self.members.get(leg)?.as_ref()
     }
 
-    /// The superblock that decided: the newest, or the source's if one was named.
-    pub(crate) fn authority(&self) -> &mirrord_log::Superblock {
-        let newest = self.members.iter().filter_map(|(_, member)| member.as_ref());
-        let newest = newest.max_by_key(|member| member.metadata.superblock.event_count);
-        &newest.expect("an assembled volume has a leg").metadata.superblock
+    /// The superblock that decided: the one that all others are behind, or the source's if one was named.
+    pub(crate) fn authority(&self) -> &Superblock {
+        &self.authority
     }
 
     /// The volume's name.
@@ -226,10 +238,14 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
             Err(error) => return Err(error.into()),
         }
     }
+    let source = options.source.as_ref().and_then(|name| find_source(name, &members));
+    let records: Vec<LegRecord> = members.iter().map(|member| record(&member.metadata)).collect();
+    // What it is that is refused, if it is, assembly says.
+    let newest = authority(&records, source).ok().map(|at| &members[at].metadata.superblock);
     let mut split = Vec::new();
     for (path, holder) in locked {
         let is_late = matches!(holder, Holder::Late(_));
-        match split_leg(&path, &members) {
+        match split_leg(&path, newest) {
             Some(leg) => split.push((leg, path)),
             None if is_late => unusable.push((path.clone(), LegError::InUse { path, holder }.into())),
             None => return Err(LegError::InUse { path, holder }.into()),
@@ -241,12 +257,16 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     if let (true, Some(path)) = (members.is_empty() || !options.degraded, missing_paths.first()) {
         // Whether the volume can do without is for assembly to say, but a path that leads nowhere
         // is first of all that. A leg known to be out may be gone.
-        if !only_out_legs_are_missing(&members, missing_paths.len() + unusable.len()) {
+        let missing = missing_paths.len() + unusable.len();
+        let may_be_out = |newest| only_out_legs_are_missing(newest, members.len(), missing);
+        if members.is_empty() || !newest.is_none_or(may_be_out) {
             return Err(LegError::NotFound { path: path.clone() }.into());
         }
     }
-    let source = options.source.as_ref().map(|name| find_source(name, &members)).transpose()?;
-    let kind = members.first().map(|member| member.metadata.superblock.log.kind());
+    if let (Some(name), None) = (&options.source, source) {
+        return Err(StartError::Source { name: name.clone() });
+    }
+    let kind = newest.map(|superblock| superblock.log.kind());
     let assemble_options = AssembleOptions {
         degraded: options.degraded,
         source,
@@ -254,14 +274,13 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         log_on_legs: kind == Some(mirrord_log::LogKind::Internal),
         leave_out: options.known.is_some(),
     };
-    let records: Vec<LegRecord> = members.iter().map(|member| record(&member.metadata)).collect();
     let assembly = match assemble(&records, assemble_options) {
         Ok(assembly) => assembly,
         Err(decision) => {
             if let (AssembleError::Missing { .. }, Some((_, error))) = (decision, unusable.first()) {
                 return Err(StartError::Unusable { text: describe(error) });
             }
-            let text = explain(decision, &members);
+            let text = explain(decision, newest, &members);
             let known = gone.into_iter().find_map(|(_, error)| error);
             return Err(known.unwrap_or(StartError::Assemble { text, decision }));
         }
@@ -273,8 +292,12 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         return Err(unusable.remove(0).1);
     }
     gone.extend(assembly.strangers.iter().map(|&at| (members[at].leg.path.clone(), None)));
-    let superblock = &members[0].metadata.superblock;
-    let geometry = Geometry::new(assembly.size, superblock.region_size)
+    let authority = members[assembly.authority].metadata.superblock.clone();
+    authority.check_to_write().map_err(|source| StartError::Superblock {
+        path: members[assembly.authority].leg.path.clone(),
+        source,
+    })?;
+    let geometry = Geometry::new(assembly.size, authority.region_size)
         .map_err(|source| StartError::Geometry { path: members[0].leg.path.clone(), source })?;
     for &at in assembly.at.iter().filter_map(|(_, at)| at.as_ref()) {
         let Member { leg, metadata } = &members[at];
@@ -304,7 +327,7 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         }
     }
     let forced = options.source.is_some();
-    Ok(Opened { geometry, assembly, members, missing_paths, split, forced, notices })
+    Ok(Opened { geometry, assembly, authority, members, missing_paths, split, forced, notices })
 }
 
 pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {
@@ -320,52 +343,53 @@ pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {
         legs: legs.into(),
         replaces: superblock.replaces(),
         clean: superblock.clean,
+        equal: superblock.equal,
         log_failed: superblock.log_failed,
         lineage: superblock.lineage.clone(),
+        held: superblock.held,
+        log_generation: match superblock.log {
+            LogPlace::Internal => newest_generation(superblock.volume, &metadata.log_area),
+            LogPlace::Core | LogPlace::Disk(_) | LogPlace::Remote(_) => 0,
+        },
+        other_file: false,
     }
 }
 
-/// Which leg the one at `path` is, that somebody has, if it is split off by the newest record: it may be served for
-/// reading, and is nobody else's.
-fn split_leg(path: &Path, members: &[Member]) -> Option<Leg> {
+/// Which leg the one at `path` is, that somebody has, if it is split off by the record that decides: it may be served
+/// for reading, and is nobody else's.
+fn split_leg(path: &Path, newest: Option<&Superblock>) -> Option<Leg> {
     let file = open_to_read(path).ok()?;
     let (backing, len) = measure(&file).ok()?;
     let found = read_leg(&file, backing, len).ok()?.superblock;
-    let newest = members.iter().max_by_key(|member| member.metadata.superblock.event_count)?;
-    let newest = &newest.metadata.superblock;
+    let newest = newest?;
     let entry = newest.legs.get(found.leg.index())?;
     let is_split = entry.state == LegState::Tracked && entry.uuid == found.leg_uuid();
     (is_split && newest.volume == found.volume).then_some(found.leg)
 }
 
-fn only_out_legs_are_missing(members: &[Member], missing: usize) -> bool {
-    let newest = members.iter().max_by_key(|member| member.metadata.superblock.event_count);
-    newest.is_some_and(|member| {
-        let legs = &member.metadata.superblock.legs;
-        let out =
-            legs.iter().filter(|entry| matches!(entry.state, LegState::Failed(_) | LegState::Spare)).count();
-        missing <= out && members.len() + missing <= legs.len()
-    })
+fn only_out_legs_are_missing(newest: &Superblock, there: usize, missing: usize) -> bool {
+    let is_out = |entry: &&LegEntry| matches!(entry.state, LegState::Failed(_) | LegState::Spare);
+    let out = newest.legs.iter().filter(is_out).count();
+    missing <= out && there + missing <= newest.legs.len()
 }
 
-fn find_source(name: &str, members: &[Member]) -> Result<Leg, StartError> {
+/// Where the leg of this path, index or UUID stands. A path counts before all else, and an index names the first that
+/// has it.
+fn find_source(name: &str, members: &[Member]) -> Option<usize> {
     let path = std::path::absolute(name).unwrap_or_else(|_| name.into());
-    let same_file = |leg: &OpenLeg| {
-        leg.path == path || matches!((path.canonicalize(), leg.path.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    let same_file = |member: &Member| {
+        let leg = &member.leg.path;
+        *leg == path || matches!((path.canonicalize(), leg.canonicalize()), (Ok(a), Ok(b)) if a == b)
     };
-    let found = members.iter().find(|member| {
+    let named = |member: &Member| {
         let superblock = &member.metadata.superblock;
-        same_file(&member.leg)
-            || name == superblock.leg.index().to_string()
-            || Uuid::try_parse(name) == Ok(superblock.leg_uuid())
-    });
-    found
-        .map(|member| member.metadata.superblock.leg)
-        .ok_or_else(|| StartError::Source { name: name.to_owned() })
+        name == superblock.leg.index().to_string() || Uuid::try_parse(name) == Ok(superblock.leg_uuid())
+    };
+    members.iter().position(same_file).or_else(|| members.iter().position(named))
 }
 
 /// A refusal in words: which legs, why, and what can be done.
-fn explain(error: AssembleError, members: &[Member]) -> String {
+fn explain(error: AssembleError, newest: Option<&Superblock>, members: &[Member]) -> String {
     let path = |at: usize| members[at].leg.path.display().to_string();
     let events = |at: usize| members[at].metadata.superblock.event_count;
     let volume = |at: usize| {
@@ -407,28 +431,34 @@ fn explain(error: AssembleError, members: &[Member]) -> String {
             "volume {}: {} in use when it was last written and not given: it may hold newer data; \
              give all legs, or start with --degraded to go on without",
             volume(0),
-            names(legs, members),
+            names(legs, newest, members),
         ),
         AssembleError::NoSource { in_sync } => format!(
             "volume {}: none of the given legs was in sync, {}: give that, or start with --source \
              naming the leg whose data to take (what was written since it fell behind is lost)",
             volume(0),
-            names(in_sync, members),
+            names(in_sync, newest, members),
+        ),
+        AssembleError::OnlyOlder { at } => format!(
+            "{} is an older copy of itself: the leg held more than the copy does when the volume was last written, and no \
+             other leg that was in sync is given; give the leg as it was last, or start with --source naming the leg \
+             whose data to take (what was written since is lost)",
+            path(at)
         ),
         AssembleError::SourceIsSpare => {
             "the leg named by --source is a spare: it holds nothing of the volume".to_owned()
         }
-        AssembleError::SourceMissing => "the leg named by --source is not among those given".to_owned(),
     }
 }
 
-/// Legs by index and UUID, for those whose path nobody knows.
-fn names(legs: LegSet, members: &[Member]) -> String {
-    let entry = |member: &Member, leg: Leg| {
-        let entry = *member.metadata.superblock.legs.get(leg.index())?;
+/// Legs by index and UUID, for those whose path nobody knows: as the record that decides names them, or one that knows more.
+fn names(legs: LegSet, newest: Option<&Superblock>, members: &[Member]) -> String {
+    let entry = |superblock: &Superblock, leg: Leg| {
+        let entry = *superblock.legs.get(leg.index())?;
         (entry.state != LegState::Vacant).then_some(entry.uuid)
     };
-    let uuid = |leg| members.iter().find_map(|member| entry(member, leg)).unwrap_or_default();
+    let all = || newest.into_iter().chain(members.iter().map(|member| &member.metadata.superblock));
+    let uuid = |leg| all().find_map(|superblock| entry(superblock, leg)).unwrap_or_default();
     let each: Vec<String> = legs.iter().map(|leg| format!("leg {} ({})", leg.index(), uuid(leg))).collect();
     let verb = if each.len() == 1 { "was" } else { "were" };
     format!("{} {verb}", each.join(", "))
@@ -442,7 +472,14 @@ fn notices(assembly: &Assembly, members: &LegMap<Option<Member>>) -> Vec<String>
     };
     let mut notices = Vec::new();
     for leg in assembly.at.legs() {
-        if assembly.returned.contains(leg) {
+        if assembly.copy_whole.contains(leg) && assembly.older.contains(leg) {
+            notices.push(format!(
+                "{} is an older copy of itself: the leg held more when the volume was last written; all of it is copied",
+                name(leg)
+            ));
+        } else if assembly.copy_whole.contains(leg) {
+            notices.push(format!("{} is not the source: all of it is copied", name(leg)));
+        } else if assembly.returned.contains(leg) {
             notices
                 .push(format!("{} was out and is back: it is resynced where the volume changed", name(leg)));
         } else if members[leg].is_none() && states[leg] == LegState::Tracked {

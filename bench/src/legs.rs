@@ -11,7 +11,7 @@ use mirrord::engine::{FrontChoice, LogOptions, RemoteOptions, ServeOptions, Spar
 use mirrord::leg::Patience;
 use mirrord::start::{StartOptions, open};
 use mirrord_log::{InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg};
-use mirrord_raid::{Geometry, Leg, LegState, Lineage};
+use mirrord_raid::{Geometry, Held, Leg, LegState, Lineage};
 use mirrord_ublk::{Buffer, BufferPool, PoolConfig};
 use uuid::Uuid;
 
@@ -178,7 +178,9 @@ impl VolumeSpec {
             log_identity: None,
             event_count: 1,
             lineage: Lineage::new(1, self.legs.len()),
+            held: Held::default(),
             clean: true,
+            equal: true,
             log_failed: false,
             created: 0,
             updated: 0,

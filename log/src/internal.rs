@@ -98,6 +98,13 @@ pub fn decode_sector(volume: Uuid, index: u32, bytes: &[u8]) -> Result<LogSector
     Ok(LogSector { generation: raw.generation.get(), dirty: raw.bits })
 }
 
+/// The newest generation in a log area of `volume`; 0 if no sector of it is a good one.
+pub fn newest_generation(volume: Uuid, area: &[u8]) -> u64 {
+    let sectors = (0..).zip(area.chunks_exact(SECTOR));
+    let good = sectors.filter_map(|(index, bytes)| decode_sector(volume, index, bytes).ok());
+    good.map(|sector| sector.generation).max().unwrap_or(0)
+}
+
 fn checksum(volume: Uuid, raw: &RawSector) -> U32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(volume.as_bytes());

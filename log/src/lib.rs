@@ -37,7 +37,7 @@ pub mod wire;
 pub use crate::core::CoreLog;
 pub use disk::{DISK_MAGIC, DISK_VERSION, DiskLog, LogOwner};
 pub use footer::{FOOTER_VERSION, Footer, FooterError};
-pub use internal::{InternalLog, LogSector, SECTOR_REGIONS, SectorError, decode_sector};
+pub use internal::{InternalLog, LogSector, SECTOR_REGIONS, SectorError, decode_sector, newest_generation};
 pub use io::{MetaIo, Target};
 pub use label::{LabelError, LogIdentity, LogLabel, MAX_DEVICE_NAME};
 pub use layout::{Layout, LayoutError, PAGE, PAGE_REGIONS, log_pages};

@@ -10,7 +10,7 @@ mod raw;
 
 use std::path::PathBuf;
 
-use mirrord_raid::{Geometry, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Replaces};
+use mirrord_raid::{Geometry, Held, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Replaces};
 use uuid::Uuid;
 
 use crate::label::{LogIdentity, MAX_DEVICE_NAME};
@@ -96,8 +96,12 @@ pub struct Superblock {
     pub event_count: u64,
     /// Where this record comes from: at most [`MAX_PAST`] sessions before.
     pub lineage: Lineage,
+    /// By leg, which record it held when this one was begun.
+    pub held: Held,
     /// Whether the volume was stopped cleanly: no write was in flight and every leg was flushed.
     pub clean: bool,
+    /// Whether the volume was stopped in good order: the legs in sync are equal, whatever the log says.
+    pub equal: bool,
     /// Whether the log lost a mark (its own place failed): every region is dirty, whatever it says.
     pub log_failed: bool,
     /// When the volume was made, in seconds since 1970.
@@ -222,6 +226,16 @@ impl Superblock {
             }
         }
         Ok(())
+    }
+
+    /// The same, and whether it says of every leg which one that is: what was recorded without is read all the same.
+    ///
+    /// # Errors
+    /// [`SlotError::BadField`] names a field that cannot be recorded.
+    pub fn check_to_write(&self) -> Result<(), SlotError> {
+        let is_named = |leg: &LegEntry| leg.state == LegState::Vacant || !leg.uuid.is_nil();
+        let bad = SlotError::BadField { field: "leg UUID" };
+        self.check().and_then(|()| if self.legs.iter().all(is_named) { Ok(()) } else { Err(bad) })
     }
 }
 

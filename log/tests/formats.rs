@@ -5,7 +5,7 @@ use mirrord_log::{
     DirtyLog, DiskLog, Flush, Footer, InternalLog, Layout, LegEntry, LogIdentity, LogLabel, LogPlace,
     PAGE_REGIONS, SECTOR_REGIONS, Superblock, SyncMode, decode_sector, pick,
 };
-use mirrord_raid::{FailReason, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Region};
+use mirrord_raid::{FailReason, Held, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Region};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -62,14 +62,14 @@ prop_compose! {
     fn superblocks()(legs in vec((any::<u128>(), states()), 1..=MAX_LEGS))(
         lineage in lineages(legs.len()),
         legs in Just(legs),
-        ids in any::<(u128, u64, u64, u64, bool, bool)>(),
+        ids in any::<(u128, u64, u64, u64, [bool; 3], [u64; MAX_LEGS])>(),
         name in "[^\0]{1,16}",
         leg in any::<prop::sample::Index>(),
         sectors in 1u64..1 << 40,
         log in places(),
         log_identity in identities(),
     ) -> Superblock {
-        let (volume, event_count, created, updated, clean, log_failed) = ids;
+        let (volume, event_count, created, updated, [clean, equal, log_failed], held) = ids;
         let size = sectors * 512;
         Superblock {
             volume: Uuid::from_u128(volume),
@@ -82,7 +82,9 @@ prop_compose! {
             log_identity,
             event_count,
             lineage,
+            held: Held::from_recorded(held),
             clean,
+            equal,
             log_failed,
             created,
             updated,
@@ -129,7 +131,9 @@ fn any_bit_flip_is_detected() {
         log_identity: Some(LogIdentity::File { inode: 1, born: 2 }),
         event_count: 3,
         lineage: Lineage::default(),
+        held: Held::default(),
         clean: false,
+        equal: false,
         log_failed: false,
         created: 4,
         updated: 5,

@@ -13,7 +13,7 @@ use mirrord_log::{
     DirtyLog, InternalLog, Layout, LegEntry, LogPlace, ResumeNote, Superblock, SyncMode, format_leg, measure,
     read_leg, superblock_write,
 };
-use mirrord_raid::{FailReason, Leg, LegState, Lineage, Region};
+use mirrord_raid::{FailReason, Held, Leg, LegState, Lineage, Region};
 use uuid::Uuid;
 
 const SIZE: u64 = 64 << 10;
@@ -48,7 +48,9 @@ fn superblock() -> Superblock {
         log_identity: None,
         event_count: 42,
         lineage: Lineage::default(),
+        held: Held::default(),
         clean: false,
+        equal: false,
         log_failed: false,
         created: 1_700_000_000,
         updated: 1_700_000_100,

@@ -8,7 +8,7 @@ use mirrord_log::{
     ResumeNote, SlotError, Superblock, SyncMode, Target, format_leg, measure, read_leg, superblock_write,
     wipe_leg,
 };
-use mirrord_raid::{Leg, LegState, Lineage, Region};
+use mirrord_raid::{Held, Leg, LegState, Lineage, Region};
 use uuid::Uuid;
 
 const REGIONS: u32 = 256;
@@ -26,7 +26,9 @@ fn superblock() -> Superblock {
         log_identity: None,
         event_count: 1,
         lineage: Lineage::default(),
+        held: Held::default(),
         clean: true,
+        equal: false,
         log_failed: false,
         created: 1,
         updated: 1,

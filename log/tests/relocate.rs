@@ -7,7 +7,7 @@ use mirrord_log::{
     Backing, DirtyLog, InternalLog, Layout, LayoutError, LegEntry, LegMetadata, LogPlace, PAGE, PageWrite,
     ReadLegError, Relocation, Superblock, SyncMode, format_leg, lost_footer, measure, read_leg,
 };
-use mirrord_raid::{Leg, LegState, Lineage, Region};
+use mirrord_raid::{Held, Leg, LegState, Lineage, Region};
 use uuid::Uuid;
 
 const REGIONS: u32 = 256;
@@ -25,7 +25,9 @@ fn superblock() -> Superblock {
         log_identity: None,
         event_count: 1,
         lineage: Lineage::default(),
+        held: Held::default(),
         clean: false,
+        equal: false,
         log_failed: false,
         created: 1,
         updated: 1,

@@ -11,13 +11,20 @@
 //! | a leg that the deciding record does not name | refuse, unless it may be left out: it was removed, or never came to be one |
 //! | no record that all others are behind | split brain: refuse, unless a source is named |
 //! | a leg in use by the deciding record is missing, or by one that a leg has instead of it | refuse, unless degraded is allowed |
-//! | no present leg was in sync in the deciding record | refuse, unless a source is named |
-//! | otherwise | the source is the lowest present leg that was in sync |
+//! | a leg holds less than the deciding record says that it held ([`crate::Held`]) | it is an older image of itself, which is not believed |
+//! | no present leg that is believed was in sync in the deciding record | refuse, unless a source is named |
+//! | a source is named | that leg |
+//! | otherwise | of the legs that were in sync and are believed the one with the highest event count, then with the newest log, then the very file that was served, then the lowest |
 //!
 //! Which regions are dirty is the union of the logs of [`Assembly::trusted`]. A leg that the newest
 //! record has as failed is back: it is syncing, stale in the dirty regions. If any region is dirty,
-//! every leg but the source is syncing until it is resynced, so that reads do not depend on the leg.
+//! every leg but the source is syncing until it is resynced, so that reads do not depend on the leg; unless the
+//! deciding record says that the legs in sync are equal: then only legs that were not in sync are stale there.
 //! A spare is a spare, whether it is there or not.
+//!
+//! A leg that is not believed is copied whole ([`Assembly::copy_whole`]), and so is every leg but the source if one is
+//! named: what the others hold, and what their logs say, is of another history. Legs that are not there then are not believed
+//! when they come. The whole log is dirty before such a leg is used, so a copy that is cut short goes on.
 //!
 //! A log that lost a mark is not trusted, and every region is dirty, unless the volume was stopped with all regions clean:
 //! in memory, where the log was whole. A region is clean there only when every leg was in use, was equal, and
@@ -30,6 +37,7 @@
 //! ([`Assembly::covered`]) is dirty.
 
 use crate::geometry::{Geometry, Region};
+use crate::held::Held;
 use crate::lineage::{Lineage, is_behind};
 use crate::types::{FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
@@ -57,10 +65,18 @@ pub struct LegRecord {
     pub replaces: Replaces,
     /// The volume was stopped with a clean log.
     pub clean: bool,
+    /// The volume was stopped in good order: the legs in sync are equal, whatever the log says.
+    pub equal: bool,
     /// The log lost a mark.
     pub log_failed: bool,
     /// Where the record comes from.
     pub lineage: Lineage,
+    /// What each leg held when it was begun.
+    pub held: Held,
+    /// The newest generation of the log on this leg; 0 if it is elsewhere.
+    pub log_generation: u64,
+    /// This leg is on another file than the one that was served: a copy, perhaps.
+    pub other_file: bool,
 }
 
 /// By leg: the leg whose place it takes once it is in sync.
@@ -84,8 +100,8 @@ impl LegRecord {
 pub struct AssembleOptions {
     /// Start without a leg that was in use.
     pub degraded: bool,
-    /// Take this leg's data, whatever the others say.
-    pub source: Option<Leg>,
+    /// Take the data of the leg at this position in the list that is given, whatever the others say.
+    pub source: Option<usize>,
     /// The log is not durable (core): after an unclean stop every region is dirty.
     pub log_is_core: bool,
     /// The log is on the legs (internal), so each leg's own log tells what it wrote.
@@ -150,12 +166,15 @@ pub enum AssembleError {
         /// Legs that were.
         in_sync: LegSet,
     },
+    /// The only legs that were in sync are older images of themselves.
+    #[error("an older copy of itself, and no other leg that was in sync is there")]
+    OnlyOlder {
+        /// One of them.
+        at: usize,
+    },
     /// The leg named as source is a spare.
     #[error("the leg named as source is a spare: it holds nothing of the volume")]
     SourceIsSpare,
-    /// The leg named as source is not there.
-    #[error("the leg named as source was not given")]
-    SourceMissing,
 }
 
 /// What the legs amount to.
@@ -163,6 +182,8 @@ pub enum AssembleError {
 pub struct Assembly {
     /// Where each leg of the volume stands in the list that was given.
     pub at: LegMap<Option<usize>>,
+    /// Where the record that decided stands in the list that was given: what it says of the volume counts.
+    pub authority: usize,
     /// The leg whose data is the volume's.
     pub source: Leg,
     /// Size of the volume, in bytes: what the deciding record says.
@@ -185,12 +206,21 @@ pub struct Assembly {
     pub dirty_without_log: bool,
     /// Legs that were failed and are back.
     pub returned: LegSet,
+    /// Legs that are there and older images of themselves.
+    pub older: LegSet,
+    /// Legs in use whose content counts for nothing: all of each is to be copied. All regions have to be dirty in the log
+    /// before the start is recorded.
+    pub copy_whole: LegSet,
+    /// What the first record of the session is to say that the legs hold.
+    pub held: Held,
     /// Where legs that were left out stand in the list that was given.
     pub strangers: Vec<usize>,
     /// By leg: the leg whose place it takes once it is in sync.
     pub replaces: Replaces,
     states: LegMap<LegState>,
     lineage: Lineage,
+    /// The legs in sync are equal, also where regions are dirty.
+    equal: bool,
 }
 
 impl Assembly {
@@ -207,12 +237,26 @@ impl Assembly {
         (first..geometry.regions()).map(Region)
     }
 
-    /// The states to start with, given whether any region is dirty.
+    /// The states to start with, given whether any region is dirty that is not only because of [`Assembly::copy_whole`].
     pub fn states(&self, any_dirty: bool) -> LegMap<LegState> {
+        let may_differ = any_dirty && !self.equal;
         LegMap::from_fn(self.states.len(), |leg| match self.states[leg] {
-            LegState::InSync if any_dirty && leg != self.source => LegState::Syncing,
+            LegState::InSync if may_differ && leg != self.source => LegState::Syncing,
             state => state,
         })
+    }
+}
+
+/// Where the record that decides stands among those `found`: the one that all others are behind, or the `source`'s if one
+/// is named.
+///
+/// # Errors
+/// See [`AssembleError`]: they are of two volumes, or none decides.
+pub fn authority(found: &[LegRecord], source: Option<usize>) -> Result<usize, AssembleError> {
+    check_same_volume(found)?;
+    match source {
+        Some(source) => Ok(source),
+        None => deciding(found).map_err(|error| stranger(found).unwrap_or(error)),
     }
 }
 
@@ -221,11 +265,7 @@ impl Assembly {
 /// # Errors
 /// See [`AssembleError`].
 pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembly, AssembleError> {
-    check_same_volume(found)?;
-    let newest = match options.source {
-        Some(source) => found.iter().position(|r| r.index == source).ok_or(AssembleError::SourceMissing)?,
-        None => deciding(found).map_err(|error| stranger(found).unwrap_or(error))?,
-    };
+    let newest = authority(found, options.source)?;
     let authority = &found[newest];
     let strangers: Vec<usize> = (0..found.len()).filter(|&at| !authority.names(&found[at])).collect();
     if let (Some(&at), false) = (strangers.first(), options.leave_out) {
@@ -242,12 +282,27 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         return Err(AssembleError::Missing { legs: missing });
     }
     let in_sync: LegSet = at.legs().filter(|&leg| recorded(leg) == LegState::InSync).collect();
+    let there = |leg: Leg| at[leg].map(|at| &found[at]);
+    let is_older = |leg: &Leg| there(*leg).is_some_and(|record| authority.held.is_older(record));
+    let mut older: LegSet = at.legs().filter(|&leg| recorded(leg).is_copy()).filter(is_older).collect();
+    let forced = options.source.is_some();
+    if forced {
+        // Who names it believes it, whatever was recorded when another was named.
+        older.remove(authority.index);
+    }
     let source = match options.source {
-        Some(source) if !recorded(source).is_copy() => return Err(AssembleError::SourceIsSpare),
-        Some(source) => source,
+        Some(_) if !recorded(authority.index).is_copy() => return Err(AssembleError::SourceIsSpare),
+        Some(_) => authority.index,
         None => {
-            let present = in_sync.iter().find(|&leg| at[leg].is_some());
-            present.ok_or(AssembleError::NoSource { in_sync })?
+            let newness = |leg: &Leg| {
+                let record = there(*leg)?;
+                Some((record.event_count, record.log_generation, !record.other_file, std::cmp::Reverse(*leg)))
+            };
+            let believed = in_sync.minus(older).iter().filter(|&leg| at[leg].is_some());
+            let only_older = in_sync.intersect(older).iter().find_map(|leg| at[leg]);
+            let refused =
+                only_older.map_or(AssembleError::NoSource { in_sync }, |at| AssembleError::OnlyOlder { at });
+            believed.max_by_key(newness).ok_or(refused)?
         }
     };
     let mut returned = LegSet::EMPTY;
@@ -265,21 +320,34 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
                 LegState::Syncing
             }
             // A source named by hand makes every other leg one to be resynced.
-            (LegState::InSync, Some(_)) if options.source.is_none() => LegState::InSync,
+            (LegState::InSync, Some(_)) if !forced && !older.contains(leg) => LegState::InSync,
             (LegState::InSync | LegState::Syncing, Some(_)) => LegState::Syncing,
         }
     });
     let present: LegSet = at.legs().filter(|&leg| at[leg].is_some()).collect();
-    let forced = options.source.is_some();
+    let present = present.minus(older);
     let copies: LegSet = present.iter().filter(|&leg| recorded(leg).is_copy()).collect();
-    let trusted = if forced { copies } else { present.iter().filter(|&leg| in_use(leg)).collect() };
+    let is_trusted = |leg: &Leg| if forced { states[*leg].is_in_use() } else { in_use(*leg) };
+    let trusted: LegSet = present.iter().filter(is_trusted).collect();
     let unclean_core = options.log_is_core && trusted.iter().any(|l| !found[at[l].unwrap_or(newest)].clean);
     // What others say that are no copies is from when they were made or removed, or was never complete.
-    let is_copy = |r: &LegRecord| authority.names(r) && authority.state_of(r.index).is_copy();
+    let is_copy = |r: &LegRecord| authority.names(r) && copies.contains(r.index);
     let lost_mark = found.iter().any(|record| record.log_failed && !record.clean && is_copy(record));
-    let all_dirty = lost_mark || unclean_core || (forced && !options.log_on_legs);
+    let all_dirty = lost_mark || unclean_core || forced;
     let is_unclean = found.iter().any(|record| !record.clean && is_copy(record));
-    let dirty_without_log = all_dirty || forced || is_unclean;
+    let dirty_without_log = all_dirty || is_unclean;
+    let untold = |leg: Leg| leg != source && (forced || older.contains(leg));
+    let copy_whole = states.iter().filter(|&(leg, state)| state.is_in_use() && untold(leg));
+    let copy_whole = copy_whole.map(|(leg, _)| leg).collect();
+    let mut held = Held::default();
+    for (leg, state) in states.iter().filter(|(_, state)| state.is_copy()) {
+        match there(leg) {
+            _ if forced && leg != source => held.never_believe(leg),
+            // The driver makes it durable before the first record.
+            Some(record) if state.is_in_use() && !older.contains(leg) => held.set(leg, record.event_count),
+            _ => held.set(leg, authority.held.of(leg)),
+        }
+    }
     // Who was behind when the log began anew does not tell of that one.
     let log_lost = all_dirty || authority.log_failed;
     let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
@@ -287,10 +355,11 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     // One that is back is not to be replaced.
     let replaces = authority.replaces.map(|replaced| replaced.filter(|&leg| !returned.contains(leg)));
     let size = authority.size;
-    let copies = found.iter().filter(|record| authority.state_of(record.index).is_copy());
-    let covered = copies.map(|record| record.size).fold(size, u64::min);
+    let covered =
+        found.iter().filter(|record| is_copy(record)).map(|record| record.size).fold(size, u64::min);
     Ok(Assembly {
         at,
+        authority: newest,
         source,
         size,
         covered,
@@ -301,10 +370,14 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         session: authority.lineage.session,
         dirty_without_log,
         returned,
+        older,
+        copy_whole,
+        held,
         strangers,
         replaces,
         states,
         lineage,
+        equal: authority.equal && !forced,
     })
 }
 
@@ -351,14 +424,20 @@ fn perhaps_in_use(found: &[LegRecord], authority: &LegRecord) -> LegSet {
     then.minus(in_use(authority)).minus(there)
 }
 
-/// A record that the newest does not name, which it names: its leg was removed, and that explains it. (A leg that is new is
-/// of an event before all others: older ones do not tell of it.)
+/// A record that the newest does not name, which it has in use: its leg was removed, and that explains the refusal if the
+/// others agree. (A leg that is new is of an event before all others: older ones do not tell of it.)
 fn stranger(found: &[LegRecord]) -> Option<AssembleError> {
     let newest = found.iter().max_by_key(|record| record.event_count)?;
-    let was_removed = |record: &LegRecord| {
-        record.event_count < newest.event_count && record.names(newest) && !newest.names(record)
+    let was_removed = |record: &&LegRecord| {
+        record.event_count < newest.event_count
+            && record.names(newest)
+            && record.state_of(newest.index).is_in_use()
+            && !newest.names(record)
     };
-    found.iter().position(was_removed).map(|at| AssembleError::Stranger { at })
+    let (removed, rest): (Vec<_>, Vec<_>) = found.iter().cloned().partition(|record| was_removed(&record));
+    let removed = removed.first()?;
+    let at = found.iter().position(|record| record == removed)?;
+    deciding(&rest).is_ok().then_some(AssembleError::Stranger { at })
 }
 
 fn check_same_volume(found: &[LegRecord]) -> Result<(), AssembleError> {

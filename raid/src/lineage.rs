@@ -10,14 +10,16 @@
 //! But for records that never counted. A record is complete when every leg in use under it has it; until
 //! then nothing is answered that the record before it would not have allowed. A leg that lacks every
 //! record of some history behind an event, and that was in use under each of them, is the proof that
-//! none of them was ever complete. For that a record has the event at which each leg was last out.
+//! none of them was ever complete. For that a record has the event at which each leg was last out, and what each leg held:
+//! an older image of a leg lacks what the leg had.
 
 use crate::assemble::LegRecord;
 use crate::types::{LegSet, LegState, MAX_LEGS};
 
 /// Most sessions that a record names besides its own. A volume whose legs are all there needs none; a
 /// leg that is out, one or two; one more is needed for each start in a row that ended before its first
-/// record was complete. What is older than the newest few is unknown, and refused.
+/// record was complete. Those that it does not need are kept for legs that are older images of themselves. What is older
+/// than the newest few is unknown, and refused.
 pub const MAX_PAST: usize = 32;
 
 /// A session that another one went on from.
@@ -73,8 +75,11 @@ impl Lineage {
             }
             lineage.past.push(left);
         }
-        lineage.past.sort_by_key(|past| std::cmp::Reverse(past.event_count));
+        // Sessions that no leg can hold a record of are named as long as there is room: an older image of one can.
+        let newest = |past: &Past| std::cmp::Reverse(past.event_count);
+        lineage.past.sort_by_key(|past| (past.held_by.is_empty(), newest(past)));
         lineage.past.truncate(MAX_PAST);
+        lineage.past.sort_by_key(newest);
         lineage
     }
 
@@ -91,7 +96,6 @@ impl Lineage {
         for past in &mut self.past {
             past.held_by = past.held_by.minus(legs);
         }
-        self.past.retain(|past| !past.held_by.is_empty());
     }
 }
 
@@ -104,7 +108,10 @@ pub(crate) fn is_behind(record: &LegRecord, other: &LegRecord, found: &[LegRecor
     let Some(parted) = parted(record, other) else { return false };
     let lacks_the_rest = |leg: &LegRecord| self::parted(record, leg).is_some_and(|event| event <= parted);
     let was_in_use_since = |leg: &LegRecord| record.lineage.last_out[leg.index.index()] <= parted;
-    parted == record.event_count || found.iter().any(|leg| lacks_the_rest(leg) && was_in_use_since(leg))
+    // An older image of a leg that had them proves nothing.
+    let never_had_them = |leg: &LegRecord| record.held.of(leg.index) <= parted;
+    parted == record.event_count
+        || found.iter().any(|leg| lacks_the_rest(leg) && was_in_use_since(leg) && never_had_them(leg))
 }
 
 /// The event up to which two records have one history.
@@ -124,6 +131,7 @@ fn parted(one: &LegRecord, other: &LegRecord) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::held::Held;
     use crate::types::{Leg, LegMap};
 
     fn legs(bits: u8) -> LegSet {
@@ -141,8 +149,12 @@ mod tests {
             legs: LegMap::from_fn(3, |leg| ([leg.index() as u8; 16], LegState::InSync)),
             replaces: Default::default(),
             clean: false,
+            equal: false,
             log_failed: false,
             lineage,
+            held: Held::default(),
+            log_generation: 0,
+            other_file: false,
         }
     }
 
@@ -158,7 +170,19 @@ mod tests {
         assert_eq!(lineage.past, past(0b010));
         lineage.record(6, legs(0b111), legs(0b111));
         lineage.taken(legs(0b010));
-        assert_eq!((lineage.past, lineage.last_out[1]), (vec![], 5));
+        assert_eq!((&lineage.past, lineage.last_out[1]), (&past(0), 5));
+        // It is kept for an older image of a leg, until there is no room.
+        let next = |session, past| {
+            let lineage = Lineage { session, past, ..Lineage::new(session, 3) };
+            let mut next =
+                Lineage { session: session + 1, ..Lineage::after(&[record(0, session + 6, lineage)], 0) };
+            next.taken(legs(0b111));
+            next.past
+        };
+        let full = (2..MAX_PAST as u64 + 1).fold(lineage.past, |past, session| next(session, past));
+        assert_eq!((full.len(), full[MAX_PAST - 1].session), (MAX_PAST, 1));
+        let full = next(MAX_PAST as u64 + 1, full);
+        assert_eq!((full.len(), full[MAX_PAST - 1].session), (MAX_PAST, 2));
     }
 
     #[test]

@@ -246,6 +246,17 @@ impl Mirror {
         mirror
     }
 
+    /// The same, where some legs, which are syncing, are stale everywhere: every region is dirty, and its bit durable
+    /// before the volume is served.
+    #[must_use]
+    pub fn with_whole_copies(self, legs: LegSet) -> Mirror {
+        if !legs.is_empty() {
+            (0..self.regions.len()).for_each(|region| self.regions.assume_dirty(Region(region)));
+            legs.iter().for_each(|leg| self.legs.set_all_stale(leg, true));
+        }
+        self
+    }
+
     /// Sizes.
     pub fn geometry(&self) -> Geometry {
         // Whoever sees the size sees tables that have room for it.

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mirrord_log::{
     Backing, DirtyLog, InternalLog, Layout, LegEntry, LogPlace, Superblock, SyncMode, format_leg, wipe_leg,
 };
-use mirrord_raid::{Leg, LegState, Lineage, Region};
+use mirrord_raid::{Held, Leg, LegState, Lineage, Region};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -104,7 +104,9 @@ pub(super) fn form(
         log_identity: None,
         event_count: 1,
         lineage: Lineage::new(log.session().unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0), legs.len()),
+        held: Held::default(),
         clean: dirty.is_empty(),
+        equal: dirty.is_empty(),
         log_failed: false,
         created: now,
         updated: now,

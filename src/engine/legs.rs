@@ -312,7 +312,7 @@ impl Volume {
         self.let_go(leg)?;
         let open = OpenLeg::open_waiting(path, Patience::SHORT)?;
         let metadata = read(&open.meta, open.backing, open.len, &open.path)?;
-        self.check_returning(leg, &open, &metadata)?;
+        let full = full | self.check_returning(leg, &open, &metadata)?;
         let touched = !full && self.was_touched(leg, &open, &metadata);
         let note = touched.then(|| {
             format!("leg {} was written to while it was out: all of it is copied", open.path.display())
@@ -469,8 +469,9 @@ impl Volume {
         found.map(|(leg, _)| leg).ok_or_else(|| ChangeError::Stranger { path: path.to_owned() })
     }
 
-    /// Whether all that the leg has is part of what the volume has.
-    fn check_returning(&self, leg: Leg, open: &OpenLeg, metadata: &LegMetadata) -> Result<(), ChangeError> {
+    /// Whether all that the leg has is part of what the volume has. `true`: it is an older copy of the leg, or what it holds
+    /// was overruled, so all of it is to be copied.
+    fn check_returning(&self, leg: Leg, open: &OpenLeg, metadata: &LegMetadata) -> Result<bool, ChangeError> {
         let path = || open.path.clone();
         let not_behind = |why: String| ChangeError::NotBehind { path: path(), why };
         let geometry = self.shared.mirror.geometry();
@@ -492,7 +493,7 @@ impl Volume {
         if assembly.source == leg {
             return Err(not_behind("its record is newer than the volume's".to_owned()));
         }
-        Ok(())
+        Ok(assembly.older.contains(leg))
     }
 }
 

@@ -14,6 +14,8 @@ use mirrord_log::{
     SyncMode,
 };
 
+use mirrord_raid::Region;
+
 use super::{RemoteOptions, ServeError, ServeOptions, remote};
 use crate::device_name::Devices;
 use crate::leg::FileId;
@@ -60,6 +62,10 @@ pub(super) fn open_log(
     };
     // What was written under a smaller size says nothing of the rest.
     opened.assembly.uncovered(opened.geometry).for_each(|region| log.log.mark(region));
+    if opened.assembly.all_dirty {
+        // What is on the legs was read for its generation only.
+        (0..log.log.regions()).for_each(|region| log.log.mark(Region(region)));
+    }
     Ok(log)
 }
 

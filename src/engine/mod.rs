@@ -48,8 +48,8 @@ use std::time::{Duration, Instant};
 
 use mirrord_log::{LogKind, MetaIo};
 use mirrord_raid::{
-    COPY_SLOTS, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId, SCRUB_TAGS,
-    WorkerEvent,
+    COPY_SLOTS, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId, Region,
+    SCRUB_TAGS, WorkerEvent,
 };
 use mirrord_ublk::{
     BufferPool, Engine, EngineKind, FrontEnd, LegFile, PoolConfig, RingConfig, Shutdown, Wake, plain_spawn,
@@ -166,14 +166,19 @@ impl Volume {
             open_log(&opened, &options, session)?;
         (template.log, template.log_identity) = (place, identity);
         let examined = samples::examine(&opened, log.as_mut())?;
+        let dirty: Vec<Region> = log.dirty().collect();
+        let states = opened.assembly.states(!dirty.is_empty()).filled(|| LegState::Vacant);
+        let copy_whole = opened.assembly.copy_whole;
+        if !copy_whole.is_empty() {
+            (0..log.regions()).for_each(|region| log.mark(Region(region)));
+        }
         if let Some(remote) = &remote {
             remote.commit_and_wait(log.take_changes())?;
         }
-        let any_dirty = log.dirty_count() > 0;
-        let states = opened.assembly.states(any_dirty).filled(|| LegState::Vacant);
         let log_on_legs = log.kind() == LogKind::Internal;
         let queues = usize::from(prepared.queues);
-        let mirror = Mirror::new(opened.geometry, &states, log.dirty(), queues as u16);
+        let mirror =
+            Mirror::new(opened.geometry, &states, dirty, queues as u16).with_whole_copies(copy_whole);
 
         let journal = Journal::new(&template.name, template.volume);
         let shared = Arc::new(Shared {
@@ -233,7 +238,7 @@ impl Volume {
         let lineage = opened.assembly.lineage(session);
         let files =
             LegMap::from_fn(paths.len(), |leg| opened.member(leg).map(|member| Arc::clone(&member.leg.data)));
-        let replaces = opened.assembly.replaces;
+        let (replaces, held) = (opened.assembly.replaces, opened.assembly.held);
         samples::take_stamps_away(&opened);
         let recorded = opened.assembly.states(false);
         let is_in_sync = |leg: &Leg| recorded[*leg] == LegState::InSync && opened.member(*leg).is_some();
@@ -244,7 +249,8 @@ impl Volume {
         }
         let machine =
             LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs)
-                .with_replaces(replaces);
+                .with_replaces(replaces)
+                .with_held(held);
         let machine = match &shared.remote {
             Some(remote) => {
                 remote::attach(remote, &shared, &journal);

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use mirrord_log::{
     Backing, InternalLog, LegEntry, LegMetadata, LogPlace, Superblock, SyncMode, convert_leg, wipe_leg,
 };
-use mirrord_raid::{Leg, LegSet, LegState, Lineage, WorkerEvent};
+use mirrord_raid::{Held, Leg, LegSet, LegState, Lineage, WorkerEvent};
 use uuid::Uuid;
 
 use super::legs::{ChangeError, read, read_at};
@@ -291,7 +291,9 @@ fn alone(name: &str, metadata: &LegMetadata) -> Superblock {
         log_identity: None,
         event_count: 1,
         lineage: Lineage::new(Uuid::new_v4().as_u64_pair().0, 1),
+        held: Held::default(),
         clean: true,
+        equal: true,
         log_failed: false,
         created: now,
         updated: now,

@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mirrord_log::{
-    DirtyLog, Flush, Layout, LegEntry, LogKind, MetaIo, PageWrite, Superblock, Target, superblock_write,
-};
+use mirrord_log::{DirtyLog, Flush, Layout, LegEntry, LogKind, MetaIo, Superblock, Target, superblock_write};
 use mirrord_raid::{
     Errno, FailReason, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Record, WorkerAction,
     WorkerEvent,
@@ -130,13 +128,19 @@ impl Durable {
         let mut legs = Vec::new();
         let mut writes = Vec::new();
         for leg in record.legs.iter() {
-            match &self.legs[leg] {
-                Some(_) if short.contains(leg) => errors[leg.index()] = Some(Errno::ENXIO),
-                Some(meta) => {
+            let superblock = self.superblock_of(leg, record);
+            match (&self.legs[leg], superblock.check_to_write()) {
+                (Some(_), _) if short.contains(leg) => errors[leg.index()] = Some(Errno::ENXIO),
+                (Some(meta), Ok(())) => {
                     legs.push(leg);
-                    writes.push((meta.target(0), vec![self.superblock_on(leg, meta, record)]));
+                    // A slot that may be torn is written again, never the other one, which is whole.
+                    let write = superblock_write(&meta.layout, &superblock, meta.generation + 1);
+                    writes.push((meta.target(0), vec![write]));
                 }
-                None => errors[leg.index()] = Some(Errno::EIO),
+                (_, checked) => {
+                    tracing::error!(leg = leg.index(), ?checked, "the leg cannot be recorded as one in use");
+                    errors[leg.index()] = Some(Errno::EIO);
+                }
             }
         }
         let results = self.io.write_each(&writes);
@@ -151,11 +155,6 @@ impl Durable {
         errors
     }
 
-    fn superblock_on(&self, leg: Leg, meta: &LegMeta, record: &Record) -> PageWrite {
-        // A slot that may be torn is written again, never the other one, which is whole.
-        superblock_write(&meta.layout, &self.superblock_of(leg, record), meta.generation + 1)
-    }
-
     pub(super) fn superblock_of(&self, leg: Leg, record: &Record) -> Superblock {
         let entry = |(entry, (leg, &state)): (&LegEntry, (Leg, _))| match state {
             LegState::Vacant => LegEntry::VACANT,
@@ -167,7 +166,9 @@ impl Durable {
             size: record.size,
             event_count: record.event_count,
             lineage: record.lineage.clone(),
+            held: record.held,
             clean: record.clean,
+            equal: record.equal,
             log_failed: record.log_failed,
             updated: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             ..self.superblock.clone()

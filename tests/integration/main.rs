@@ -9,6 +9,7 @@ mod full_disk;
 mod hardening;
 mod house;
 mod hung_leg;
+mod images;
 mod leg_below;
 mod leg_gone;
 mod leg_kinds;

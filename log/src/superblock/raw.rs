@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::mem::{offset_of, size_of};
 use std::os::unix::ffi::OsStrExt;
 
-use mirrord_raid::{FailReason, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past};
+use mirrord_raid::{FailReason, Held, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past};
 use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -25,6 +25,8 @@ const FEATURE_ROSTER: u64 = 1;
 const MAGIC: [u8; 8] = *b"mirrordS";
 const FLAG_CLEAN: u8 = 1;
 const FLAG_LOG_FAILED: u8 = 2;
+/// Who does not know it resyncs what is dirty.
+const FLAG_EQUAL: u8 = 4;
 
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -58,6 +60,16 @@ struct RawLineage {
     past: [RawPast; MAX_PAST],
 }
 
+/// All zero where it is not kept.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+struct RawProgress {
+    /// By leg: the newest event count that it held when this record was begun; 0: not recorded; all bits set: the leg
+    /// is to be copied whole, whatever it holds.
+    held: [U64; MAX_LEGS],
+    reserved: [u8; 64],
+}
+
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub(super) struct RawSlot {
@@ -85,7 +97,7 @@ pub(super) struct RawSlot {
     place: [u8; MAX_PLACE],
     legs: [RawLeg; MAX_LEGS],
     lineage: RawLineage,
-    progress: [u8; 128],
+    progress: RawProgress,
     log_identity: RawLogIdentity,
     leg_file: [u8; 128],
     recent: [u8; 1152],
@@ -95,6 +107,7 @@ pub(super) struct RawSlot {
 const _: () = assert!(size_of::<RawLeg>() == 24);
 const _: () = assert!(size_of::<RawPast>() == 24);
 const _: () = assert!(size_of::<RawLineage>() == 848);
+const _: () = assert!(size_of::<RawProgress>() == 128);
 const _: () = assert!(size_of::<RawSlot>() == PAGE as usize);
 const _: () = assert!(offset_of!(RawSlot, version) == 8);
 const _: () = assert!(offset_of!(RawSlot, crc) == 12);
@@ -165,7 +178,9 @@ impl Superblock {
         raw.leg_index = self.leg.index() as u8;
         raw.leg_count = self.legs.len() as u8;
         let flag = |set, flag| if set { flag } else { 0 };
-        raw.flags = flag(self.clean, FLAG_CLEAN) | flag(self.log_failed, FLAG_LOG_FAILED);
+        raw.flags = flag(self.clean, FLAG_CLEAN)
+            | flag(self.log_failed, FLAG_LOG_FAILED)
+            | flag(self.equal, FLAG_EQUAL);
         raw.name_len = (self.name.len() as u16).into();
         raw.name[..self.name.len()].copy_from_slice(self.name.as_bytes());
         let (kind, place) = match &self.log {
@@ -184,6 +199,7 @@ impl Superblock {
         }
         raw.lineage = raw_lineage(&self.lineage);
         raw.log_identity = RawLogIdentity::of(self.log_identity.as_ref());
+        raw.progress.held = self.held.recorded().map(U64::new);
         raw.checksum();
         raw.as_bytes().to_vec()
     }
@@ -245,7 +261,9 @@ impl Superblock {
             log_identity: raw.log_identity.read()?,
             event_count: raw.event_count.get(),
             lineage: lineage(&raw.lineage, LegSet::first(count)).ok_or(bad("lineage"))?,
+            held: Held::from_recorded(raw.progress.held.map(U64::get)),
             clean: raw.flags & FLAG_CLEAN != 0,
+            equal: raw.flags & FLAG_EQUAL != 0,
             log_failed: raw.flags & FLAG_LOG_FAILED != 0,
             created: raw.created.get(),
             updated: raw.updated.get(),

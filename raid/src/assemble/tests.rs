@@ -21,7 +21,11 @@ fn record(index: usize, event_count: u64, states: &[LegState]) -> LegRecord {
         event_count,
         legs: LegMap::from_fn(states.len(), |leg| (uuid(leg.index()), states[leg.index()])),
         clean: false,
+        equal: false,
         log_failed: false,
+        held: Held::default(),
+        log_generation: 0,
+        other_file: false,
         replaces: Replaces::default(),
         lineage: in_session(1, &[], states.iter().map(|&state| (state == OUT, event_count))),
     }
@@ -115,7 +119,7 @@ fn split_brain_is_refused_and_a_named_source_settles_it() {
         let found =
             [later(2, &[(1, 5)], 0, 6, &[InSync, OUT]), later(3, &[(1, 5)], 1, b_events, &[OUT, InSync])];
         assert_eq!(assemble(&found, internal()), Err(SPLIT));
-        let named = AssembleOptions { source: Some(leg(0)), ..internal() };
+        let named = AssembleOptions { source: Some(0), ..internal() };
         let a = assemble(&found, named).unwrap();
         assert_eq!(a.source, leg(0));
         assert_eq!(a.trusted, LegSet::first(2), "both wrote: both logs count");
@@ -267,7 +271,7 @@ fn a_leg_that_was_not_in_sync_is_no_source() {
     let found = [record(1, 3, &[InSync, Syncing])];
     let none = AssembleError::NoSource { in_sync: LegSet::one(leg(0)) };
     assert_eq!(assemble(&found, degraded), Err(none));
-    let named = AssembleOptions { source: Some(leg(1)), ..degraded };
+    let named = AssembleOptions { source: Some(0), ..degraded };
     assert_eq!(assemble(&found, named).unwrap().source, leg(1));
 }
 
@@ -320,13 +324,13 @@ fn legs_that_came_and_went() {
     for (found, source) in [
         (vec![record(0, 9, &[InSync, Spare])], None),
         (vec![record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])], None),
-        (vec![record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])], Some(leg(0))),
+        (vec![record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])], Some(0)),
     ] {
         let a = assemble(&found, AssembleOptions { source, ..internal() }).unwrap();
         assert_eq!(a.states(true), LegMap::from(vec![InSync, Spare]));
         assert_eq!(a.trusted, LegSet::one(leg(0)));
     }
-    let spare = AssembleOptions { source: Some(leg(1)), ..internal() };
+    let spare = AssembleOptions { source: Some(1), ..internal() };
     let found = [record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])];
     assert_eq!(assemble(&found, spare), Err(AssembleError::SourceIsSpare));
 }
@@ -378,4 +382,141 @@ fn a_log_that_lost_a_mark_counts_as_long_as_something_was_dirty() {
     (found[1].clean, found[1].log_failed) = both;
     let a = assemble(&found, beside).unwrap();
     assert_eq!((a.source, a.all_dirty, a.log_lost), (leg(0), false, false));
+}
+
+#[test]
+fn an_older_image_of_a_leg_is_copied_whole() {
+    let holds = |record: LegRecord, held: [u64; 2]| {
+        let mut counts = [0; MAX_LEGS];
+        counts[..2].copy_from_slice(&held);
+        LegRecord { held: Held::from_recorded(counts), ..record }
+    };
+    let at_event = |index, event, held| holds(record(index, event, &[InSync, InSync]), held);
+    let both = |held| [InSync; 2].map(|_| held);
+    #[rustfmt::skip]
+    let rows = [
+        // what                                   records                                         source, copied whole
+        ("both as they were last",                at_event(0, 9, both(8)), at_event(1, 9, both(8)), Some((0, 0b00))),
+        ("the last record reached one only",      at_event(0, 9, both(8)), at_event(1, 8, both(7)), Some((0, 0b00))),
+        ("it reached the other only",             at_event(0, 8, both(7)), at_event(1, 9, both(8)), Some((1, 0b00))),
+        ("leg 1 is older",                        at_event(0, 9, both(8)), at_event(1, 7, both(6)), Some((0, 0b10))),
+        ("leg 0 is older",                        at_event(0, 2, both(1)), at_event(1, 9, both(8)), Some((1, 0b01))),
+        ("both are: the older from the newer",    at_event(0, 5, both(4)), at_event(1, 7, both(6)), Some((1, 0b01))),
+        ("from before it was recorded",           at_event(0, 9, both(0)), at_event(1, 2, both(0)), Some((0, 0b00))),
+        ("whatever it holds",                     at_event(0, 9, [8, u64::MAX]), at_event(1, 9, both(8)), Some((0, 0b10))),
+        ("the newer one was syncing",             holds(record(0, 9, &[Syncing, InSync]), both(8)), at_event(1, 7, both(6)), None),
+    ];
+    for (what, one, other, expected) in rows {
+        let found = [one, other];
+        match (assemble(&found, internal()), expected) {
+            (Ok(a), Some((source, whole))) => {
+                assert_eq!((a.source, a.copy_whole), (leg(source), LegSet::from_bits(whole)), "{what}");
+                assert_eq!(a.trusted, LegSet::first(2).minus(a.copy_whole), "{what}");
+                let expected = if whole == 0 { InSync } else { Syncing };
+                assert_eq!(a.states(false)[leg(1 - source)], expected, "{what}");
+                // Told again, whatever comes of this start.
+                let newest = &found[a.authority];
+                for other in a.copy_whole.iter() {
+                    assert_eq!(a.held.of(other), newest.held.of(other), "{what}");
+                }
+            }
+            (result, expected) => {
+                assert_eq!((result, expected), (Err(AssembleError::OnlyOlder { at: 1 }), None), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_older_image_that_went_on_alone_proves_nothing() {
+    // Leg 0 was put back as it was at event 4, when both were in use, and started alone; leg 1 was at event 9.
+    let alone = later(2, &[(1, 4)], 0, 5, &[InSync, OUT]);
+    let mut other = record(1, 9, &[InSync, InSync]);
+    assert_eq!(
+        assemble(&[alone.clone(), other.clone()], internal()).unwrap().source,
+        leg(0),
+        "never complete"
+    );
+    other.held = Held::from_recorded([8, 8, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(assemble(&[alone, other], internal()), Err(SPLIT));
+}
+
+#[test]
+fn a_source_is_the_newest_that_is_believed() {
+    let found = |log: [u64; 3], other: [bool; 3]| {
+        (0..3)
+            .map(|index| LegRecord {
+                log_generation: log[index],
+                other_file: other[index],
+                ..record(index, 5, &[InSync; 3])
+            })
+            .collect::<Vec<_>>()
+    };
+    for (log, other, source) in [
+        ([4, 4, 4], [false; 3], 0),
+        ([4, 5, 5], [false; 3], 1),
+        ([4, 4, 4], [true, false, false], 1),
+        ([5, 4, 4], [true, false, false], 0),
+    ] {
+        assert_eq!(assemble(&found(log, other), internal()).unwrap().source, leg(source));
+    }
+}
+
+#[test]
+fn a_named_source_is_copied_whole_to_all_others() {
+    // Leg 1 was removed by leg 0, which went on; leg 2 is not there.
+    let removed = record(1, 5, &[InSync; 3]);
+    let mut found = [record(0, 9, &[InSync, LegState::Vacant, OUT]), removed];
+    found.iter_mut().for_each(|record| record.equal = true);
+    for log_on_legs in [true, false] {
+        let named = AssembleOptions { source: Some(1), degraded: true, log_on_legs, ..internal() };
+        let a = assemble(&found, named).unwrap();
+        assert_eq!((a.source, a.authority, a.all_dirty), (leg(1), 1, true));
+        assert_eq!((a.copy_whole, a.states(false)[leg(0)]), (LegSet::one(leg(0)), Syncing));
+        assert_eq!(a.held.recorded()[..3], [u64::MAX, 5, u64::MAX]);
+    }
+    // One that was overruled before, when the other was named.
+    let mut overruled = record(1, 6, &[InSync, Syncing]);
+    overruled.held = Held::from_recorded([5, u64::MAX, 0, 0, 0, 0, 0, 0]);
+    let found = [record(0, 6, &[InSync, Syncing]), overruled];
+    let a = assemble(&found, AssembleOptions { source: Some(1), ..internal() }).unwrap();
+    assert_eq!((a.older, a.held.recorded()[..2].to_vec()), (LegSet::EMPTY, vec![u64::MAX, 6]));
+}
+
+#[test]
+fn legs_that_were_in_sync_when_the_volume_was_stopped_are() {
+    let states = [InSync, InSync, OUT];
+    let stopped = |index| LegRecord { equal: true, ..record(index, 9, &states) };
+    let found = [stopped(0), stopped(1), record(2, 4, &[InSync; 3])];
+    for options in [internal(), AssembleOptions { log_is_core: true, ..AssembleOptions::default() }] {
+        let a = assemble(&found, options).unwrap();
+        assert_eq!(a.states(true), LegMap::from(vec![InSync, InSync, Syncing]));
+        assert_eq!((a.returned, a.all_dirty), (LegSet::one(leg(2)), options.log_is_core));
+    }
+    // The record of that is on one leg only: the other is as it was then, too.
+    let cut_short = [stopped(0), record(1, 8, &states), found[2].clone()];
+    assert_eq!(assemble(&cut_short, internal()).unwrap().states(true)[leg(1)], InSync);
+}
+
+#[test]
+fn the_record_that_decides_is_not_the_one_with_most_events() {
+    // Leg 0 went on alone, and leg 1 with a new leg 2.
+    let mut found = [
+        was_out(later(2, &[(1, 5)], 0, 9, &[InSync, OUT]), 2, 9),
+        later(3, &[(1, 5)], 1, 7, &[OUT, InSync, InSync]),
+        later(3, &[(1, 5)], 2, 7, &[OUT, InSync, InSync]),
+    ];
+    assert_eq!(assemble(&found, internal()), Err(SPLIT));
+    let a = assemble(&found, AssembleOptions { source: Some(1), ..internal() }).unwrap();
+    assert_eq!((a.authority, a.source, a.at.len(), a.event_count), (1, leg(1), 3, 9));
+    // Without leg 1: leg 2 is no stranger, for it went on without leg 0.
+    let alone = [found[0].clone(), found[2].clone()];
+    assert_eq!(assemble(&alone, AssembleOptions { degraded: true, ..internal() }), Err(SPLIT));
+    // Two legs with one index: the source is the one that was named.
+    found[0].legs = LegMap::from(vec![(uuid(0), InSync), (uuid(70), InSync)]);
+    let other = LegRecord { leg: uuid(70), index: leg(1), ..found[0].clone() };
+    let two = [found[0].clone(), found[1].clone(), other];
+    let named = AssembleOptions { source: Some(1), leave_out: true, degraded: true, ..internal() };
+    let a = assemble(&two, named).unwrap();
+    assert_eq!((a.authority, a.strangers, a.at[leg(1)]), (1, vec![2], Some(1)));
 }

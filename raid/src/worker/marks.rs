@@ -4,7 +4,7 @@ use super::durable::COMMIT_IO;
 use super::states::is_lost;
 use super::{Committing, Doing, Flushing, LogWorker, NOBODY, Stopping, WorkerAction};
 use crate::geometry::{Region, Regions};
-use crate::mirror::{Counters, LegErrors, QueueNote};
+use crate::mirror::{Counters, LegErrors};
 use crate::ranges::Owner;
 use crate::region::RegionState;
 use crate::types::{Errno, LegSet, LegState};
@@ -143,19 +143,6 @@ impl LogWorker {
         }
     }
 
-    /// First step of a clear: flushes the legs if there is a region to clear. When stopping, legs are
-    /// flushed in any case, and a region need not have been left alone for a while.
-    pub(super) fn start_clear(&mut self, stopping: bool) {
-        if !matches!(self.flushing, Flushing::Nothing) {
-            return;
-        }
-        let regions = self.clearable(stopping);
-        if stopping || !regions.is_empty() {
-            self.flushing = Flushing::Clear(regions);
-            self.tell_background(QueueNote::Flush { legs: self.in_use() });
-        }
-    }
-
     /// Regions that are cleaning now. None while a leg is out, or on its way in to be copied whole: it is stale
     /// wherever the log is dirty. Each look goes on where the last one stopped. A stop looks everywhere, since it is the
     /// last one: nobody waits for it.
@@ -194,6 +181,9 @@ impl LogWorker {
         {
             self.mirror.legs.break_flush();
         }
+        if self.stopping != Stopping::No {
+            self.flushed_to_stop = self.in_sync().intersect(failed).is_empty();
+        }
         match std::mem::replace(&mut self.flushing, Flushing::Nothing) {
             Flushing::Nothing => unreachable!("no flush is under way"),
             Flushing::Promote(leg) => {
@@ -224,6 +214,7 @@ impl LogWorker {
     pub(super) fn go_on_stopping(&mut self, actions: &mut Vec<WorkerAction>) {
         let busy = !self.nothing_is_under_way()
             || !matches!(self.flushing, Flushing::Nothing)
+            || self.beats.clearing.is_some()
             || !self.copies.is_empty()
             || !self.repairs.is_empty();
         if busy {
@@ -231,7 +222,9 @@ impl LogWorker {
         }
         if self.stopping == Stopping::Asked {
             self.stopping = Stopping::Cleared;
-            return self.start_clear(true);
+            self.flushed_to_stop = false;
+            self.start_clear(true);
+            return self.next(actions);
         }
         match self.stopping {
             Stopping::Cleared if self.clears => self.start_commit(actions),
@@ -243,7 +236,8 @@ impl LogWorker {
 
     fn record_stop(&mut self, clean: bool, actions: &mut Vec<WorkerAction>) {
         self.stopping = Stopping::Recording;
-        self.start_record(clean, actions);
+        let equal = self.flushed_to_stop && !self.mirror.legs.flush_broken();
+        self.start_record(clean, equal, actions);
     }
 }
 

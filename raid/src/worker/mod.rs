@@ -43,6 +43,7 @@
 //! sync is never failed. Runs on the log worker's thread.
 
 mod ahead;
+mod beat;
 mod durable;
 mod grow;
 mod marks;
@@ -61,11 +62,13 @@ use std::sync::Arc;
 
 use crate::assemble::Replaces;
 use crate::geometry::{Region, Regions};
+use crate::held::Held;
 use crate::lineage::Lineage;
 use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::Owner;
 use crate::types::{Errno, FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
 use ahead::Ahead;
+use beat::Beats;
 use durable::{COMMIT_IO, KINDS, Metadata, RECORD_IO};
 use grow::Growing;
 use split::Splitting;
@@ -217,16 +220,20 @@ pub struct Record {
     pub event_count: u64,
     /// The volume was stopped with a clean log.
     pub clean: bool,
+    /// The volume was stopped in good order: the legs in sync are equal.
+    pub equal: bool,
     /// The log lost a mark: nobody may trust it at the next start.
     pub log_failed: bool,
     /// Where the record comes from.
     pub lineage: Lineage,
+    /// What each leg held when it was begun.
+    pub held: Held,
 }
 
 #[derive(Debug)]
 enum Doing {
     Nothing,
-    Record(Record),
+    Record(Box<Record>),
     Fill(Leg),
 }
 
@@ -286,7 +293,13 @@ pub struct LogWorker {
     size: u64,
     event_count: u64,
     lineage: Lineage,
+    held: Held,
     log_failed: bool,
+    beats: Beats,
+    /// The record under way has no other reason than to be one.
+    is_beat: bool,
+    /// The legs in sync were flushed for the stop.
+    flushed_to_stop: bool,
     doing: Doing,
     /// Beside what is done otherwise only if the log is not on the legs.
     committing: Option<Committing>,
@@ -365,7 +378,11 @@ impl LogWorker {
             states,
             event_count,
             lineage,
+            held: Held::default(),
             log_failed: false,
+            beats: Beats::new(event_count),
+            is_beat: false,
+            flushed_to_stop: false,
             doing: Doing::Nothing,
             committing: None,
             metadata: Default::default(),
@@ -479,6 +496,7 @@ impl LogWorker {
             || self.clears
             || self.splitting.is_some()
             || self.growing.is_some()
+            || self.beats.are_due()
             || !self.returning_full.is_empty()
             || self.is_settling()
             || self.hold_off.iter().chain(&self.repaired_lately).any(|&n| n > 0)
@@ -544,9 +562,10 @@ impl LogWorker {
         while self.go_on_splitting() {}
         self.change_roster();
         self.go_on_growing(actions);
+        self.go_on_clearing();
         if matches!(self.doing, Doing::Nothing) && (self.committing.is_none() || !self.log_on_legs) {
-            if self.record_wanted && !self.record_held_off {
-                self.start_record(false, actions);
+            if (self.record_wanted || self.beats.wanted) && !self.record_held_off {
+                self.start_record(false, false, actions);
             } else if !self.record_wanted
                 && self.growing.is_none()
                 && let Some(leg) = self.take_returning()
@@ -585,6 +604,7 @@ impl LogWorker {
         self.full_held_off = false;
         if self.stopping == Stopping::No && self.ticks.is_multiple_of(CLEAR_TICKS) {
             self.start_clear(false);
+            self.beat();
         }
     }
 }

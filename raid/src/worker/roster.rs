@@ -96,6 +96,7 @@ impl LogWorker {
         self.mirror.legs.track_exactly(leg, false);
         self.replaces[leg.index()] = None;
         self.nothing_replaces(leg);
+        self.held.set(leg, 0);
         self.set_state(leg, LegState::Vacant);
     }
 

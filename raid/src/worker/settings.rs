@@ -3,12 +3,20 @@
 use super::LogWorker;
 use super::ahead::Ahead;
 use crate::assemble::Replaces;
+use crate::held::Held;
 
 impl LogWorker {
     /// The same, of which some legs are to take the place of others ([`crate::Assembly::replaces`]).
     #[must_use]
     pub fn with_replaces(mut self, replaces: Replaces) -> LogWorker {
         self.replaces = replaces;
+        self
+    }
+
+    /// The same, whose legs hold this ([`crate::Assembly::held`]).
+    #[must_use]
+    pub fn with_held(mut self, held: Held) -> LogWorker {
+        self.held = held;
         self
     }
 

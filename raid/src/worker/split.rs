@@ -5,7 +5,6 @@
 //! then on is dirty in the log until the leg is back.
 
 use super::{Flushing, LogWorker, Stopping};
-use crate::mirror::QueueNote;
 use crate::types::{Leg, LegSet, LegState, QueueId};
 
 /// Ticks for which writes may wait for those under way to end, or for a log that is not on the legs: users must not
@@ -24,7 +23,7 @@ pub(super) struct Splitting {
 enum Step {
     /// Writes under way are to end.
     Quiesce,
-    /// Legs are being flushed.
+    /// What is to be cleared is proven by records, and legs are being flushed.
     Flush,
     /// What was cleared is to be committed.
     Commit,
@@ -68,11 +67,12 @@ impl LogWorker {
             self.end_split();
             return false;
         }
-        let is_idle = self.nothing_is_under_way() && matches!(self.flushing, Flushing::Nothing);
+        let is_idle = self.nothing_is_under_way()
+            && matches!(self.flushing, Flushing::Nothing)
+            && self.beats.clearing.is_none();
         match step {
             Step::Quiesce if is_idle && self.repairs.is_empty() && !self.mirror.writes_are_under_way() => {
-                self.flushing = Flushing::Clear(self.clearable(true));
-                self.tell_background(QueueNote::Flush { legs: self.in_use() });
+                self.start_clear(true);
                 self.step_split(Step::Flush)
             }
             Step::Flush if is_idle => {
@@ -135,7 +135,10 @@ impl LogWorker {
     /// that. If the record said that the leg is out, it is, and whoever writes without it waits for the next one. Were
     /// it taken back instead and alone left to go on, the others could still start without it.
     pub(super) fn end_split_without_metadata(&mut self) {
-        if self.splitting.is_some_and(|splitting| matches!(splitting.step, Step::Commit | Step::Record)) {
+        if self
+            .splitting
+            .is_some_and(|splitting| matches!(splitting.step, Step::Flush | Step::Commit | Step::Record))
+        {
             self.end_split();
         }
     }

@@ -129,11 +129,13 @@ impl LogWorker {
         !self.record_wanted && self.mirror.legs.states().all_recorded()
     }
 
-    pub(super) fn start_record(&mut self, clean: bool, actions: &mut Vec<WorkerAction>) {
-        self.record_wanted = false;
+    /// `clean`, `equal`: as the last record of a stop says.
+    pub(super) fn start_record(&mut self, clean: bool, equal: bool, actions: &mut Vec<WorkerAction>) {
+        self.is_beat = !self.record_wanted && self.stopping != Stopping::Recording;
+        (self.record_wanted, self.beats.wanted) = (false, false);
         self.event_count += 1;
         self.lineage.record(self.event_count, self.in_use(), LegSet::first(MAX_LEGS));
-        let record = Record {
+        let record = Box::new(Record {
             // A leg that is split off takes it with it.
             legs: self.in_use().union(self.being_recorded_as_split()),
             size: self.size,
@@ -141,12 +143,14 @@ impl LogWorker {
             replaces: self.replaces,
             event_count: self.event_count,
             clean,
+            equal,
             log_failed: self.log_failed,
             lineage: self.lineage.clone(),
-        };
+            held: self.held,
+        });
         self.doing = Doing::Record(record.clone());
         self.begin_metadata(RECORD_IO, record.legs);
-        actions.push(WorkerAction::Record(Box::new(record)));
+        actions.push(WorkerAction::Record(record));
     }
 
     pub(super) fn recorded(&mut self, errors: LegErrors, actions: &mut Vec<WorkerAction>) {
@@ -157,6 +161,7 @@ impl LogWorker {
         let ok = record.legs.minus(failed);
         self.count_failed_writes(failed);
         self.lineage.taken(ok);
+        self.held.took(ok, record.event_count);
         // Without the record a leg that is split off is one that was in sync, and behind.
         let failed = failed.minus(
             record.states.iter().filter(|&(_, &s)| s == LegState::Tracked).map(|(leg, _)| leg).collect(),
@@ -178,26 +183,38 @@ impl LogWorker {
         for (leg, &state) in record.states.iter() {
             self.mirror.legs.set_recorded(leg, state);
         }
+        self.beats.complete = record.event_count;
         if self.record_wanted {
             return;
         }
-        for (region, from) in std::mem::take(&mut self.marks_committed) {
-            self.marked(region, from);
-        }
-        for (from, result) in std::mem::take(&mut self.settle) {
-            self.tell(from.queue, QueueNote::Settled { io: from.io, result });
-        }
+        self.all_is_recorded();
         if self.stopping == Stopping::Recording {
             self.stopping = Stopping::Done;
             actions.push(WorkerAction::Stopped);
         }
     }
 
+    /// Whoever waited for that goes on.
+    fn all_is_recorded(&mut self) {
+        for (region, from) in std::mem::take(&mut self.marks_committed) {
+            self.marked(region, from);
+        }
+        for (from, result) in std::mem::take(&mut self.settle) {
+            self.tell(from.queue, QueueNote::Settled { io: from.io, result });
+        }
+    }
+
     /// No leg in sync took the record: what waits for it fails, and it is tried again later.
     pub(super) fn record_failed(&mut self, actions: &mut Vec<WorkerAction>) {
-        self.record_wanted = true;
         self.record_held_off = true;
+        self.clear_nothing();
         self.end_split_without_metadata();
+        if self.is_beat && self.everything_is_recorded() {
+            // The last record but this one says all that there is to say.
+            self.beats.wanted = true;
+            return self.all_is_recorded();
+        }
+        self.record_wanted = true;
         let marks = std::mem::take(&mut self.marks_committed);
         self.marks_failed(marks, Errno::EIO, actions);
         for (from, result) in std::mem::take(&mut self.settle) {

@@ -27,12 +27,14 @@ pub(crate) struct Blocks {
     blocks: Vec<[u8; BLOCK]>,
     /// Dirty bits of the first 64 regions, for blocks that are the first sector of a log.
     dirty: Vec<u64>,
+    /// Generations of these.
+    generations: Vec<u64>,
 }
 
 impl Blocks {
     /// Block 0 is all zero.
     pub(crate) fn new(volume: Uuid) -> Blocks {
-        Blocks { volume, blocks: vec![[0; BLOCK]], dirty: vec![u64::MAX] }
+        Blocks { volume, blocks: vec![[0; BLOCK]], dirty: vec![u64::MAX], generations: vec![0] }
     }
 
     fn add(&mut self, bytes: &[u8]) -> u64 {
@@ -40,6 +42,7 @@ impl Blocks {
         block.copy_from_slice(bytes);
         self.blocks.push(block);
         self.dirty.push(u64::MAX);
+        self.generations.push(0);
         self.blocks.len() as u64 - 1
     }
 
@@ -55,7 +58,10 @@ impl Blocks {
         assert_eq!(page.offset, 0, "the log of a simulated volume is one page");
         let number = self.blocks.len();
         self.add_page(&page.bytes, first, writes);
-        self.dirty[number] = self.decode_dirty(number);
+        if let Ok(sector) = decode_sector(self.volume, 0, &self.blocks[number]) {
+            let bits = sector.dirty[..8].try_into().expect("eight of 480 bytes");
+            (self.dirty[number], self.generations[number]) = (u64::from_le_bytes(bits), sector.generation);
+        }
     }
 
     /// A sector that decodes as nothing.
@@ -63,16 +69,14 @@ impl Blocks {
         self.add(&[0x5a; BLOCK])
     }
 
-    fn decode_dirty(&self, number: usize) -> u64 {
-        let sector = decode_sector(self.volume, 0, &self.blocks[number]);
-        sector.map_or(u64::MAX, |sector| {
-            u64::from_le_bytes(sector.dirty[..8].try_into().expect("eight of 480 bytes"))
-        })
-    }
-
     /// Dirty bits of a block that is, or should be, the first sector of a log: all set if it is not.
     pub(crate) fn dirty(&self, number: u64) -> u64 {
         self.dirty.get(number as usize).copied().unwrap_or(u64::MAX)
+    }
+
+    /// The generation of a block that is the first sector of a log, or should be.
+    pub(crate) fn generation(&self, number: u64) -> u64 {
+        self.generations.get(number as usize).copied().unwrap_or(0)
     }
 
     /// Puts the blocks of one page together.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mirrord_log::{DirtyLog, Flush, InternalLog, SyncMode};
 use mirrord_raid::{
     AssembleError, AssembleOptions, Assembly, Background, Geometry, Leg, LegRecord, LegSet, LegState,
-    LogWorker, MAX_LEGS, Mirror, MirrorQueue, QueueId, assemble,
+    LogWorker, MAX_LEGS, Mirror, MirrorQueue, QueueId, Region, assemble,
 };
 
 use crate::beside::Beside;
@@ -111,7 +111,7 @@ impl Sim {
         }
         self.faults.between_lives();
         self.go_blind();
-        if self.rng.chance(self.config.pulls, 100) {
+        if self.rng.chance(self.config.pulls, 100) && !self.images.is_open() {
             let leg = Leg::new(self.rng.below(self.config.legs as u64) as usize);
             // Pulled as a whole: what its cache holds goes nowhere.
             let is_stable = self.disks[leg.index()].first_unflushed(0..usize::MAX).is_none();
@@ -129,6 +129,7 @@ impl Sim {
             self.saw.saw(Saw::BadLogSector);
             self.stopped_clean = false;
         }
+        self.put_images_back();
     }
 
     /// Metadata of a leg cannot be read, all of it or its log, or that ends.
@@ -138,7 +139,7 @@ impl Sim {
         if !whole {
             self.blind = LegSet::one(leg);
             self.stopped_clean = false;
-        } else if !left.is_empty() {
+        } else if !left.is_empty() && !self.images.is_open() {
             trace!(self, "{leg:?} cannot be read");
             self.saw.saw(Saw::UnreadableLeg);
             self.attached.remove(leg);
@@ -165,6 +166,11 @@ impl Sim {
         let assembly = loop {
             let legs = self.attached;
             let found: Vec<LegRecord> = legs.iter().map(|leg| self.record_of(leg)).collect();
+            if let Some(leg) = self.any_source()
+                && let Some(assembly) = self.force_any(&found, leg)
+            {
+                break assembly;
+            }
             let source = legs.intersect(self.current).lowest();
             if source.is_some() && self.faults.may_come() && self.rng.chance(self.config.forced, 100) {
                 break self.force(&found, source);
@@ -180,7 +186,8 @@ impl Sim {
                 Err(AssembleError::Missing { .. }) => {}
                 Err(error) => trace!(self, "refused: {error}"),
             }
-            if all_tried && self.roster.proof_is_gone && source.is_some() {
+            let may_be_refused = self.roster.proof_is_gone || self.images.is_open();
+            if all_tried && may_be_refused && source.is_some() {
                 break self.force(&found, source);
             }
             assert!(!all_tried, "invariant 9: {legs:?} refused: {:?}", assemble(&found, self.options()));
@@ -203,17 +210,22 @@ impl Sim {
     fn force(&mut self, found: &[LegRecord], source: Option<Leg>) -> Assembly {
         self.saw.saw(Saw::ForcedStart);
         self.stopped_clean = false;
+        let source = found.iter().position(|record| Some(record.index) == source);
         assemble(found, AssembleOptions { source, ..self.degraded() }).expect("a source was named")
     }
 
     pub(crate) fn record_of(&self, leg: Leg) -> LegRecord {
-        Sim::leg_record(&self.read_superblock(leg, false).0)
+        let log_generation = match self.place {
+            Some(_) => 0,
+            None => self.blocks.generation(self.disks[leg.index()].read(blocks::log(self.config.sectors))),
+        };
+        LegRecord { log_generation, ..Sim::leg_record(&self.read_superblock(leg, false).0) }
     }
 
     fn start(&mut self, assembly: &Assembly, beside: Option<Box<dyn DirtyLog>>) {
         let volume = self.durable[0].volume;
         let mut images = Vec::new();
-        for leg in assembly.trusted.iter().filter(|_| !assembly.all_dirty) {
+        for leg in assembly.trusted.iter() {
             let (disk, first) = (&self.disks[leg.index()], blocks::log(self.config.sectors));
             let mut page = Vec::new();
             self.blocks.page((first..first + PAGE_SECTORS).map(|s| disk.read(s)), &mut page);
@@ -235,8 +247,16 @@ impl Sim {
         let logged = dirty(log.as_ref());
         assembly.uncovered(geometry).for_each(|region| log.mark(region));
         self.saw.saw_if(Saw::UncoveredLog, assembly.covered < assembly.size);
+        let all = (0..geometry.regions()).map(Region);
+        if assembly.all_dirty {
+            all.clone().for_each(|region| log.mark(region));
+        }
+        let found: Vec<Region> = log.dirty().collect();
+        let states = assembly.states(!found.is_empty());
+        if !assembly.copy_whole.is_empty() {
+            all.for_each(|region| log.mark(region));
+        }
         let dirty = dirty(log.as_ref());
-        let states = assembly.states(dirty != 0);
         let was_clean = std::mem::take(&mut self.stopped_clean) && !self.is_without_place();
         // What others did to the log costs a whole resync, unless every leg says that all was clean.
         let had_by_others = self.place.as_mut().is_some_and(|place| std::mem::take(&mut place.had_by_others));
@@ -265,7 +285,8 @@ impl Sim {
             self.sessions += 1;
         }
         let lineage = assembly.lineage(self.sessions);
-        let mirror = Arc::new(Mirror::new(geometry, &states, log.dirty(), queues));
+        let mirror = Mirror::new(geometry, &states, found, queues).with_whole_copies(assembly.copy_whole);
+        let mirror = Arc::new(mirror);
         let mut buffers = vec![vec![Vec::new(); self.config.depth]; usize::from(queues)];
         buffers.push(vec![vec![0; (self.config.window / 512) as usize]; BUFFERS]);
         let in_use = mirror.legs.states().in_use();
@@ -276,6 +297,7 @@ impl Sim {
             background: Background::new(mirror.clone(), self.config.window),
             worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, on_legs)
                 .with_replaces(assembly.replaces)
+                .with_held(assembly.held)
                 .with_log_failed(self.is_without_place())
                 .with_mark_ahead(self.mark_ahead)
                 .with_turn_regions(self.turn_regions),

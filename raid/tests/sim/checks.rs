@@ -113,7 +113,8 @@ impl Sim {
             }
         }
         // A mark that could not be made durable is undone, also where a split leg was written to by others.
-        let foreign = self.scribbled.intersect(self.live().mirror.legs.states().tracked());
+        let foreign = self.scribbled.union(self.images.in_place);
+        let foreign = foreign.intersect(self.live().mirror.legs.states().tracked());
         let legs = copies.minus(foreign);
         // What nobody wrote through the mirror it cannot know of.
         for sector in sectors.filter(|&sector| !self.is_planted(sector)) {
@@ -167,6 +168,7 @@ impl Sim {
                     self.saw.saw(Saw::FailedLeg);
                 }
                 (LegState::Syncing, LegState::InSync) => {
+                    self.images.in_place.remove(leg);
                     self.scribbled.remove(leg);
                     self.saw.saw(Saw::Promote);
                 }

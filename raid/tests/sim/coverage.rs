@@ -74,6 +74,11 @@ pub(crate) enum Saw {
     Replaced,
     LeftOut,
     Stranger,
+    ToldImage,
+    LevelImage,
+    AllImages,
+    ReturnedImage,
+    AnySource,
     Growth,
     GrowthCutShort,
     GrowthFoundLater,
@@ -112,7 +117,8 @@ const ALL: [Saw; KINDS] = {
         BadLogSector, DegradedStart, ForcedStart, CleanStop, UncleanStop, StopUnderErrors, StopUnderLastingErrors,
         StartUnderLastingErrors, StartWithoutBadLeg, UnreadableLeg, UnreadableLog, DirtyStart,
         CleanStart, StartInSync, FailedByHand, Split, SplitSurvived, Merge, FullReturn,
-        Added, SpareAdded, SpareUsed, Removed, Replaced, LeftOut, Stranger, Growth,
+        Added, SpareAdded, SpareUsed, Removed, Replaced, LeftOut, Stranger,
+        ToldImage, LevelImage, AllImages, ReturnedImage, AnySource, Growth,
         GrowthCutShort, GrowthFoundLater, UncoveredLog,
         Scrub, CompleteScrub, PausedScrub, WaitingScrub, UnreadableInScrub, FoundDifference,
         RepairedDifference, CrashInScrub,
@@ -160,7 +166,12 @@ impl Coverage {
 
     /// What was never seen.
     pub(crate) fn missed(&self) -> Vec<Saw> {
-        ALL.into_iter().filter(|&what| self.times[what as usize] == 0).collect()
+        use Saw::{AllImages, AnySource, LevelImage, ReturnedImage, ToldImage};
+        let may_be_missed = |what| {
+            let is_of_images = matches!(what, ToldImage | LevelImage | AllImages | ReturnedImage | AnySource);
+            is_of_images && !crate::images::are_wanted()
+        };
+        ALL.into_iter().filter(|&what| self.times[what as usize] == 0 && !may_be_missed(what)).collect()
     }
 
     pub(crate) fn print(&self) {

@@ -100,7 +100,7 @@ pub(crate) enum MetaKind {
     /// The log on every leg, before the volume is served.
     StartFill,
     Commit,
-    Record(Record),
+    Record(Box<Record>),
     Fill,
 }
 

@@ -196,6 +196,31 @@ impl Disk {
         self.told.fill(self.failed_flushes);
     }
 
+    /// All that can be read of it; `None` if not all can.
+    pub(crate) fn image(&self) -> Option<Vec<u64>> {
+        self.bad.iter().all(|bad| !bad).then(|| self.cached.clone())
+    }
+
+    /// Another file, or what was copied from it, is in its place.
+    pub(crate) fn become_image(&mut self, sectors: &[u64]) {
+        self.cached.copy_from_slice(sectors);
+        self.bad.fill(false);
+        self.settle();
+    }
+
+    /// All that is cached is stable from now on.
+    pub(crate) fn settle(&mut self) {
+        self.stable.copy_from_slice(&self.cached);
+        self.journal.clear();
+        self.stable_bad.copy_from_slice(&self.bad);
+        self.reopen();
+    }
+
+    /// Whether all that is cached is stable.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.journal.is_empty()
+    }
+
     /// Whether a failed flush left sectors that read well and are not stable.
     pub(crate) fn has_lost(&self) -> bool {
         self.journal.iter().any(|entry| entry.lost.is_some())

@@ -114,7 +114,7 @@ impl Sim {
                 if self.live().phase == Phase::Recording {
                     self.current = self.live().mirror.legs.states().in_sync();
                 }
-                self.start_meta(MetaKind::Record(*record), legs, None);
+                self.start_meta(MetaKind::Record(record), legs, None);
             }
             WorkerAction::FillLog { leg } => {
                 // Of a log beside the legs nothing is written; the leg is flushed all the same, as at a start.
@@ -172,6 +172,7 @@ impl Sim {
         self.size_is(size);
         let source =
             self.live().mirror.legs.states().in_sync().lowest().expect("invariant 4: no leg in sync");
+        self.images_are_settled(source);
         self.recovered(source);
         let dirty = self.live().mirror.regions.unclean();
         self.saw.saw(if dirty > 0 { Saw::DirtyStart } else { Saw::CleanStart });

@@ -258,6 +258,22 @@ impl History {
         }
     }
 
+    /// The sector holds this from now on, whatever it held.
+    pub(crate) fn roll_back(&mut self, sector: usize, stamp: u64, now: u64) {
+        let value = Value {
+            stamp,
+            started: now,
+            written: now,
+            real: true,
+            failed: false,
+            dead: false,
+            first_end: now,
+            last_start: now,
+        };
+        self.sectors[sector] = vec![value];
+        self.open.retain(|&open| open as usize != sector);
+    }
+
     /// Sectors that may hold more than one value.
     pub(crate) fn open(&self) -> Vec<u32> {
         self.open.clone()

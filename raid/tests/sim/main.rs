@@ -2,7 +2,7 @@
 //! lag and hang, killed and cut off at any moment, all from one `u64` seed. No time, no threads.
 //!
 //! - [`sim::Sim`]: the world; [`run::run`] its course from seed to end.
-//! - [`disk`], [`blocks`], [`faults`], [`late`], [`far`]: the hostile part.
+//! - [`disk`], [`blocks`], [`faults`], [`late`], [`far`], [`images`]: the hostile part.
 //! - [`beside`], [`place`]: a log on a server, with the real client.
 //! - [`history`], [`checks`], [`scrubs`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
 //! - [`coverage`]: what was exercised.
@@ -28,6 +28,7 @@ mod far;
 mod faults;
 mod growth;
 mod history;
+mod images;
 mod late;
 mod legs;
 mod metadata;

@@ -4,7 +4,7 @@
 //! any order and are then flushed; each leg ends on its own.
 
 use mirrord_log::{DirtyLog, Flush, InternalLog, LegEntry, LogPlace, SlotError, Superblock, SyncMode, pick};
-use mirrord_raid::{Errno, Leg, LegRecord, LegSet, LegState, Lineage, MAX_LEGS, Record, WorkerEvent};
+use mirrord_raid::{Errno, Held, Leg, LegRecord, LegSet, LegState, Lineage, MAX_LEGS, Record, WorkerEvent};
 use uuid::Uuid;
 
 use crate::blocks::{self, PAGE_SECTORS};
@@ -35,7 +35,9 @@ impl Sim {
             log_identity: None,
             event_count: 1,
             lineage: Lineage::new(1, self.config.legs),
+            held: Held::default(),
             clean: true,
+            equal: true,
             log_failed: false,
             created: 0,
             updated: 0,
@@ -123,8 +125,12 @@ impl Sim {
                 .into(),
             replaces: superblock.replaces(),
             clean: superblock.clean,
+            equal: superblock.equal,
             log_failed: superblock.log_failed,
             lineage: superblock.lineage.clone(),
+            held: superblock.held,
+            log_generation: 0,
+            other_file: false,
         }
     }
 
@@ -178,7 +184,9 @@ impl Sim {
         superblock.size = record.size;
         superblock.event_count = record.event_count;
         superblock.lineage.clone_from(&record.lineage);
+        superblock.held = record.held;
         superblock.clean = record.clean;
+        superblock.equal = record.equal;
         superblock.log_failed = record.log_failed;
         superblock
     }
@@ -286,7 +294,10 @@ impl Sim {
                 }
                 self.worker_event(WorkerEvent::Committed { errors, log_error: None });
             }
-            MetaKind::Record(_) => {
+            MetaKind::Record(record) => {
+                if failed.is_empty() {
+                    self.images.recorded(&record);
+                }
                 self.saw.saw_if(Saw::FailedRecord, !failed.is_empty());
                 self.recorded_beside();
                 self.worker_event(WorkerEvent::Recorded { errors });

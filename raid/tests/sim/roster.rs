@@ -23,6 +23,8 @@ pub(crate) struct Roster {
     /// A leg was removed while another was out: it may have been the proof that a record of the other's never was
     /// complete. A start may be refused then.
     pub(crate) proof_is_gone: bool,
+    /// A leg was named as source that may tell of other legs than there are.
+    pub(crate) is_rewritten: bool,
     /// Each leg that is or was one.
     uuids: [Uuid; MAX_LEGS],
     made: u64,
@@ -36,7 +38,17 @@ impl Roster {
         (0..).zip(&mut uuids).take(legs).for_each(|(i, uuid)| *uuid = Uuid::from_u64_pair(2, i));
         let members = LegSet::first(legs);
         let (unsure, asked) = (LegSet::EMPTY, LegSet::EMPTY);
-        Roster { rng, changes, members, unsure, asked, proof_is_gone: false, uuids, made: 0 }
+        Roster {
+            rng,
+            changes,
+            members,
+            unsure,
+            asked,
+            proof_is_gone: false,
+            is_rewritten: false,
+            uuids,
+            made: 0,
+        }
     }
 
     /// How the superblocks name a leg in this state.
@@ -45,6 +57,26 @@ impl Roster {
             LegState::Vacant => LegEntry::VACANT,
             _ => LegEntry { uuid: self.uuids[leg.index()], state, replaces },
         }
+    }
+}
+
+impl Roster {
+    /// Legs know less than what others may have: a start can be refused.
+    pub(crate) fn forgets(&mut self) {
+        self.proof_is_gone = true;
+    }
+
+    /// Whether legs come and go.
+    pub(crate) fn may_change(&self) -> bool {
+        self.changes > 0
+    }
+
+    /// The leg is a source that was named, so a leg it is; whether legs were `absent` that may know of what it does not.
+    pub(crate) fn is_named(&mut self, leg: Leg, absent: bool) {
+        self.unsure.remove(leg);
+        self.asked.remove(leg);
+        self.is_rewritten = true;
+        self.proof_is_gone |= absent;
     }
 }
 
@@ -145,6 +177,13 @@ impl Sim {
                 _ => {}
             }
         }
+    }
+
+    /// A leg that was refused when it was given back is removed: it went on where the others did not.
+    pub(crate) fn remove_refused(&mut self, leg: Leg) {
+        self.roster.unsure.insert(leg);
+        self.roster.asked.insert(leg);
+        self.worker_event(WorkerEvent::Remove { leg });
     }
 
     /// What a leg in sync replaced by what is durable: the daemon's own word is gone by then.

@@ -82,6 +82,7 @@ impl Sim {
             }
         }
         if self.live().phase == Phase::Serving {
+            self.take_image();
             self.change_roster();
         }
         let tick = self.live().phase > Phase::Filling && self.rng.chance(self.config.ticks, 1000);
@@ -210,6 +211,7 @@ impl Sim {
             // The thread that opens a leg's files anew is the one that writes metadata there.
             return;
         }
+        self.return_as_image(leg);
         self.disks[leg.index()].reopen();
         if !self.attached.contains(leg) {
             self.attached.insert(leg);
@@ -223,6 +225,8 @@ impl Sim {
         }
         self.d().given_back.insert(leg);
         let full = is_split && self.scribbled.contains(leg) || self.rng.chance(1, 20);
+        let Some(older) = self.is_older(leg) else { return self.remove_refused(leg) };
+        let full = older || full;
         self.saw.saw_if(Saw::FullReturn, full);
         if full {
             self.full.insert(leg);

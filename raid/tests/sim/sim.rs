@@ -17,6 +17,7 @@ use crate::disk::{Cache, Disk, ZERO};
 use crate::faults::{Faults, Kind};
 use crate::growth::Growth;
 use crate::history::History;
+use crate::images::Images;
 use crate::place::Place;
 use crate::rng::Rng;
 use crate::roster::Roster;
@@ -88,6 +89,7 @@ pub(crate) struct Sim {
     /// What was split off.
     pub(crate) splits: Vec<Option<Split>>,
     pub(crate) roster: Roster,
+    pub(crate) images: Images,
     /// What was changed behind the daemon's back, by sector; empty but at the end of a run.
     pub(crate) planted: Vec<Option<Planted>>,
     /// Where the log is, if it is not on the legs.
@@ -132,6 +134,7 @@ impl Sim {
             scribbled: LegSet::EMPTY,
             splits: (0..config.legs).map(|_| None).collect(),
             roster: Roster::draw(seed, config.legs),
+            images: Images::draw(seed, &config),
             planted: Vec::new(),
             place,
             mark_ahead,

@@ -14,8 +14,8 @@ use crate::sim::{Recovery, Sim};
 
 impl Sim {
     /// Whether the volume may hold `stamp` now.
-    fn is_legal(&self, sector: usize, stamp: u64) -> bool {
-        if self.is_foreign(sector, stamp) {
+    pub(crate) fn is_legal(&self, sector: usize, stamp: u64) -> bool {
+        if self.is_foreign(sector, stamp) || self.images.may_hold(sector, stamp) {
             return true;
         }
         match self.recovery {
@@ -53,7 +53,10 @@ impl Sim {
             panic!("invariant 3: after a crash sector {sector} holds {stamp:#x}: {assembly:?}");
         }
         let sectors = self.check_size(assembly);
-        let on_legs = || assembly.trusted.iter().fold(0, |all, leg| all | self.logged(leg));
+        let on_legs = || match assembly.all_dirty {
+            true => u64::MAX,
+            false => assembly.trusted.iter().fold(0, |all, leg| all | self.logged(leg)),
+        };
         let dirty = found.or_else(|| self.dirty_in_place(assembly)).unwrap_or_else(on_legs);
         let geometry = Geometry::new(assembly.size, self.config.region_size()).expect("it was recorded");
         let dirty = assembly.uncovered(geometry).fold(dirty, |all, region| all | 1 << region.0);
@@ -66,8 +69,18 @@ impl Sim {
                 && !assembly.all_dirty
                 && !(is_split && self.scribbled.contains(leg))
             {
-                let hidden = self.differences(assembly.source, leg, sectors) & !dirty;
-                assert!(hidden == 0, "invariant 10: {leg:?} differs in {hidden:#x}, not dirty: {assembly:?}");
+                let differs = self.differences(assembly.source, leg, sectors);
+                let hidden = differs & !dirty;
+                let is_stale = assembly.copy_whole.union(assembly.older).contains(leg);
+                assert!(
+                    hidden == 0 || is_stale,
+                    "invariant 10: {leg:?} differs in {hidden:#x}, not dirty: {assembly:?}"
+                );
+                let in_sync = assembly.states(dirty != 0)[leg] == LegState::InSync;
+                assert!(
+                    differs == 0 || !in_sync,
+                    "invariant 5: {leg:?} is to be in sync and differs in {differs:#x}: {assembly:?}"
+                );
             }
         }
     }
@@ -78,10 +91,15 @@ impl Sim {
         let members = self.members();
         let illegal: Vec<Option<usize>> =
             self.all_legs().iter().map(|leg| self.illegal_sector(leg)).collect();
-        self.survey_forks(members, &illegal);
+        if !self.images.is_open() {
+            self.survey_forks(members, &illegal);
+        }
         for bits in 1..1u8 << self.config.legs {
             let legs = LegSet::from_bits(bits);
-            if !legs.minus(members).is_empty() {
+            // Nothing tells that one leg alone is an image of itself, or one beside legs that were left behind.
+            let is_untold =
+                !legs.intersect(self.images.in_place).is_empty() && legs.intersect(self.current).is_empty();
+            if !legs.minus(members).is_empty() || is_untold {
                 continue;
             }
             let found = self.records(legs);
@@ -95,8 +113,14 @@ impl Sim {
                         }
                         self.check_source(&assembly, None);
                     }
-                    Err(AssembleError::Missing { .. } | AssembleError::NoSource { .. }) => {
-                        assert!(legs != members, "invariant 9: all legs are there and refused");
+                    Err(
+                        AssembleError::Missing { .. }
+                        | AssembleError::NoSource { .. }
+                        | AssembleError::OnlyOlder { .. },
+                    ) => {
+                        // The only leg that was in sync may be an image.
+                        let may_be = legs != members || self.images.is_open();
+                        assert!(may_be, "invariant 9: all legs are there and refused");
                     }
                     // A leg that is not there may be the proof that a record was never complete.
                     Err(error) => {
@@ -130,7 +154,7 @@ impl Sim {
         self.saw.saw(Saw::LeftOut);
         let legs: Vec<_> = self.members().iter().map(|leg| self.record_of(leg)).collect();
         assert!(
-            self.roster.unsure.contains(leg),
+            self.roster.unsure.contains(leg) || self.roster.is_rewritten,
             "roster: {leg:?} is said to be no leg of the volume: {legs:#?}"
         );
         leg
@@ -187,7 +211,7 @@ impl Sim {
         let assembly = assemble(met, self.options())?;
         let wrong =
             |&&at: &&usize| went_on.contains(met[at].index) || !self.roster.unsure.contains(met[at].index);
-        match assembly.strangers.iter().find(wrong) {
+        match assembly.strangers.iter().find(wrong).filter(|_| !self.roster.is_rewritten) {
             Some(&at) => Err(AssembleError::Stranger { at }),
             None => Ok(assembly),
         }
@@ -200,7 +224,9 @@ impl Sim {
             found.size = record.size;
             found.event_count = record.event_count;
             found.lineage.clone_from(&record.lineage);
+            found.held = record.held;
             found.clean = record.clean;
+            found.equal = record.equal;
             found.log_failed = record.log_failed;
             found.replaces = record.replaces;
             for (leg, entry) in found.legs.iter_mut() {
@@ -221,6 +247,7 @@ impl Sim {
         let mut actions = Vec::new();
         LogWorker::new(mirror, states, assembly.event_count, lineage, self.place.is_none())
             .with_replaces(assembly.replaces)
+            .with_held(assembly.held)
             .handle(WorkerEvent::Start, &mut actions);
         actions.into_iter().find_map(|action| match action {
             WorkerAction::Record(record) => Some(*record),

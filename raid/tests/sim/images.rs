@@ -1,0 +1,258 @@
+//! Legs that become their own images of an earlier moment, while the volume is stopped, between a kill and the start, or
+//! before they are given back; and any leg named as source, whatever it holds.
+//!
+//! What is excused is what nothing can tell: an image may be the source if no two records that were begun after it was taken
+//! are complete on its leg, and any image may if no leg in sync is what it was. The volume then holds what the source
+//! does. Legs are never excused from being equal.
+//!
+//! Drawn from numbers of their own, so that runs without them stay what they were, and only if `MIRRORD_IMAGES` is set: a few
+//! seeds in 10,000 come to states of which it is not settled yet whether the model or the engine is wrong.
+
+use mirrord_raid::{
+    AssembleError, AssembleOptions, Assembly, Leg, LegRecord, LegSet, LegState, Record, assemble,
+};
+
+use crate::config::Config;
+use crate::coverage::Saw;
+use crate::rng::Rng;
+use crate::sim::{Sim, trace};
+
+/// Records that tell an image from its leg.
+const PROOF: u32 = 2;
+
+/// A leg as it was at one moment.
+struct Image {
+    sectors: Vec<u64>,
+    /// The leg: an index can be another's by now.
+    uuid: [u8; 16],
+    /// Size of the volume then, in bytes.
+    size: u64,
+    /// The newest record then.
+    event_count: u64,
+    /// Records begun since that are complete, and that its leg has.
+    proofs: u32,
+}
+
+pub(crate) struct Images {
+    pub(crate) rng: Rng,
+    /// Steps in 10,000 in which an image is taken.
+    takes: u64,
+    /// Ends of lives in 100 at which one is put back, and returns of legs.
+    puts: u64,
+    /// Starts in 100 for which any leg is named as source.
+    named: u64,
+    /// By leg.
+    kept: Vec<Option<Image>>,
+    /// Legs that are images, from when they became so until they are in use.
+    pub(crate) in_place: LegSet,
+    /// What the volume may hold instead of what it held.
+    may_hold: Vec<Vec<u64>>,
+}
+
+/// Whether runs have these faults.
+pub(crate) fn are_wanted() -> bool {
+    std::env::var_os("MIRRORD_IMAGES").is_some()
+}
+
+impl Images {
+    pub(crate) fn draw(seed: u64, config: &Config) -> Images {
+        let is_wanted = are_wanted();
+        let mut rng = Rng::new(seed ^ 0x1a3e_0f1e_6000_0001);
+        let [takes, puts] = if rng.chance(1, 3) && is_wanted {
+            [rng.pick(&[5, 20, 100]), rng.pick(&[20, 60])]
+        } else {
+            [0, 0]
+        };
+        let named = if rng.chance(1, 6) && is_wanted { rng.pick(&[5, 30]) } else { 0 };
+        let kept = (0..config.legs).map(|_| None).collect();
+        Images { rng, takes, puts, named, kept, in_place: LegSet::EMPTY, may_hold: Vec::new() }
+    }
+
+    /// Whether the volume may hold this, against what is known of it.
+    pub(crate) fn may_hold(&self, sector: usize, stamp: u64) -> bool {
+        self.may_hold.iter().any(|sectors| sectors[sector] == stamp)
+    }
+
+    /// Whether some leg may decide a start that nobody would want to decide.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.in_place.is_empty() || !self.may_hold.is_empty()
+    }
+
+    /// A record is complete.
+    pub(crate) fn recorded(&mut self, record: &Record) {
+        for leg in record.legs.iter() {
+            if let Some(image) = &mut self.kept[leg.index()]
+                && record.event_count > image.event_count
+            {
+                image.proofs += 1;
+            }
+        }
+    }
+}
+
+impl Sim {
+    /// An image of a leg is taken, perhaps.
+    pub(crate) fn take_image(&mut self) {
+        if !self.images.rng.chance(self.images.takes, 10_000) || !self.faults.may_come() {
+            return;
+        }
+        let leg = Leg::new(self.images.rng.below(self.config.legs as u64) as usize);
+        if !self.members().intersect(self.attached).contains(leg) {
+            return;
+        }
+        let Some(sectors) = self.disks[leg.index()].image() else { return };
+        let LegRecord { leg: uuid, size, .. } = self.record_of(leg);
+        let event_count = self.live().worker.event_count();
+        trace!(self, "an image of {leg:?} is taken, event {event_count}");
+        self.images.kept[leg.index()] = Some(Image { sectors, uuid, size, event_count, proofs: 0 });
+    }
+
+    /// Whether there is an image of what the leg is now.
+    fn has_image(&self, leg: Leg) -> bool {
+        let image = self.images.kept[leg.index()].as_ref();
+        image.is_some_and(|image| image.uuid == self.record_of(leg).leg)
+    }
+
+    /// The leg becomes its image; whether that is told for certain.
+    fn become_image(&mut self, leg: Leg) -> bool {
+        let image = self.images.kept[leg.index()].as_ref().expect("there is an image");
+        let is_told = image.proofs >= PROOF;
+        self.disks[leg.index()].become_image(&image.sectors);
+        trace!(self, "{leg:?} becomes its image of event {}, told: {is_told}", image.event_count);
+        self.images.in_place.insert(leg);
+        self.splits[leg.index()] = None;
+        self.scribbled.remove(leg);
+        self.stopped_clean = false;
+        self.look_at_marks(leg);
+        is_told
+    }
+
+    /// Between two lives a leg becomes its image, or all legs in sync do, each its own.
+    pub(crate) fn put_images_back(&mut self) {
+        if self.images.is_open() || !self.images.rng.chance(self.images.puts, 100) {
+            return;
+        }
+        let there: LegSet = self.attached.iter().filter(|&leg| self.has_image(leg)).collect();
+        let current = self.current.intersect(self.attached);
+        // A log that is not on the legs is not of that time. The size and which legs there are stay.
+        let size = self.geometry.size();
+        let is_like_now =
+            |leg: Leg| self.images.kept[leg.index()].as_ref().is_some_and(|image| image.size == size);
+        let all = self.place.is_none()
+            && !self.roster.may_change()
+            && self.current.minus(there).is_empty()
+            && self.current.iter().all(is_like_now)
+            && self.images.rng.coin();
+        if all {
+            self.saw.saw(Saw::AllImages);
+            // Legs that are not there know what these forgot.
+            self.roster.forgets();
+            for leg in current.iter() {
+                let _ = self.become_image(leg);
+            }
+            let held = self.attached.iter().filter_map(|leg| self.disks[leg.index()].image());
+            self.images.may_hold.extend(held);
+            let newest = current.iter().map(|leg| self.record_of(leg).event_count).max();
+            self.current =
+                current.iter().filter(|&leg| Some(self.record_of(leg).event_count) == newest).collect();
+            return;
+        }
+        let count = there.len() as u64;
+        let Some(leg) = there.iter().nth(self.images.rng.below(count.max(1)) as usize) else { return };
+        if current.minus(LegSet::one(leg)).is_empty() {
+            return;
+        }
+        let is_told = self.become_image(leg);
+        self.saw.saw(if is_told { Saw::ToldImage } else { Saw::LevelImage });
+        if !is_told && let Some(sectors) = self.disks[leg.index()].image() {
+            self.images.may_hold.push(sectors);
+        }
+        self.current.remove(leg);
+    }
+
+    /// A leg that is out becomes its image before it is given back, perhaps.
+    pub(crate) fn return_as_image(&mut self, leg: Leg) {
+        let states = self.live().mirror.legs.states();
+        let is_busy = self.has_late(leg)
+            || self.live().leg_jobs().any(|job| job.io.leg == leg)
+            || self.live().worker.is_coming(leg)
+            || !self.disks[leg.index()].is_settled();
+        if !states.recorded(leg)
+            || is_busy
+            || !self.images.rng.chance(self.images.puts, 100)
+            || !self.has_image(leg)
+        {
+            return;
+        }
+        self.saw.saw(Saw::ReturnedImage);
+        self.become_image(leg);
+        let (superblock, generation) = self.read_superblock(leg, false);
+        self.generations[leg.index()] = generation;
+        self.durable[leg.index()] = superblock;
+    }
+
+    /// As the real driver looks at a leg that is given back: whether all of it is to be copied; `None`: it is refused.
+    pub(crate) fn is_older(&self, leg: Leg) -> Option<bool> {
+        let mut found = vec![self.record_of(leg)];
+        found.extend(self.live().mirror.legs.states().in_sync().iter().map(|leg| self.record_of(leg)));
+        match assemble(&found, self.degraded()) {
+            Ok(assembly) => Some(assembly.older.contains(leg)),
+            Err(_) if self.roster.proof_is_gone => None,
+            Err(error) => panic!("invariant 9: {leg:?} is given back: {error}: {found:#?}"),
+        }
+    }
+
+    /// Whether any leg is to be named as source, and which.
+    pub(crate) fn any_source(&mut self) -> Option<Leg> {
+        if !self.faults.may_come() || !self.images.rng.chance(self.images.named, 100) {
+            return None;
+        }
+        let which = self.images.rng.below(self.attached.len().max(1) as u64) as usize;
+        self.attached.iter().nth(which)
+    }
+
+    /// Any leg is named as source: what it holds is the volume then. Not one that tells of another size or of
+    /// legs that are there no more: that they are missed is nothing new.
+    pub(crate) fn force_any(&mut self, found: &[LegRecord], leg: Leg) -> Option<Assembly> {
+        let source = found.iter().position(|record| record.index == leg)?;
+        let names = &found[source];
+        let is_there = |leg: Leg| {
+            let (uuid, state) = names.legs[leg];
+            state == LegState::Vacant || self.members().contains(leg) && self.record_of(leg).leg == uuid
+        };
+        if names.size != self.geometry.size() || !names.legs.legs().all(is_there) {
+            return None;
+        }
+        let options = AssembleOptions { source: Some(source), ..self.degraded() };
+        let assembly = match assemble(found, options) {
+            Ok(assembly) if assembly.strangers.is_empty() => assembly,
+            Ok(_) | Err(AssembleError::SourceIsSpare) => return None,
+            Err(error) => panic!("invariant 9: {leg:?} is named as source: {error}"),
+        };
+        let disk = &mut self.disks[leg.index()];
+        disk.settle();
+        let sectors = disk.image()?;
+        trace!(self, "{leg:?} is named as source");
+        self.saw.saw_if(Saw::AnySource, !self.current.contains(leg));
+        self.images.may_hold.push(sectors);
+        self.stopped_clean = false;
+        self.scribbled.remove(leg);
+        self.roster.is_named(leg, self.attached != self.roster.members);
+        Some(assembly)
+    }
+
+    /// The volume is served, from this leg.
+    pub(crate) fn images_are_settled(&mut self, source: Leg) {
+        let in_use = self.live().mirror.legs.states().in_use();
+        self.images.in_place = self.images.in_place.minus(in_use);
+        if std::mem::take(&mut self.images.may_hold).is_empty() {
+            return;
+        }
+        for sector in 0..self.sectors() {
+            let stamp = self.disks[source.index()].read(sector);
+            if !self.is_legal(sector, stamp) {
+                self.history.roll_back(sector, stamp, self.now);
+            }
+        }
+    }
+}
