@@ -119,7 +119,7 @@ pub(super) fn examine(opened: &Opened, log: &mut dyn DirtyLog) -> Result<Option<
         .members
         .iter()
         .filter_map(|(leg, member)| Some((leg, member.as_ref()?)))
-        .filter(|&(leg, _)| states[leg].is_in_use())
+        .filter(|&(leg, _)| states[leg].is_in_use() && !opened.assembly.copy_whole.contains(leg))
         .collect();
     let (in_sync, behind): (Vec<_>, Vec<_>) =
         present.into_iter().partition(|&(leg, _)| recorded(leg) == Some(LegState::InSync));
