@@ -410,12 +410,14 @@ mod loom_tests {
     use super::*;
     use crate::region::{RegionState, RegionTable};
     use loom::sync::Arc;
+    use loom::sync::atomic::fence;
 
     const LEG: Leg = Leg::new(0);
     const REGION: Region = Region(0);
 
     /// A write begins in a region that is dirty, or clean and then marked, while a leg comes back: it is sent to the leg,
-    /// or the leg is stale there.
+    /// or the leg is stale there. Loom has no total order of sequentially consistent operations, on which that relies,
+    /// but for fences: they stand for it.
     fn write_beside_a_return(out: LegState, dirty: bool) {
         loom::model(move || {
             let regions = Arc::new(RegionTable::new(1));
@@ -427,6 +429,7 @@ mod loom_tests {
                 let (regions, legs) = (regions.clone(), legs.clone());
                 loom::thread::spawn(move || {
                     let _ = regions.begin_write(REGION);
+                    fence(SeqCst);
                     let states = legs.states();
                     states.tracked().iter().for_each(|leg| legs.set_stale(leg, REGION));
                     states.in_use().contains(LEG)
@@ -434,6 +437,7 @@ mod loom_tests {
             };
             legs.set_all_stale(LEG, true);
             legs.set(LEG, LegState::Syncing);
+            fence(SeqCst);
             if regions.state(REGION) == RegionState::Clean {
                 legs.clear_stale(LEG, REGION);
             }
@@ -445,11 +449,13 @@ mod loom_tests {
 
     #[test]
     fn loom_write_beside_the_return_of_a_failed_leg() {
-        [false, true].map(|dirty| write_beside_a_return(LegState::Failed(FailReason::Io), dirty));
+        [false, true]
+            .into_iter()
+            .for_each(|dirty| write_beside_a_return(LegState::Failed(FailReason::Io), dirty));
     }
 
     #[test]
     fn loom_write_beside_the_merge_of_a_tracked_leg() {
-        [false, true].map(|dirty| write_beside_a_return(LegState::Tracked, dirty));
+        [false, true].into_iter().for_each(|dirty| write_beside_a_return(LegState::Tracked, dirty));
     }
 }
