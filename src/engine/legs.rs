@@ -483,9 +483,10 @@ impl Volume {
         if block_size > self.facts.block_size {
             return Err(ChangeError::BlockSize { path: path(), block_size });
         }
-        let in_sync = self.shared.mirror.legs.states().in_sync();
+        // A leg that is syncing can be the proof that a record of this one was never complete.
+        let in_use = self.shared.mirror.legs.states().in_use();
         let mut found = vec![record(metadata)];
-        for other in in_sync.iter() {
+        for other in in_use.iter() {
             found.push(record(&self.read_leg_in_use(other)?));
         }
         let options = AssembleOptions { degraded: true, ..AssembleOptions::default() };

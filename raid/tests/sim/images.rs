@@ -194,7 +194,7 @@ impl Sim {
     /// As the real driver looks at a leg that is given back: whether all of it is to be copied; `None`: it is refused.
     pub(crate) fn is_older(&self, leg: Leg) -> Option<bool> {
         let mut found = vec![self.record_of(leg)];
-        found.extend(self.live().mirror.legs.states().in_sync().iter().map(|leg| self.record_of(leg)));
+        found.extend(self.live().mirror.legs.states().in_use().iter().map(|leg| self.record_of(leg)));
         match assemble(&found, self.degraded()) {
             Ok(assembly) => Some(assembly.older.contains(leg)),
             Err(_) if self.roster.proof_is_gone => None,
