@@ -97,7 +97,8 @@ impl Sim {
             return;
         }
         let leg = Leg::new(self.images.rng.below(self.config.legs as u64) as usize);
-        if !self.members().intersect(self.attached).contains(leg) {
+        // What somebody wrote to a split leg is not an image of any moment of the volume.
+        if !self.members().intersect(self.attached).minus(self.scribbled).contains(leg) {
             return;
         }
         let Some(sectors) = self.disks[leg.index()].image() else { return };
