@@ -27,9 +27,12 @@ pub(crate) fn leg_with_data(rig: &Rig, name: &str, len: u64) -> PathBuf {
     path
 }
 
-/// Puts bytes into a file.
+/// Damages a file as its disk would: the bytes change, its modification time does not.
 pub(crate) fn patch(rig: &Rig, name: &str, offset: u64, bytes: &[u8]) {
-    File::options().write(true).open(rig.path(name)).unwrap().write_all_at(bytes, offset).unwrap();
+    let file = File::options().write(true).open(rig.path(name)).unwrap();
+    let modified = file.metadata().unwrap().modified().unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+    file.set_modified(modified).unwrap();
 }
 
 /// The 4096 bytes at `offset`.
