@@ -83,8 +83,10 @@ fn it_stops_cleanly_while_it_is_used() {
     let site = Site::new("stopped");
     let [ours, theirs] = both_ways(&site.shared("volumes"));
     let vol = site.serve(&[&ours], &MOUNT);
-    let command =
-        "while dd if=/dev/zero of=/volumes/vol.img bs=64k count=512 conv=notrunc,fsync; do :; done 2>/tmp/x";
+    // Open all the time: between two programs that open it the volume could be unmounted, and the next would
+    // write to a plain file.
+    let command = "exec 3<>/volumes/vol.img; \
+        while dd if=/dev/zero of=/proc/self/fd/3 bs=64k count=512 conv=notrunc,fsync; do :; done 2>/tmp/x";
     let (user, tools) = (format!("--user={USER}"), tools());
     let mut writer = Command::new(variable("CONTAINER_ENGINE"))
         .args(["run", "--rm", "--tmpfs=/tmp", &user, &theirs, &tools, "sh", "-c", command])
