@@ -454,7 +454,7 @@ mod tests {
             drop((open, writer));
             run("losetup", &["-d", &device]);
         } else {
-            println!("skipped: needs root, tmpfs and loop devices");
+            println!("SKIP: a leg whose cache is stale: needs root, tmpfs and loop devices");
         }
         run("umount", &["-l", at]);
     }

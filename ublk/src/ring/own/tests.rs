@@ -31,7 +31,7 @@ impl Lossy {
             .filter(|output| made && output.status.success());
         let device = found.and_then(|output| path(String::from_utf8_lossy(&output.stdout).trim()));
         if device.is_none() {
-            println!("skipped: needs root, tmpfs and loop devices");
+            println!("SKIP: rings and a lost write: needs root, tmpfs and loop devices");
             run("umount", &[at]);
         }
         Some(Lossy { device: device?, mount })
