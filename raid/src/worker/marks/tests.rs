@@ -217,9 +217,9 @@ fn a_stop_waits_for_the_commit_under_way() {
     assert_eq!(recorded(&mut worker), [WorkerAction::Stopped]);
 }
 
-#[test]
-fn a_split_gives_up_on_a_commit_that_does_not_end() {
-    let (mirror, mut worker) = served(false);
+/// A split that waits for the commit of what it cleared.
+fn splitting(log_on_legs: bool) -> (Arc<Mirror>, LogWorker) {
+    let (mirror, mut worker) = served(log_on_legs);
     let _ = ask(&mut worker, 3, 0);
     let _ = committed(&mut worker, None);
     mirror.regions.end_write(Region(3));
@@ -227,6 +227,12 @@ fn a_split_gives_up_on_a_commit_that_does_not_end() {
     prove(&mut worker);
     mirror.tell_worker(WorkerNote::Flushed { legs: LegSet::first(2), errors: NONE });
     assert_eq!(commits(&step(&mut worker, WorkerEvent::Woken)), 1, "of what was cleared");
+    (mirror, worker)
+}
+
+#[test]
+fn a_split_gives_up_on_a_commit_that_does_not_end() {
+    let (mirror, mut worker) = splitting(false);
     let ticks = (0..TICKS).take_while(|_| {
         let is_frozen = mirror.is_frozen();
         assert_eq!(step(&mut worker, WorkerEvent::Tick), []);
@@ -325,14 +331,7 @@ fn a_stop_ends_when_no_leg_takes_metadata() {
 
 #[test]
 fn a_split_gives_up_when_no_leg_takes_its_commit() {
-    let (mirror, mut worker) = served(true);
-    let _ = ask(&mut worker, 3, 0);
-    let _ = committed(&mut worker, None);
-    mirror.regions.end_write(Region(3));
-    let _ = step(&mut worker, WorkerEvent::Split { leg: Leg::new(1) });
-    prove(&mut worker);
-    mirror.tell_worker(WorkerNote::Flushed { legs: LegSet::first(2), errors: NONE });
-    assert_eq!(commits(&step(&mut worker, WorkerEvent::Woken)), 1, "of what was cleared");
+    let (mirror, mut worker) = splitting(true);
     assert!(mirror.is_frozen());
     let mut errors = NONE;
     (errors[0], errors[1]) = (Some(Errno::EIO), Some(Errno::EIO));
