@@ -154,7 +154,7 @@ impl Dirs {
         let io_error = |errno: Errno| PathsError::Io { path: path.clone(), source: errno.into() };
         let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(io_error)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(NameLock { _file: file.into() })),
+            Ok(()) => Ok(Some(NameLock(file.into()))),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(io_error(errno)),
         }
@@ -163,8 +163,13 @@ impl Dirs {
 
 /// The name of a volume, taken until this is dropped. The lock file stays.
 #[derive(Debug)]
-pub struct NameLock {
-    _file: File,
+pub struct NameLock(File);
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        // A process between fork and exec has the file open, too: closing it would leave it locked for that moment.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 /// Why a name cannot be used.

@@ -103,6 +103,13 @@ struct LogFile {
     direct: bool,
 }
 
+impl Drop for LogFile {
+    fn drop(&mut self) {
+        // A process between fork and exec has the file open, too: closing it would leave it locked for that moment.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
 /// The files of all logs.
 #[derive(Debug)]
 pub(super) struct Stores {

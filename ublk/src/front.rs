@@ -12,12 +12,19 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use mirrord_raid::Op;
 
 use crate::buffer::Buffer;
 use crate::done::Done;
 use crate::ring::Ring;
+
+/// Looks at whether a volume is in use before a clean end is refused, and the time between them, 2 s in all: what looks
+/// at new files and devices (udev, a desktop) has it open for moments, as has a process between fork and exec, and on
+/// a busy machine a program that has ended closes it a while later.
+pub(crate) const TRIES: u32 = 100;
+pub(crate) const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// One request, with its buffer and the answer it owes. Sizes in bytes.
 #[derive(Debug)]

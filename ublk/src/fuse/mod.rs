@@ -28,7 +28,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::buffer::BufferPool;
-use crate::front::{Engine, FrontEnd, FrontError, FrontKind, Shutdown, Source};
+use crate::front::{Engine, FrontEnd, FrontError, FrontKind, Shutdown, Source, TRIES, TRY_AGAIN};
 use crate::{Spawn, Task};
 use attributes::Attributes;
 use device::Device;
@@ -43,11 +43,6 @@ const END: Duration = Duration::from_secs(5);
 
 /// The same where the users were cut off: nothing depends on it any more.
 const END_CUT: Duration = Duration::from_millis(500);
-
-/// Tries of a clean unmount and the time between them, 2 s in all: whoever looks at new files (udev, a desktop,
-/// a process between fork and exec) has it open for moments, and on a busy machine one has closed it a while after it ended.
-const TRIES: u32 = 100;
-const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// How to serve a volume.
 pub struct FuseOptions {

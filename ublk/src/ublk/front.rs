@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::control::{Control, ControlError, Info};
 use super::features::Features;
 use super::queue::Stopping;
-use super::users::users_of;
+use super::users::users_stay;
 use crate::front::{Engine, FrontEnd, FrontError, FrontKind, Shutdown};
 
 /// How long the queues may take to let go of a device that was stopped.
@@ -115,7 +115,7 @@ impl FrontEnd for UblkFront {
         if self.watcher.is_none() {
             return Ok(());
         }
-        if how == Shutdown::Clean && users_of(&self.path) {
+        if how == Shutdown::Clean && users_stay(&self.path) {
             return Err(FrontError::Busy { path: self.path.clone() });
         }
         self.ours.store(true, Ordering::SeqCst);

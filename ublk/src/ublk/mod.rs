@@ -33,7 +33,7 @@ pub use device::UblkDevice;
 pub use features::Features;
 pub use front::UblkFront;
 pub(crate) use queue::Answer;
-use users::users_of;
+use users::users_stay;
 
 /// How long the queues may take to fetch, and a device node to be there.
 const COME_UP: Duration = Duration::from_secs(10);
@@ -181,7 +181,7 @@ pub fn remove_waiting(volume: [u8; 16], force: bool, spawn: &Spawn) -> Result<Op
     let control = connect(spawn)?;
     let Some(info) = find(&control, volume)?.filter(is_waiting) else { return Ok(None) };
     let path = block_path(info.id);
-    if !force && users_of(&path) {
+    if !force && users_stay(&path) {
         return Err(UblkError::Busy { path });
     }
     control.remove(info.id)?;

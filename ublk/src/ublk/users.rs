@@ -4,10 +4,24 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
+
+use crate::front::{TRIES, TRY_AGAIN};
+
+/// Whether anybody else has the device open, and not just for a moment.
+pub(super) fn users_stay(device: &Path) -> bool {
+    for _ in 1..TRIES {
+        if !users_of(device) {
+            return false;
+        }
+        thread::sleep(TRY_AGAIN);
+    }
+    users_of(device)
+}
 
 /// Whether anybody else has the device open. What holds it in the kernel (a file system, device-mapper, swap)
 /// claims it; a process that merely opened it, and a loop device over it, are looked for by name.
-pub(super) fn users_of(device: &Path) -> bool {
+fn users_of(device: &Path) -> bool {
     is_claimed(device) || is_open_in_a_process(device) || is_under_a_loop_device(device)
 }
 

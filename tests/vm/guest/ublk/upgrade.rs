@@ -1,6 +1,9 @@
 //! A daemon makes way for another one: by `mirrord upgrade`, and at the end of its service.
 
+use std::fs::File;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -38,7 +41,14 @@ pub(crate) fn daemons_change_under_load() {
     refused(rig, &["stop", "v"], &[&volume.device, "in use", "--force"]);
     sh("umount", &[&mnt]);
     sh("e2fsck", &["-fn", &volume.device]);
+    // As udev does, which looks at a device after whoever wrote to it.
+    let look = File::open(&volume.device).unwrap();
+    let looks = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(500));
+        drop(look);
+    });
     volume.stop();
+    looks.join().unwrap();
 }
 
 /// Its users are given up only when that is asked for.
