@@ -93,8 +93,6 @@ const CASES: &[Case] = &[
     case("log-grows", log_serve::swaps::a_mirror_grows_and_shrinks),
     case("log-large", log_serve::faults::a_large_log_is_written_in_parts).takes(80),
     case("log-many", log_serve::scale::many_mirrors).memory("3G").timeout(900).takes(120),
-    case("integration-cli", || integration::run("cli")).disks(1, "8G").timeout(900).takes(250),
-    case("integration-crash", || integration::run("crash")).disks(1, "8G").timeout(1200).takes(250),
     case("integration-full-disk", || integration::run("full_disk")).disks(1, "8G").takes(60),
     case("integration-cli-ublk", || integration::run_with_ublk("cli"))
         .disks(1, "8G")
