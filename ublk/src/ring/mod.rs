@@ -7,9 +7,11 @@
 //! No allocation after start-up unless more IOs than `depth` are in flight. A ring belongs to the
 //! thread that made it; only its [`Wake`] goes to others.
 
+mod flight;
 mod own;
 mod patience;
 mod step;
+mod tags;
 mod threads;
 mod uring;
 mod zeroes;
@@ -24,26 +26,24 @@ use std::marker::PhantomData;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use mirrord_raid::{Errno, Leg, LegIo, LegMap, LegOp};
+use mirrord_raid::{Errno, Leg, LegMap};
 
 use crate::Spawn;
 use crate::buffer::{Buffer, BufferPool};
 use crate::leg_file::LegFile;
 use crate::wake::Wake;
+use flight::Slot;
 use own::{Leaving, LegSlot};
-use patience::{Fate, Parked, Patience, uses_buffer};
-use step::{Call, Step};
-use threads::{Threads, perform};
-use uring::{Memory, SMALL, Uring};
+use patience::{Parked, Patience};
+use tags::Tag;
+use threads::Threads;
+use uring::Uring;
 
 /// How long a dropped ring waits for IO in flight before it leaks its buffers.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// How a change ends that the fence keeps from its leg.
-const FENCED: Errno = Errno::EIO;
 
 /// Between two looks whether what was given up has ended meanwhile.
 const DRAIN_LOOK: Duration = Duration::from_millis(100);
@@ -144,43 +144,6 @@ enum Engine {
     Threads(Threads),
 }
 
-struct Slot {
-    step: Step,
-    /// [`LegSlot::generation`] at submission.
-    generation: u32,
-    /// [`Patience::now`] at submission.
-    born: u32,
-    /// Where its buffer is: 0 with the tag, else the number of a parked one.
-    parked: u32,
-    fate: Fate,
-}
-
-#[derive(Default)]
-struct Tag {
-    buffer: Option<Buffer>,
-    /// IOs in flight, and not given up, that read the buffer (leg writes) or write it (leg reads).
-    using: u32,
-    /// Those of them that write it.
-    filling: u32,
-}
-
-impl Tag {
-    /// An IO that used the buffer has ended.
-    fn let_go(&mut self, op: LegOp) {
-        self.using -= 1;
-        self.filling -= u32::from(op == LegOp::Read);
-    }
-}
-
-impl LegSlot {
-    /// Whether a call is made at once: a leg in memory has nothing to wait for, and io_uring, which does not
-    /// know that, would hand the call to another thread. That costs more than the copy.
-    fn is_instant(&self, call: Call) -> bool {
-        let moves = matches!(call, Call::Read { .. } | Call::Write { .. } | Call::Sync);
-        moves && self.own.as_ref().is_some_and(|own| own.leg_file().is_in_memory())
-    }
-}
-
 impl Ring {
     /// A ring for these legs, on the calling thread.
     ///
@@ -250,85 +213,6 @@ impl Ring {
     /// Leg IOs submitted whose completion was not given out yet.
     pub fn inflight(&self) -> usize {
         self.slots.len() - self.free.len() - self.hung + self.ready.len()
-    }
-
-    /// Gives `tag` its buffer.
-    ///
-    /// # Panics
-    /// If it has one.
-    pub fn attach(&mut self, tag: u32, buffer: Buffer) {
-        let old = self.tags[tag as usize].buffer.replace(buffer);
-        assert!(old.is_none(), "tag {tag} has a buffer already");
-    }
-
-    /// Takes the buffer of `tag` back.
-    ///
-    /// # Panics
-    /// If it has none, or IO on it is in flight.
-    pub fn detach(&mut self, tag: u32) -> Buffer {
-        let slot = &mut self.tags[tag as usize];
-        assert_eq!(slot.using, 0, "tag {tag} has IO in flight");
-        slot.buffer.take().expect("the tag has a buffer")
-    }
-
-    /// The buffer of `tag`, to write to.
-    ///
-    /// # Panics
-    /// If it has none, or IO on it is in flight.
-    pub fn buffer_mut(&mut self, tag: u32) -> &mut [u8] {
-        let slot = &mut self.tags[tag as usize];
-        assert_eq!(slot.using, 0, "tag {tag} has IO in flight");
-        slot.buffer.as_mut().expect("the tag has a buffer")
-    }
-
-    /// The buffer of `tag`.
-    ///
-    /// # Panics
-    /// If it has none, or a leg read into it is in flight.
-    pub fn buffer(&self, tag: u32) -> &[u8] {
-        let slot = &self.tags[tag as usize];
-        assert_eq!(slot.filling, 0, "tag {tag} is being read into");
-        slot.buffer.as_ref().expect("the tag has a buffer")
-    }
-
-    /// Queues a leg IO; the next [`wait`](Ring::wait) hands it to the kernel. On a leg that is not
-    /// there it completes with `ENODEV`, on one with IO that was given up and has not ended with `ETIMEDOUT`.
-    ///
-    /// # Panics
-    /// If a read or write does not lie inside the buffer of its tag, or the leg is not the volume's.
-    pub fn submit(&mut self, io: &LegIo) {
-        let leg = &self.legs[io.leg];
-        let Some(own) = &leg.own else {
-            self.ready.push(LegDone { io: io.io, leg: io.leg, result: Err(Errno(libc::ENODEV)) });
-            return;
-        };
-        let step = Step::new(*io, own.leg_file().direct());
-        let generation = leg.generation;
-        if let Some(errno) = self.refusal(io) {
-            self.ready.push(LegDone { io: io.io, leg: io.leg, result: Err(errno) });
-            return;
-        }
-        if uses_buffer(io.op) {
-            let tag = &mut self.tags[io.tag as usize];
-            let room = tag.buffer.as_ref().map_or(0, |b| b.len() as u64);
-            let end = u64::from(io.buf_offset).checked_add(io.len);
-            assert!(io.len > 0 && end.is_some_and(|end| end <= room), "{io:?} outside {room} bytes");
-            tag.using += 1;
-            tag.filling += u32::from(io.op == LegOp::Read);
-        }
-        let born = self.patience.as_ref().map_or(0, Patience::now);
-        let slot = Slot { step, generation, born, parked: 0, fate: Fate::Told };
-        let index = match self.free.pop() {
-            Some(index) => {
-                self.slots[index as usize] = slot;
-                index
-            }
-            None => {
-                self.slots.push(slot);
-                self.slots.len() as u32 - 1
-            }
-        };
-        self.start(index);
     }
 
     /// Has the kernel know a large buffer's beginning, as much as a small one has, from now on. It is to be used
@@ -482,93 +366,6 @@ impl Ring {
         };
         self.give_up_old(out);
         Wakeup { woken, readable }
-    }
-
-    /// Moves every completion that is there to `out`.
-    fn collect(&mut self, out: &mut Vec<LegDone>) {
-        out.append(&mut self.ready);
-        loop {
-            let next = self.instant.pop_front().or_else(|| match &mut self.engine {
-                Engine::Uring(uring) => uring.reap(),
-                Engine::Threads(threads) => threads.reap(),
-            });
-            let Some((index, result)) = next else { return };
-            out.extend(self.complete(index, result));
-        }
-    }
-
-    /// Takes in the result of a call; makes the next one, if there is one.
-    fn complete(&mut self, index: u32, result: i32) -> Option<LegDone> {
-        let slot = &mut self.slots[index as usize];
-        if let Fate::Swallowed(_) = slot.fate {
-            self.swallow(index, result);
-            return None;
-        }
-        let io = slot.step.io;
-        let result = match slot.step.advance(result) {
-            Some(result) => result,
-            None if slot.generation != self.legs[io.leg].generation => Err(Errno(libc::ENODEV)),
-            // Of a leg that is not to be changed any more the rest is left as it is.
-            None if self.is_fenced(io.op) => Err(FENCED),
-            None => {
-                self.issue(index);
-                return None;
-            }
-        };
-        let result = result.and_then(|()| self.believe(&io));
-        let slot = &mut self.slots[index as usize];
-        slot.fate = Fate::Free;
-        let generation = slot.generation;
-        self.leave(io.leg, generation);
-        if uses_buffer(io.op) {
-            if self.slots[index as usize].parked != 0 {
-                self.unpark(index, result.is_ok());
-            }
-            self.tags[io.tag as usize].let_go(io.op);
-        }
-        self.free.push(index);
-        self.start_next(io.leg, io.op, generation);
-        Some(LegDone { io: io.io, leg: io.leg, result })
-    }
-
-    /// Whether an IO would change a leg that is not to be changed any more.
-    fn is_fenced(&self, op: LegOp) -> bool {
-        let changes = matches!(op, LegOp::Write { .. } | LegOp::Zero { .. });
-        changes && self.fence.as_ref().is_some_and(|fence| fence.load(SeqCst))
-    }
-
-    fn issue(&mut self, index: u32) {
-        let slot = &self.slots[index as usize];
-        let step = &slot.step;
-        let (leg, call) = (step.io.leg, step.call());
-        let memory = match call {
-            Call::Read { buf_offset, len, .. } | Call::Write { buf_offset, len, .. } => {
-                let own = self.tags[step.io.tag as usize].buffer.as_ref();
-                let buffer = if slot.parked == 0 { own } else { self.parked_buffer(slot) };
-                let buffer = buffer.expect("a buffer in use stays attached");
-                // The offset lies inside the buffer: `submit` checked the whole range.
-                let ptr = buffer.as_raw().wrapping_add(buf_offset as usize);
-                let small = (buffer.is_small() && buffer.is_of(&self.pool)).then_some(SMALL);
-                let in_head = buf_offset as usize + len as usize <= self.pool.small_len();
-                Memory { ptr, registered: small.or(buffer.head().filter(|_| in_head)) }
-            }
-            Call::WriteZeroes { .. } => Memory { ptr: self.pool.zeroes().cast_mut(), registered: None },
-            _ => Memory { ptr: std::ptr::null_mut(), registered: None },
-        };
-        match &mut self.engine {
-            Engine::Uring(_) if self.legs[leg].is_instant(call) => {
-                let own = self.legs[leg].own.as_ref().expect("an IO is issued on a leg that is there");
-                // SAFETY: `submit` checked that the memory is as long as the call says; as for any IO in flight
-                // nobody else may touch it until the completion is given out.
-                let result = unsafe { perform(own, call, memory.ptr) };
-                self.instant.push_back((index, result));
-            }
-            Engine::Uring(uring) => uring.issue(index, leg, call, memory),
-            Engine::Threads(threads) => {
-                let own = self.legs[leg].own.as_ref().expect("an IO is issued on a leg that is there");
-                threads.issue(index, leg, own, call, memory);
-            }
-        }
     }
 }
 

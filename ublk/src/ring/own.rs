@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use mirrord_raid::{Errno, Leg};
 
-use super::{Engine, Fate, Ring};
+use super::flight::Slot;
+use super::patience::Fate;
+use super::{Engine, Ring};
 use crate::leg_file::LegFile;
 
 /// See the module's documentation.
@@ -87,7 +89,7 @@ impl Ring {
         let new = LegSlot { own, generation: generation.wrapping_add(1), held, ..LegSlot::default() };
         let LegSlot { own, held, waiting, .. } = std::mem::replace(&mut self.legs[leg], new);
         waiting.into_iter().for_each(|index| self.refuse_waiting(index, Errno(libc::ENODEV)));
-        let is_under_way = |slot: &&super::Slot| {
+        let is_under_way = |slot: &&Slot| {
             let busy = !matches!(slot.fate, Fate::Free);
             busy && slot.step.io.leg == leg && slot.generation == generation
         };

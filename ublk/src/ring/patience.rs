@@ -17,7 +17,8 @@ use std::time::Duration;
 use mirrord_raid::{Errno, LegIo, LegOp};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{FENCED, LegDone, Ring, Slot};
+use super::flight::{FENCED, Slot};
+use super::{LegDone, Ring};
 use crate::buffer::Buffer;
 use crate::leg_file::LegFile;
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 
-use mirrord_raid::LegSet;
+use mirrord_raid::{LegIo, LegOp, LegSet};
 use tempfile::TempDir;
 
 use super::*;

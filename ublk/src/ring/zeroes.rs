@@ -5,8 +5,8 @@
 
 use mirrord_raid::{Errno, Leg, LegOp};
 
-use super::patience::Patience;
-use super::{Fate, LegDone, Ring};
+use super::patience::{Fate, Patience};
+use super::{LegDone, Ring};
 
 /// Zeroes under way on a leg. Two keep a device busy; with more it starts none earlier.
 const AT_ONCE: u32 = 4;

@@ -4,6 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use super::super::flight::Slot;
 use super::super::tests::{BLOCK, Bed, ENGINES, TIMED_OUT, freezing_bed, io, let_late_ones_end};
 use super::*;
 use crate::leg_file::LegFile;
@@ -30,7 +31,7 @@ fn a_zero_that_waits_for_others_grows_no_older() {
         while !bed.ring.legs[Leg::new(LEG)].waiting.is_empty() {
             bed.ring.wait(&mut done, None).unwrap();
         }
-        let younger = |slot: &super::super::Slot| slot.born.wrapping_sub(aged) < 10;
+        let younger = |slot: &Slot| slot.born.wrapping_sub(aged) < 10;
         assert!(bed.ring.slots.iter().filter(|slot| slot.step.io.io >= AT_ONCE).all(younger), "{kind:?}");
         done.extend(bed.finish());
         assert!(
