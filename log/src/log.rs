@@ -187,6 +187,11 @@ pub trait DirtyLog: Send {
         self.maps().in_sync(region)
     }
 
+    /// Sets every region's dirty bit; durable after the next flush.
+    fn mark_all(&mut self) {
+        (0..self.regions()).for_each(|region| self.mark(Region(region)));
+    }
+
     /// Sets the region's dirty bit; durable after the next flush.
     fn mark(&mut self, region: Region) {
         self.maps_mut().mark(region);

@@ -14,8 +14,6 @@ use mirrord_log::{
     SyncMode,
 };
 
-use mirrord_raid::Region;
-
 use super::{RemoteOptions, ServeError, ServeOptions, remote};
 use crate::device_name::Devices;
 use crate::leg::FileId;
@@ -64,7 +62,7 @@ pub(super) fn open_log(
     opened.assembly.uncovered(opened.geometry).for_each(|region| log.log.mark(region));
     if opened.assembly.all_dirty {
         // What is on the legs was read for its generation only.
-        (0..log.log.regions()).for_each(|region| log.log.mark(Region(region)));
+        log.log.mark_all();
     }
     Ok(log)
 }

@@ -170,7 +170,7 @@ impl Volume {
         let states = opened.assembly.states(!dirty.is_empty()).filled(|| LegState::Vacant);
         let copy_whole = opened.assembly.copy_whole;
         if !copy_whole.is_empty() {
-            (0..log.regions()).for_each(|region| log.mark(Region(region)));
+            log.mark_all();
         }
         if let Some(remote) = &remote {
             remote.commit_and_wait(log.take_changes())?;
