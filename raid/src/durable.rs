@@ -6,7 +6,7 @@
 //! durable IO of that leg that began before has been handled; a failure among them is in the
 //! leg table by then ([`LegTable::flush_failed`]). An IO that begins later cannot have failed before the success.
 //!
-//! Who sends a durable IO takes a ticket before ([`DurableIo::begin`]), gives it back leg by leg as completions are
+//! A thread takes a ticket before it sends a durable IO ([`DurableIo::begin`]), gives it back leg by leg as completions are
 //! handled ([`DurableIo::end`]), and asks when all legs are back ([`DurableIo::join`]). Nobody holds a ticket while it
 //! waits, so there are no circles. One mutex, held for a few instructions, and only for durable IO.
 //!

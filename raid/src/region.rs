@@ -20,7 +20,7 @@
 //! All operations are sequentially consistent: the return of a leg relies on a total order between
 //! these words and the leg states.
 //!
-//! One bit for each block of regions says where some may be unclean, so that whoever looks for those passes over
+//! One bit for each block of regions says where some may be unclean, so that a search for them passes over
 //! clean blocks. Any thread sets it after the word of a region; the log worker alone unsets it, before it looks at the
 //! words of the block once more: a region that becomes unclean meanwhile is seen there, or sets the bit again.
 

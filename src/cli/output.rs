@@ -42,7 +42,7 @@ pub(super) fn note(text: &str) {
 pub(super) fn say_done(printed: anyhow::Result<()>) -> anyhow::Result<()> {
     let Err(error) = printed else { return Ok(()) };
     let Some(error) = error.downcast_ref::<io::Error>() else { return Err(error) };
-    // Whoever reads our output may have seen enough.
+    // A reader that closed the pipe has seen enough.
     if error.kind() != io::ErrorKind::BrokenPipe {
         note(&format!("it is done, but standard output cannot be written: {}", describe(error)));
     }

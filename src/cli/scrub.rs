@@ -23,9 +23,9 @@ const SHOWN: usize = 16;
 
 /// Compare the legs of a running volume with each other, and repair what differs
 ///
-/// Reads every byte of the legs in sync while the volume is in use. On a terminal it shows how far it is; elsewhere
-/// it returns at once, unless --wait is given, and the daemon goes on: also after a restart. Whoever waits gets exit
-/// code 1 if legs still differ at the end.
+/// Reads every byte of the legs in sync while the volume is in use. On a terminal the command shows the progress and waits
+/// for the end. Otherwise it returns at once, unless --wait is given. The daemon continues the scrub, also after a restart.
+/// A command that waited exits with code 1 if legs still differ at the end.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The volume.

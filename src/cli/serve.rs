@@ -7,7 +7,7 @@ use crate::daemon::serve_behind;
 /// Serve a volume as standard input says.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The volume, for whoever looks at the list of processes.
+    /// The volume, shown in the list of processes.
     name: String,
 }
 

@@ -154,8 +154,8 @@ impl Args {
             text.parse().map_err(|error: BadAddress| Usage(format!("--metrics {text}: {error}")))?;
         if !address.is_local() && !self.metrics_anywhere {
             let text = format!(
-                "--metrics {text}: other machines could read them there, and nobody is asked who he is; use localhost or \
-                 unix:PATH, or say --metrics-anywhere"
+                "--metrics {text}: other machines could read the metrics there without a password; use localhost or \
+                 unix:PATH, or add --metrics-anywhere"
             );
             return Err(Usage(text).into());
         }

@@ -32,7 +32,7 @@ pub(super) struct Args {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Give a volume that is not running so many seconds to appear: whoever started its daemon did not wait.
+    /// How long to wait for a volume that does not run yet, for instance because its daemon is still starting.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     startup: u64,
     /// Be content when nothing is left to resync, even if a leg is out.

@@ -137,7 +137,7 @@ impl Places {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Nobody is to look any more.
+    /// Ends the watching.
     pub(super) fn end(&self) {
         lock(&self.looks).ended = true;
         self.bell.notify_all();

@@ -195,7 +195,7 @@ impl LogServing {
         restore(&shared)?;
         if !spec.netlink && shared.look(|server, _| server.logs().next().is_some()) {
             tracing::warn!(
-                "logs of the kernel are known from before, and without --netlink nobody answers it"
+                "the server has notes of the kernel's logs, but without --netlink it does not answer the kernel"
             );
         }
 

@@ -78,7 +78,7 @@ impl LogServer {
         }
     }
 
-    /// Whether there is room for one more log, of so many regions. Those that nobody asked about for long go first.
+    /// Whether there is room for one more log, of so many regions. Idle logs go first.
     fn make_room(&mut self, regions: u32, out: &mut Output) -> bool {
         loop {
             let has_room = self.config.max_regions.saturating_sub(self.regions) >= u64::from(regions);
@@ -171,7 +171,7 @@ impl LogServer {
                 for asker in mem::take(&mut log.asked) {
                     out.answer(asker, log.name(), &Reply::Failed(errno));
                 }
-                // A log that was there before is tried again as long as somebody asks, and nobody says that it goes.
+                // A log that existed before is tried again while requests for it wait and none of them removes it.
                 let is_over = |(_, bytes): &(ClientId, Vec<u8>)| {
                     let frame = Frame::parse(bytes).map(|(frame, _)| frame.request());
                     matches!(frame, Ok(Ok(Request::Dtr)))

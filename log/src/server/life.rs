@@ -218,7 +218,7 @@ impl LogServer {
 }
 
 impl Log {
-    /// It is on disk, and its file was closed because nobody asked for so long.
+    /// It is on disk, and its file was closed because the log was idle for too long.
     pub(super) fn has_closed_file(&self) -> bool {
         self.life == Life::Pending && self.store.is_none() && matches!(self.book, Book::Disk(_))
     }

@@ -41,7 +41,7 @@
 //! suspended and resumed. So a region falls out of sync when a log is put to use, or when the kernel says so, and at no
 //! other time. A mirror whose log could not be written keeps that in mind until its table is replaced; so does its log.
 //!
-//! DTR is answered when the log's file is closed: whoever removed the mirror removes the log device next.
+//! DTR is answered when the log's file is closed, because the administrator who removed the mirror removes the log device next.
 //!
 //! **A volume** is a connection. It says all that is not durable again when it comes back, so nothing of it is saved but its
 //! luid, in the log's own file ([`crate::DiskLog::owner`]): whoever comes back is known by it, and who was superseded
@@ -232,7 +232,7 @@ pub struct Output {
     pub jobs: Vec<Job>,
     /// Notes to keep.
     pub saves: Vec<Save>,
-    /// What is to be told to whoever looks after this server.
+    /// What the server's own messages are to say.
     pub refused: Vec<Refused>,
 }
 

@@ -1,4 +1,4 @@
-//! Why a log is not constructed, for whoever looks after the server: the kernel tells its user nothing but that it is not.
+//! Why a log is not constructed, for the server's own messages: the kernel tells its user only that it failed.
 
 use super::{LogServer, Output};
 use crate::wire::{LogName, TableError};

@@ -20,8 +20,8 @@ impl LogWorker {
         self
     }
 
-    /// The same, which marks up to so many regions ahead of whoever writes one after the other: for a log whose commits
-    /// take long. 0: none.
+    /// The same, but marks up to so many regions ahead of a sequential writer: for a log whose commits take long.
+    /// 0: none.
     #[must_use]
     pub fn with_mark_ahead(mut self, cap: u32) -> LogWorker {
         self.ahead = Ahead::new(cap);

@@ -11,7 +11,7 @@ use crate::tls::make::{TrialNames, make_trial};
 /// Make a CA and certificates to try TLS with
 ///
 /// Writes ca.pem, server.pem and NAME.pem, each with its key in NAME-key.pem (mode 0600). Nothing is overwritten.
-/// Whoever has ca-key.pem can make more: keep it off the machines that use the others, or delete it.
+/// ca-key.pem can sign more certificates: do not copy it to servers or clients, or delete it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Where to; made if it is not there.

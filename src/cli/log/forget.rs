@@ -7,19 +7,19 @@ use super::super::output::{print, print_json, say_done};
 use super::Server;
 use crate::control::Request;
 
-/// Drop a log of a mirror that is gone, which nobody told the server
+/// Drop the log of a mirror that was removed while no server ran
 ///
-/// A mirror that was removed while no server ran leaves its log behind, and the log's device locked. What is in the
-/// device or file stays. Refused while the log is in use, for as far as the server knows.
+/// Such a mirror leaves its log behind, and the log's device locked. The content of the device or file stays. The
+/// command is refused while the log is in use, as far as the server knows.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The log's uuid, as `mirrord log list` shows it.
     #[arg(value_name = "UUID")]
     uuid: String,
-    /// Which life of the mirror's table, if there are several [default: the one in use].
+    /// Which table of the mirror, if it has several [default: the one in use].
     #[arg(long)]
     luid: Option<String>,
-    /// Drop it although it is in use. A mirror that is there after all constructs it anew; a core log then knows nothing.
+    /// Drop the log even if it is in use. If the mirror still exists, it constructs the log anew; a core log is then empty.
     #[arg(long)]
     force: bool,
     #[command(flatten)]

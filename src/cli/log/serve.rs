@@ -47,7 +47,7 @@ pub(super) struct Args {
     /// Its key (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// The CA that clients' certificates must be of (PEM): whoever has one can use every log.
+    /// The CA that signs clients' certificates (PEM). A client with such a certificate can use every log.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_ca: Option<PathBuf>,
     /// Let everybody who can reach --tcp use every log, unencrypted.
