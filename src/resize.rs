@@ -14,7 +14,8 @@ use mirrord_ublk::{plain_spawn, ublk};
 use uuid::Uuid;
 
 use crate::leg::Patience;
-use crate::start::{self, Opened, StartError, StartOptions};
+use crate::stamp;
+use crate::start::{self, Member, Opened, StartError, StartOptions};
 
 /// Why a volume that is stopped does not have another size. But for [`ShrinkError::Io`] nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,15 @@ pub enum ShrinkError {
         index: usize,
         /// Where it is, if that is known.
         path: Option<PathBuf>,
+    },
+    /// A leg was written to while the volume was stopped.
+    #[error(
+        "leg {}: it was written to while it was not served: start the volume with --source naming the leg whose data to \
+         take, and stop it", path.display()
+    )]
+    WrittenTo {
+        /// The leg.
+        path: PathBuf,
     },
     /// It was killed, or its log could not be emptied.
     #[error("it was not stopped cleanly: start it, wait until it is in sync (mirrord wait), and stop it")]
@@ -103,6 +113,13 @@ impl Shrink {
         if opened.assembly.all_dirty || !members().all(|member| member.metadata.superblock.clean) {
             return Err(ShrinkError::Unclean);
         }
+        // The record of the new size would hide it: the next start could compare samples only.
+        let was_written_to = |member: &&Member| {
+            stamp::was_written_to(&member.leg.meta, member.metadata.superblock.event_count)
+        };
+        if let Some(member) = members().find(was_written_to) {
+            return Err(ShrinkError::WrittenTo { path: member.leg.path.clone() });
+        }
         let unit = members().map(|member| u64::from(member.leg.data.offset_align())).fold(512, u64::max);
         if size == 0 || !size.is_multiple_of(unit) {
             return Err(ShrinkError::Size { size, unit });
@@ -143,9 +160,10 @@ impl Shrink {
             };
             let (layout, generation) = (&member.metadata.layout, member.metadata.generation + 1);
             let write = superblock_write(layout, &superblock, generation);
+            stamp::take_away(&member.leg.meta);
             let written = member.leg.meta.write_all_at(&write.bytes, write.offset);
             written
-                .and_then(|()| member.leg.meta.sync_all())
+                .and_then(|()| stamp::leave(&member.leg.meta, superblock.event_count))
                 .map_err(|source| ShrinkError::Io { path: member.leg.path.clone(), source })?;
         }
         Ok(())

@@ -169,6 +169,33 @@ fn a_copy_of_a_leg_has_a_time_of_its_own() {
     rig.ok(&["stop", "v"]);
 }
 
+/// A stopped volume is made smaller: that is no place to lose sight of a write, before it or after it.
+#[test]
+fn a_volume_made_smaller_while_it_is_stopped_does_not_hide_a_write() {
+    if !can_serve("legs that were written to") {
+        return;
+    }
+    let between_samples = 5 * MIB + 300_000;
+    let rig = Rig::new();
+    rig.create("64MiB", &[]);
+    rig.ok(&["stop", "v"]);
+    let shrink = ["resize", "v", "--size", "32MiB", "--force"];
+    patch(&rig.path("a"), between_samples, &[0xaa; 512]);
+    let before = [fs::read(rig.path("a")).unwrap(), fs::read(rig.path("b")).unwrap()];
+    rig.refused(&shrink, &["/a: it was written to while it was not served"]);
+    assert!(before == [fs::read(rig.path("a")).unwrap(), fs::read(rig.path("b")).unwrap()]);
+    rig.ok(&["start", "v", "--source", "b"]);
+    rig.wait();
+    rig.ok(&["stop", "v"]);
+    rig.ok(&shrink);
+    patch(&rig.path("b"), between_samples, &[0xbb; 512]);
+    rig.refused(&["start", "v"], &["/b: it was written to while it was not served"]);
+    rig.ok(&["start", "v", "--source", "a"]);
+    rig.wait();
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("a", "b", 32 * MIB);
+}
+
 #[test]
 fn a_leg_that_was_out_is_looked_at_when_it_returns() {
     if !can_serve("legs that return") {
