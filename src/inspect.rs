@@ -119,6 +119,8 @@ pub struct SuperblockReport {
     pub clean: bool,
     /// The log lost a mark.
     pub log_failed: bool,
+    /// Where legs may differ that are equal elsewhere, if that is less than what is dirty.
+    pub recent: Option<RecentReport>,
     /// `internal` `core` `disk` `remote`.
     pub log_kind: &'static str,
     /// Path or address of the log.
@@ -149,6 +151,17 @@ pub enum IdentityReport {
         /// What it is called whatever its number; empty if that is not known.
         name: String,
     },
+}
+
+/// What was written to lately, while some leg is out or copied to.
+#[derive(Debug, Serialize)]
+pub struct RecentReport {
+    /// The legs that are equal to each other but there.
+    pub legs: Vec<usize>,
+    /// How many groups of regions that are.
+    pub groups: u32,
+    /// Regions of a group.
+    pub regions_per_group: u32,
 }
 
 /// A start that another one went on from.
@@ -326,6 +339,11 @@ fn superblock_report(superblock: &Superblock, generation: u64) -> SuperblockRepo
         event_count: past.event_count,
         held_by: past.held_by.iter().map(mirrord_raid::Leg::index).collect(),
     };
+    let recent = |recent: &mirrord_raid::Recent| RecentReport {
+        legs: recent.legs.iter().map(mirrord_raid::Leg::index).collect(),
+        groups: recent.count(),
+        regions_per_group: 1 << recent.shift,
+    };
     SuperblockReport {
         generation,
         volume: superblock.volume,
@@ -338,6 +356,7 @@ fn superblock_report(superblock: &Superblock, generation: u64) -> SuperblockRepo
         past_sessions: superblock.lineage.past.iter().map(past).collect(),
         clean: superblock.clean,
         log_failed: superblock.log_failed,
+        recent: superblock.recent.as_ref().map(recent),
         log_kind: superblock.log.kind().name(),
         log_place: match &superblock.log {
             LogPlace::Internal | LogPlace::Core => None,

@@ -102,7 +102,7 @@ impl Shrink {
         if size > opened.size() {
             return Err(ShrinkError::Larger);
         }
-        for (leg, state) in opened.assembly.states(false).iter() {
+        for (leg, state) in opened.assembly.states(&[]).iter() {
             let member = opened.members[leg].as_ref();
             if *state != LegState::InSync || member.is_none() {
                 let path = member.map(|member| member.leg.path.clone());

@@ -286,7 +286,7 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         }
     };
     // More than there are legs that can be meant: one of them is none.
-    let states = assembly.states(false);
+    let states = assembly.states(&[]);
     let is_absent = |leg: &Leg| assembly.at[*leg].is_none() && states[*leg] != LegState::Vacant;
     if unusable.len() > assembly.at.legs().filter(is_absent).count() {
         return Err(unusable.remove(0).1);
@@ -319,7 +319,7 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         missing_paths.push(path);
     }
     // A leg that was split off belongs to whoever reads it, until it is merged.
-    let states = assembly.states(false);
+    let states = assembly.states(&[]);
     for (leg, member) in members.iter_mut().filter(|(leg, _)| states[*leg] == LegState::Tracked) {
         if let Some(member) = member.take() {
             notices.push(format!("{} is split off: it is left alone", member.leg.path.display()));
@@ -347,6 +347,7 @@ pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {
         log_failed: superblock.log_failed,
         lineage: superblock.lineage.clone(),
         held: superblock.held,
+        recent: superblock.recent.clone(),
         log_generation: match superblock.log {
             LogPlace::Internal => newest_generation(superblock.volume, &metadata.log_area),
             LogPlace::Core | LogPlace::Disk(_) | LogPlace::Remote(_) => 0,
@@ -465,7 +466,7 @@ fn names(legs: LegSet, newest: Option<&Superblock>, members: &[Member]) -> Strin
 }
 
 fn notices(assembly: &Assembly, members: &LegMap<Option<Member>>) -> Vec<String> {
-    let states = assembly.states(false);
+    let states = assembly.states(&[]);
     let name = |leg: Leg| match &members[leg] {
         Some(member) => member.leg.path.display().to_string(),
         None => format!("leg {}", leg.index()),
@@ -498,7 +499,7 @@ fn notices(assembly: &Assembly, members: &LegMap<Option<Member>>) -> Vec<String>
 /// can be told.
 pub(crate) fn leg_paths(opened: &Opened) -> LegMap<PathBuf> {
     let mut missing = opened.missing_paths.iter();
-    let states = opened.assembly.states(false);
+    let states = opened.assembly.states(&[]);
     LegMap::from_fn(opened.members.len(), |leg| match &opened.members[leg] {
         Some(member) => member.leg.path.clone(),
         None => {

@@ -179,6 +179,7 @@ impl VolumeSpec {
             event_count: 1,
             lineage: Lineage::new(1, self.legs.len()),
             held: Held::default(),
+            recent: None,
             clean: true,
             equal: true,
             log_failed: false,

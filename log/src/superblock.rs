@@ -10,7 +10,7 @@ mod raw;
 
 use std::path::PathBuf;
 
-use mirrord_raid::{Geometry, Held, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Replaces};
+use mirrord_raid::{Geometry, Held, Leg, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Recent, Replaces};
 use uuid::Uuid;
 
 use crate::label::{LogIdentity, MAX_DEVICE_NAME};
@@ -98,6 +98,8 @@ pub struct Superblock {
     pub lineage: Lineage,
     /// By leg, which record it held when this one was begun.
     pub held: Held,
+    /// Where legs may differ that are equal elsewhere, if that is less than what is dirty.
+    pub recent: Option<Recent>,
     /// Whether the volume was stopped cleanly: no write was in flight and every leg was flushed.
     pub clean: bool,
     /// Whether the volume was stopped in good order: the legs in sync are equal, whatever the log says.

@@ -5,7 +5,9 @@ use mirrord_log::{
     DirtyLog, DiskLog, Flush, Footer, InternalLog, Layout, LegEntry, LogIdentity, LogLabel, LogPlace,
     PAGE_REGIONS, SECTOR_REGIONS, Superblock, SyncMode, decode_sector, pick,
 };
-use mirrord_raid::{FailReason, Held, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, Region};
+use mirrord_raid::{
+    FailReason, Held, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, RECENT_GROUPS, Recent, Region,
+};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -72,9 +74,10 @@ prop_compose! {
         sectors in 1u64..1 << 40,
         log in places(),
         log_identity in identities(),
+        recent in prop::option::of((any::<u8>(), 0u8..=9, vec(any::<u64>(), RECENT_GROUPS / 64))),
     ) -> Superblock {
         let (volume, created, updated, [clean, equal, log_failed], held) = ids;
-        let size = sectors * 512;
+        let (size, count) = (sectors * 512, legs.len());
         Superblock {
             volume: Uuid::from_u128(volume),
             name,
@@ -87,6 +90,11 @@ prop_compose! {
             event_count,
             lineage,
             held: Held::from_recorded(held),
+            recent: recent.map(|(bits, shift, groups)| {
+                let all = LegSet::first(count);
+                let groups = groups.try_into().expect("as many as there is room for");
+                Recent::from_recorded(LegSet::from_bits(bits).intersect(all), shift, groups)
+            }),
             clean,
             equal,
             log_failed,
@@ -136,6 +144,7 @@ fn any_bit_flip_is_detected() {
         event_count: 3,
         lineage: Lineage::default(),
         held: Held::default(),
+        recent: None,
         clean: false,
         equal: false,
         log_failed: false,

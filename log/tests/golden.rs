@@ -49,6 +49,7 @@ fn superblock() -> Superblock {
         event_count: 42,
         lineage: Lineage::default(),
         held: Held::default(),
+        recent: None,
         clean: false,
         equal: false,
         log_failed: false,

@@ -27,6 +27,7 @@ fn superblock() -> Superblock {
         event_count: 1,
         lineage: Lineage::default(),
         held: Held::default(),
+        recent: None,
         clean: true,
         equal: false,
         log_failed: false,

@@ -26,6 +26,7 @@ fn superblock() -> Superblock {
         event_count: 1,
         lineage: Lineage::default(),
         held: Held::default(),
+        recent: None,
         clean: false,
         equal: false,
         log_failed: false,

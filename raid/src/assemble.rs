@@ -19,7 +19,8 @@
 //! Which regions are dirty is the union of the logs of [`Assembly::trusted`]. A leg that the newest
 //! record has as failed is back: it is syncing, stale in the dirty regions. If any region is dirty,
 //! every leg but the source is syncing until it is resynced, so that reads do not depend on the leg; unless the
-//! deciding record says that the legs in sync are equal: then only legs that were not in sync are stale there.
+//! deciding record says that the legs in sync are equal: then only legs that were not in sync are stale there. Of legs that
+//! it says are equal to each other but in regions written to lately ([`crate::Recent`]), only those count.
 //! A spare is a spare, whether it is there or not.
 //!
 //! A leg that is not believed is copied whole ([`Assembly::copy_whole`]), and so is every leg but the source if one is
@@ -39,6 +40,7 @@
 use crate::geometry::{Geometry, Region};
 use crate::held::Held;
 use crate::lineage::{Lineage, is_behind};
+use crate::recent::Recent;
 use crate::types::{FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
 /// A 16-byte UUID.
@@ -73,6 +75,8 @@ pub struct LegRecord {
     pub lineage: Lineage,
     /// What each leg held when it was begun.
     pub held: Held,
+    /// Where legs may differ that are equal elsewhere, if that is less than what is dirty.
+    pub recent: Option<Recent>,
     /// The newest generation of the log on this leg; 0 if it is elsewhere.
     pub log_generation: u64,
     /// This leg is on another file than the one that was served: a copy, perhaps.
@@ -213,6 +217,10 @@ pub struct Assembly {
     pub copy_whole: LegSet,
     /// What the first record of the session is to say that the legs hold.
     pub held: Held,
+    /// Legs in use that are stale in no region but dirty ones, and of these only in recent ones.
+    pub bounded: LegSet,
+    /// Dirty regions in which these may be stale; `None`: all.
+    recent: Option<Recent>,
     /// Where legs that were left out stand in the list that was given.
     pub strangers: Vec<usize>,
     /// By leg: the leg whose place it takes once it is in sync.
@@ -237,11 +245,26 @@ impl Assembly {
         (first..geometry.regions()).map(Region)
     }
 
-    /// The states to start with, given whether any region is dirty that is not only because of [`Assembly::copy_whole`].
-    pub fn states(&self, any_dirty: bool) -> LegMap<LegState> {
-        let may_differ = any_dirty && !self.equal;
+    /// Whether a dirty region may differ on the leg from what the source has; unless the leg is to be copied whole.
+    pub fn may_be_stale(&self, leg: Leg, region: Region) -> bool {
+        !self.bounded.contains(leg) || self.is_recent(region)
+    }
+
+    /// Whether the legs that are [`Assembly::bounded`] may differ in a dirty region.
+    pub fn is_recent(&self, region: Region) -> bool {
+        self.recent.as_ref().is_none_or(|recent| recent.contains(region))
+    }
+
+    /// What the record that decides, and newer ones, tell of recent regions.
+    pub fn recent(&self) -> Option<&Recent> {
+        self.recent.as_ref()
+    }
+
+    /// The states to start with, given the regions that are dirty not only because of [`Assembly::copy_whole`].
+    pub fn states(&self, dirty: &[Region]) -> LegMap<LegState> {
+        let may_differ = |leg| !self.equal && dirty.iter().any(|&region| self.may_be_stale(leg, region));
         LegMap::from_fn(self.states.len(), |leg| match self.states[leg] {
-            LegState::InSync if may_differ && leg != self.source => LegState::Syncing,
+            LegState::InSync if leg != self.source && may_differ(leg) => LegState::Syncing,
             state => state,
         })
     }
@@ -348,6 +371,18 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
             _ => held.set(leg, authority.held.of(leg)),
         }
     }
+    let recent = recent(found, authority).filter(|recent| recent.legs.contains(source) && !forced);
+    let is_told = |leg: Leg| recent.as_ref().is_some_and(|recent| recent.legs.contains(leg));
+    // Without a record that tells more, a leg that was in sync is stale where the log is dirty, and nowhere else.
+    let is_bounded = |leg: Leg| match (&recent, recorded(leg)) {
+        (None, state) => state == LegState::InSync,
+        (Some(_), _) => is_told(leg),
+    };
+    let bounded = states.iter().filter(|&(leg, state)| {
+        let may_be = !forced && !older.contains(leg) && !returned.contains(leg);
+        state.is_in_use() && (leg == source || may_be && is_bounded(leg))
+    });
+    let bounded = bounded.map(|(leg, _)| leg).collect();
     // Who was behind when the log began anew does not tell of that one.
     let log_lost = all_dirty || authority.log_failed;
     let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
@@ -373,12 +408,23 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         older,
         copy_whole,
         held,
+        bounded,
+        recent,
         strangers,
         replaces,
         states,
         lineage,
         equal: authority.equal && !forced,
     })
+}
+
+/// What is told of recent regions by the deciding record and by those that are newer. One that is was never complete, as
+/// far as is known; but if a leg is an older image of itself, it was.
+fn recent(found: &[LegRecord], authority: &LegRecord) -> Option<Recent> {
+    let is_newer =
+        |record: &&LegRecord| record.event_count > authority.event_count && authority.names(record);
+    let mut newer = found.iter().filter(is_newer);
+    newer.try_fold(authority.recent.clone()?, |all, record| all.united(record.recent.as_ref()?))
 }
 
 /// The record that all others are behind.

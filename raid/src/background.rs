@@ -367,9 +367,8 @@ impl Background {
         let free = self.jobs[..REPAIR as usize].iter().position(Option::is_none);
         let Some(slot) = free else { return false };
         let Some((region, targets)) = self.waiting.pop() else { return false };
-        if self.mirror.regions.begin_write(region) == Begin::Mark {
+        if !self.mirror.regions.begin_copy(region) {
             // Not dirty after all: nothing may be written here. The log worker asks again if it must.
-            self.mirror.regions.end_write(region);
             let errors = [None; MAX_LEGS];
             self.tell_worker(WorkerNote::Copied { region, ok: LegSet::EMPTY, errors }, actions);
             return true;

@@ -22,6 +22,7 @@ mod lineage;
 mod mirror;
 mod queue;
 mod ranges;
+mod recent;
 mod region;
 mod request;
 mod scrub;
@@ -38,6 +39,7 @@ pub use lineage::{Lineage, MAX_PAST, Past};
 pub use mirror::{Counters, LegErrors, Mirror, QueueNote, WorkerNote};
 pub use queue::MirrorQueue;
 pub use ranges::{Hold, Owner, RangeLocks};
+pub use recent::{RECENT_GROUPS, Recent};
 pub use region::{Begin, RegionState, RegionTable};
 pub use request::{Action, Event, Op, Request};
 pub use scrub::{

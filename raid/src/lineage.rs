@@ -153,6 +153,7 @@ mod tests {
             log_failed: false,
             lineage,
             held: Held::default(),
+            recent: None,
             log_generation: 0,
             other_file: false,
         }

@@ -11,6 +11,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Mutex, PoisonError};
 
+use crate::assemble::Assembly;
 use crate::background::REGIONS_AT_ONCE;
 use crate::durable::{DurableIo, Ticket};
 use crate::geometry::{Geometry, Region};
@@ -220,8 +221,48 @@ impl Mirror {
         dirty: impl IntoIterator<Item = Region>,
         queues: u16,
     ) -> Mirror {
+        let mirror = Mirror::clean(geometry, states, queues);
+        for region in dirty {
+            mirror.regions.assume_dirty(region);
+            for leg in mirror.legs.states().syncing().iter() {
+                mirror.legs.set_stale(leg, region);
+            }
+        }
+        mirror
+    }
+
+    /// A volume that was assembled. `dirty`: regions whose bits are durable, not only because of legs that are to be copied
+    /// whole; if there are any of those, every region's is before the volume is served.
+    pub fn assembled(
+        assembly: &Assembly,
+        geometry: Geometry,
+        states: &LegMap<LegState>,
+        dirty: &[Region],
+        queues: u16,
+    ) -> Mirror {
+        let mirror = Mirror::clean(geometry, states, queues);
+        let syncing = mirror.legs.states().syncing();
+        for &region in dirty {
+            match assembly.is_recent(region) {
+                true => mirror.regions.assume_dirty(region),
+                false => mirror.regions.assume_kept(region),
+            }
+            for leg in syncing.iter().filter(|&leg| assembly.may_be_stale(leg, region)) {
+                mirror.legs.set_stale(leg, region);
+            }
+        }
+        if !assembly.copy_whole.is_empty() {
+            // The others are equal where nothing was dirty.
+            (0..mirror.regions.len()).for_each(|region| mirror.regions.assume_kept(Region(region)));
+            assembly.copy_whole.iter().for_each(|leg| mirror.legs.set_all_stale(leg, true));
+        }
+        mirror
+    }
+
+    /// The same, where nothing is dirty.
+    fn clean(geometry: Geometry, states: &LegMap<LegState>, queues: u16) -> Mirror {
         let (regions, room) = (geometry.regions(), geometry.room_in_tables());
-        let mirror = Mirror {
+        Mirror {
             geometry,
             size: AtomicU64::new(geometry.size()),
             growing_to: AtomicU64::new(0),
@@ -236,25 +277,7 @@ impl Mirror {
             writing: (0..=queues).map(|_| Writing::default()).collect(),
             worker_notes: NoteBox::default(),
             queue_notes: (0..=queues).map(|_| NoteBox::default()).collect(),
-        };
-        for region in dirty {
-            mirror.regions.assume_dirty(region);
-            for leg in mirror.legs.states().syncing().iter() {
-                mirror.legs.set_stale(leg, region);
-            }
         }
-        mirror
-    }
-
-    /// The same, where some legs, which are syncing, are stale everywhere: every region is dirty, and its bit durable
-    /// before the volume is served.
-    #[must_use]
-    pub fn with_whole_copies(self, legs: LegSet) -> Mirror {
-        if !legs.is_empty() {
-            (0..self.regions.len()).for_each(|region| self.regions.assume_dirty(Region(region)));
-            legs.iter().for_each(|leg| self.legs.set_all_stale(leg, true));
-        }
-        self
     }
 
     /// Sizes.

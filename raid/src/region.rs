@@ -10,10 +10,16 @@
 //! | clean | marking | log worker | somebody is about to write there, by the look of it ([`RegionTable::mark_ahead`]) |
 //! | marking | dirty | log worker | the mark is durable ([`RegionTable::marked`]) |
 //! | marking | clean | log worker | the mark could not be made durable ([`RegionTable::mark_failed`]) |
+//! | marking | kept | log worker | the mark is durable, and only a copy needs it ([`RegionTable::keep`]) |
 //! | dirty | cleaning | log worker | no write in flight, untouched for a whole interval ([`RegionTable::start_cleaning`]) |
-//! | cleaning | dirty | queue | a write begins |
+//! | cleaning | dirty | queue, background worker | a write or a copy begins |
 //! | cleaning | dirty | log worker | the flush failed or a leg is stale here ([`RegionTable::stop_cleaning`]) |
 //! | cleaning | clean | log worker | every leg was flushed and still no write began ([`RegionTable::finish_cleaning`]) |
+//! | cleaning | kept | log worker | the same, but a leg that is out, or copied to, needs the bit ([`RegionTable::keep`]) |
+//! | kept | renewing | queue | a write begins |
+//! | renewing | dirty | log worker | the superblocks say that the region is written to ([`RegionTable::marked`]) |
+//! | renewing | kept | log worker | they cannot be made to say so ([`RegionTable::mark_failed`]) |
+//! | kept | clean | log worker | no leg needs the bit any more, and every leg was flushed ([`RegionTable::finish_cleaning`]) |
 //!
 //! A write holds its count from before its mark is asked for until its request is answered, so a
 //! region with a write anywhere between the two can be neither cleaned nor forgotten.
@@ -27,9 +33,9 @@
 use crate::geometry::Region;
 use crate::sync::{AtomicU32, AtomicU64, Ordering::SeqCst, zeroes};
 
-const STATE: u32 = 0b11;
-const TOUCHED: u32 = 0b100;
-const ONE_WRITE: u32 = 0b1000;
+const STATE: u32 = 0b111;
+const TOUCHED: u32 = 0b1000;
+const ONE_WRITE: u32 = 0b1_0000;
 
 /// Regions of a block: a cache line of words holds 16.
 const BLOCK: u32 = 64;
@@ -45,6 +51,10 @@ pub enum RegionState {
     Dirty,
     /// Its bit is durable; the legs are being flushed in order to clear it.
     Cleaning,
+    /// Its bit is durable for the sake of a leg that is out, or copied to. The other legs are equal here ([`crate::Recent`]).
+    Kept,
+    /// It was kept, and a write waits until the superblocks say that it is written to.
+    Renewing,
 }
 
 impl RegionState {
@@ -53,7 +63,9 @@ impl RegionState {
             0 => RegionState::Clean,
             1 => RegionState::Marking,
             2 => RegionState::Dirty,
-            _ => RegionState::Cleaning,
+            3 => RegionState::Cleaning,
+            4 => RegionState::Kept,
+            _ => RegionState::Renewing,
         }
     }
 
@@ -63,7 +75,19 @@ impl RegionState {
             RegionState::Marking => 1,
             RegionState::Dirty => 2,
             RegionState::Cleaning => 3,
+            RegionState::Kept => 4,
+            RegionState::Renewing => 5,
         }
+    }
+
+    /// Whether its bit in the log is durable.
+    pub(crate) const fn is_durable(self) -> bool {
+        !matches!(self, RegionState::Clean | RegionState::Marking)
+    }
+
+    /// Whether the legs in sync may differ here: a write may have reached some of them only.
+    pub(crate) const fn is_recent(self) -> bool {
+        matches!(self, RegionState::Dirty | RegionState::Cleaning)
     }
 }
 
@@ -188,7 +212,18 @@ impl RegionTable {
 
     /// Sets a region dirty before the volume is served: its bit is durable already.
     pub fn assume_dirty(&self, region: Region) {
-        let old = self.update(region, |word| Some((word & !STATE) | RegionState::Dirty.code()));
+        self.assume(region, RegionState::Dirty);
+    }
+
+    /// Sets a clean region kept before the volume is served: its bit is durable already.
+    pub(crate) fn assume_kept(&self, region: Region) {
+        if self.state(region) == RegionState::Clean {
+            self.assume(region, RegionState::Kept);
+        }
+    }
+
+    fn assume(&self, region: Region, state: RegionState) {
+        let old = self.update(region, |word| Some((word & !STATE) | state.code()));
         if RegionState::of(old) == RegionState::Clean {
             self.is_unclean_now(region);
         }
@@ -200,6 +235,7 @@ impl RegionTable {
             let next = match RegionState::of(word) {
                 RegionState::Clean | RegionState::Marking => RegionState::Marking,
                 RegionState::Dirty | RegionState::Cleaning => RegionState::Dirty,
+                RegionState::Kept | RegionState::Renewing => RegionState::Renewing,
             };
             Some(((word & !STATE) | next.code() | TOUCHED) + ONE_WRITE)
         });
@@ -208,9 +244,23 @@ impl RegionTable {
                 self.is_unclean_now(region);
                 Begin::Mark
             }
-            RegionState::Marking => Begin::Mark,
+            RegionState::Marking | RegionState::Kept | RegionState::Renewing => Begin::Mark,
             RegionState::Dirty | RegionState::Cleaning => Begin::Write,
         }
+    }
+
+    /// A copy to a leg that is stale here begins: counts it like a write. `false`: the region's bit is not durable, so nothing
+    /// may be written, and nothing is counted.
+    pub(crate) fn begin_copy(&self, region: Region) -> bool {
+        let old = self.update(region, |word| {
+            let next = match RegionState::of(word) {
+                RegionState::Cleaning => RegionState::Dirty,
+                state if state.is_durable() => state,
+                _ => return None,
+            };
+            Some(((word & !STATE) | next.code() | TOUCHED) + ONE_WRITE)
+        });
+        RegionState::of(old).is_durable()
     }
 
     /// A write is over.
@@ -246,18 +296,32 @@ impl RegionTable {
         was_clean
     }
 
-    /// The mark is durable.
-    pub fn marked(&self, region: Region) {
-        self.update(region, |word| match RegionState::of(word) {
-            RegionState::Marking => Some((word & !STATE) | RegionState::Dirty.code()),
+    /// The mark is durable, and the superblocks say what they have to. Gives the state before.
+    pub fn marked(&self, region: Region) -> RegionState {
+        let old = self.update(region, |word| match RegionState::of(word) {
+            RegionState::Marking | RegionState::Kept | RegionState::Renewing => {
+                Some((word & !STATE) | RegionState::Dirty.code())
+            }
             _ => None,
         });
+        RegionState::of(old)
+    }
+
+    /// The bit stays for a leg that is out, or copied to; the other legs are equal here. Gives the state before; nothing
+    /// changes unless that is marking or cleaning.
+    pub(crate) fn keep(&self, region: Region) -> RegionState {
+        let old = self.update(region, |word| match RegionState::of(word) {
+            RegionState::Marking | RegionState::Cleaning => Some((word & !STATE) | RegionState::Kept.code()),
+            _ => None,
+        });
+        RegionState::of(old)
     }
 
     /// The mark could not be made durable.
     pub fn mark_failed(&self, region: Region) {
         let old = self.update(region, |word| match RegionState::of(word) {
             RegionState::Marking => Some(word & !STATE),
+            RegionState::Renewing => Some((word & !STATE) | RegionState::Kept.code()),
             _ => None,
         });
         if RegionState::of(old) == RegionState::Marking {
@@ -265,19 +329,20 @@ impl RegionTable {
         }
     }
 
-    /// First step of a clear: `true` if the region is now cleaning. A region that was touched since
-    /// the last call only loses its touched bit, unless `at_once`.
+    /// First step of a clear: `true` if the region is now cleaning, or kept and left alone. A region that was touched
+    /// since the last call only loses its touched bit, unless `at_once`.
     pub fn start_cleaning(&self, region: Region, at_once: bool) -> bool {
-        let old = self.update(region, |word| {
-            if RegionState::of(word) != RegionState::Dirty || word >= ONE_WRITE {
-                None
-            } else if word & TOUCHED != 0 && !at_once {
-                Some(word & !TOUCHED)
-            } else {
-                Some(RegionState::Cleaning.code())
-            }
+        let may_begin = |word: u32| {
+            let state = RegionState::of(word);
+            matches!(state, RegionState::Dirty | RegionState::Kept) && word < ONE_WRITE
+        };
+        let old = self.update(region, |word| match RegionState::of(word) {
+            _ if !may_begin(word) => None,
+            _ if word & TOUCHED != 0 && !at_once => Some(word & !TOUCHED),
+            RegionState::Dirty => Some(RegionState::Cleaning.code()),
+            _ => Some(RegionState::Kept.code()),
         });
-        RegionState::of(old) == RegionState::Dirty && old < ONE_WRITE && (at_once || old & TOUCHED == 0)
+        may_begin(old) && (at_once || old & TOUCHED == 0)
     }
 
     /// Gives a clear up: the region is dirty again.
@@ -288,19 +353,23 @@ impl RegionTable {
         });
     }
 
-    /// Second step of a clear, after the flush: `true` if no write began meanwhile and the region is
-    /// clean.
-    pub fn finish_cleaning(&self, region: Region) -> bool {
+    /// Second step of a clear, after the flush: gives the state before, cleaning or kept, if nothing was written meanwhile and
+    /// the region is clean.
+    pub fn finish_cleaning(&self, region: Region) -> Option<RegionState> {
+        let kept = RegionState::Kept.code();
         let old = self.update(region, |word| match RegionState::of(word) {
             RegionState::Cleaning => Some(word & !STATE),
+            // Neither touched nor with a write or copy in flight.
+            _ if word == kept => Some(0),
             _ => None,
         });
-        let clean = RegionState::of(old) == RegionState::Cleaning;
-        if clean {
+        let state = RegionState::of(old);
+        let is_clean = state == RegionState::Cleaning || old == kept;
+        if is_clean {
             assert!(old < ONE_WRITE, "a region with a write in flight was cleaned");
             self.unclean.fetch_sub(1, SeqCst);
         }
-        clean
+        is_clean.then_some(state)
     }
 
     /// Applies `step` atomically; returns the word before it (also where `step` changed nothing).
@@ -333,6 +402,12 @@ mod tests {
                 table.assume_dirty(r);
                 assert!(table.start_cleaning(r, true));
             }
+            RegionState::Kept => table.assume_kept(r),
+            RegionState::Renewing => {
+                table.assume_kept(r);
+                assert_eq!(table.begin_write(r), Begin::Mark);
+                table.end_write(r);
+            }
         }
         assert_eq!(table.state(r), state);
         table
@@ -351,7 +426,15 @@ mod tests {
         let ahead: Step = |t| {
             let _ = t.mark_ahead(Region(0));
         };
-        let marked: Step = |t| t.marked(Region(0));
+        let marked: Step = |t| {
+            let _ = t.marked(Region(0));
+        };
+        let keep: Step = |t| {
+            let _ = t.keep(Region(0));
+        };
+        let copy: Step = |t| {
+            let _ = t.begin_copy(Region(0));
+        };
         let failed: Step = |t| t.mark_failed(Region(0));
         let start: Step = |t| {
             let _ = t.start_cleaning(Region(0), false);
@@ -361,19 +444,21 @@ mod tests {
             let _ = t.finish_cleaning(Region(0));
         };
         #[rustfmt::skip]
-        let rows: [(&str, Step, [RegionState; 4]); 8] = [
-            //            from: Clean    Marking  Dirty     Cleaning
-            ("begin_write",     begin,  [Marking, Marking, Dirty,    Dirty]),
-            ("want_mark",       want,   [Marking, Marking, Dirty,    Cleaning]),
-            ("mark_ahead",      ahead,  [Marking, Marking, Dirty,    Cleaning]),
-            ("marked",          marked, [Clean,   Dirty,   Dirty,    Cleaning]),
-            ("mark_failed",     failed, [Clean,   Clean,   Dirty,    Cleaning]),
-            ("start_cleaning",  start,  [Clean,   Marking, Cleaning, Cleaning]),
-            ("stop_cleaning",   stop,   [Clean,   Marking, Dirty,    Dirty]),
-            ("finish_cleaning", finish, [Clean,   Marking, Dirty,    Clean]),
+        let rows: [(&str, Step, [RegionState; 6]); 10] = [
+            //            from: Clean    Marking  Dirty     Cleaning  Kept      Renewing
+            ("begin_write",     begin,  [Marking, Marking, Dirty,    Dirty,    Renewing, Renewing]),
+            ("begin_copy",      copy,   [Clean,   Marking, Dirty,    Dirty,    Kept,     Renewing]),
+            ("want_mark",       want,   [Marking, Marking, Dirty,    Cleaning, Kept,     Renewing]),
+            ("mark_ahead",      ahead,  [Marking, Marking, Dirty,    Cleaning, Kept,     Renewing]),
+            ("marked",          marked, [Clean,   Dirty,   Dirty,    Cleaning, Dirty,    Dirty]),
+            ("mark_failed",     failed, [Clean,   Clean,   Dirty,    Cleaning, Kept,     Kept]),
+            ("keep",            keep,   [Clean,   Kept,    Dirty,    Kept,     Kept,     Renewing]),
+            ("start_cleaning",  start,  [Clean,   Marking, Cleaning, Cleaning, Kept,     Renewing]),
+            ("stop_cleaning",   stop,   [Clean,   Marking, Dirty,    Dirty,    Kept,     Renewing]),
+            ("finish_cleaning", finish, [Clean,   Marking, Dirty,    Clean,    Clean,    Renewing]),
         ];
         for (name, step, to) in rows {
-            for (from, to) in [Clean, Marking, Dirty, Cleaning].into_iter().zip(to) {
+            for (from, to) in [Clean, Marking, Dirty, Cleaning, Kept, Renewing].into_iter().zip(to) {
                 let table = region_in(from);
                 step(&table);
                 assert_eq!(table.state(Region(0)), to, "{name} from {from:?}");
@@ -397,7 +482,7 @@ mod tests {
         assert_eq!(look(64, 128), (vec![Region(64), Region(5_000)], Some(70_000 / BLOCK * BLOCK)));
         assert_eq!(look(5_001, u32::MAX), (unclean[5..].to_vec(), None));
         for region in unclean {
-            assert!(table.start_cleaning(region, true) && table.finish_cleaning(region));
+            assert!(table.start_cleaning(region, true) && table.finish_cleaning(region).is_some());
         }
         assert_eq!(look(0, u32::MAX), (vec![], None));
         assert!(table.blocks.iter().all(|bits| bits.load(SeqCst) == 0), "blocks that are clean are known");
@@ -417,8 +502,29 @@ mod tests {
         assert!(!table.start_cleaning(r, false), "touched: only the bit goes");
         assert!(table.start_cleaning(r, false));
         assert_eq!(table.begin_write(r), Begin::Write);
-        assert!(!table.finish_cleaning(r), "a write came between");
+        assert_eq!(table.finish_cleaning(r), None, "a write came between");
         assert_eq!(table.writes(r), 1);
+    }
+
+    #[test]
+    fn what_is_kept_is_cleared_only_if_nothing_was_written_or_copied_there_since() {
+        let table = RegionTable::new(2);
+        let [copied, written] = [Region(0), Region(1)];
+        [copied, written].into_iter().for_each(|region| table.assume_kept(region));
+        assert!(table.start_cleaning(copied, false) && table.start_cleaning(written, false));
+        assert!(table.begin_copy(copied));
+        assert_eq!((table.begin_write(written), table.state(copied)), (Begin::Mark, RegionState::Kept));
+        assert_eq!(table.finish_cleaning(copied), None, "a copy is under way");
+        table.end_write(copied);
+        assert_eq!(table.finish_cleaning(copied), None, "a copy came between");
+        assert!(!table.start_cleaning(copied, false) && table.start_cleaning(copied, false));
+        assert_eq!(table.finish_cleaning(copied), Some(RegionState::Kept));
+        table.mark_failed(written);
+        table.end_write(written);
+        assert_eq!(table.finish_cleaning(written), None, "a write came between");
+        assert_eq!((table.unclean(), table.state(written)), (1, RegionState::Kept));
+        assert!(!table.begin_copy(copied), "its bit is not durable");
+        assert_eq!((table.unclean(), table.writes(copied)), (1, 0));
     }
 }
 
@@ -440,7 +546,7 @@ mod loom_tests {
                 let table = table.clone();
                 loom::thread::spawn(move || table.begin_write(Region(0)))
             };
-            let cleaned = table.start_cleaning(Region(0), true) && table.finish_cleaning(Region(0));
+            let cleaned = table.start_cleaning(Region(0), true) && table.finish_cleaning(Region(0)).is_some();
             let begun = writer.join().unwrap();
             match begun {
                 Begin::Write => assert_eq!(table.state(Region(0)), RegionState::Dirty),
@@ -460,7 +566,7 @@ mod loom_tests {
         loom::model(|| {
             let table = Arc::new(RegionTable::new(1));
             table.assume_dirty(Region(0));
-            assert!(table.start_cleaning(Region(0), true) && table.finish_cleaning(Region(0)));
+            assert!(table.start_cleaning(Region(0), true) && table.finish_cleaning(Region(0)).is_some());
             let writer = {
                 let table = table.clone();
                 loom::thread::spawn(move || table.begin_write(Region(0)))

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::output::{columns, fail, print, print_json};
-use crate::inspect::{Found, Inspection, LegReport, SlotReport, inspect};
+use crate::inspect::{Found, Inspection, LegReport, RecentReport, SlotReport, inspect};
 use crate::units::format_size;
 
 /// Show the metadata on a leg or in a disk log; changes nothing
@@ -113,6 +113,12 @@ fn slot_rows(title: &str, slot: &SlotReport) -> Vec<Vec<String>> {
     for (index, entry) in block.legs.iter().enumerate() {
         let reason = entry.reason.map_or(String::new(), |reason| format!(" ({reason})"));
         rows.push(pair("", format!("leg {index} {} {}{reason}", entry.uuid, entry.state)));
+    }
+    if let Some(recent) = &block.recent {
+        let legs: Vec<String> = recent.legs.iter().map(usize::to_string).collect();
+        let RecentReport { groups, regions_per_group, .. } = recent;
+        let legs = legs.join(" ");
+        rows.push(pair("", format!("legs {legs} equal but in {groups} x {regions_per_group} regions")));
     }
     rows
 }

@@ -105,6 +105,7 @@ pub(super) fn form(
         event_count: 1,
         lineage: Lineage::new(log.session().unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0), legs.len()),
         held: Held::default(),
+        recent: None,
         clean: dirty.is_empty(),
         equal: dirty.is_empty(),
         log_failed: false,

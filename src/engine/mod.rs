@@ -48,8 +48,8 @@ use std::time::{Duration, Instant};
 
 use mirrord_log::{LogKind, MetaIo};
 use mirrord_raid::{
-    COPY_SLOTS, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId, Region,
-    SCRUB_TAGS, WorkerEvent,
+    Assembly, COPY_SLOTS, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId,
+    Region, SCRUB_TAGS, WorkerEvent,
 };
 use mirrord_ublk::{
     BufferPool, Engine, EngineKind, FrontEnd, LegFile, PoolConfig, RingConfig, Shutdown, Wake, plain_spawn,
@@ -167,7 +167,7 @@ impl Volume {
         (template.log, template.log_identity) = (place, identity);
         let examined = samples::examine(&opened, log.as_mut())?;
         let dirty: Vec<Region> = log.dirty().collect();
-        let states = opened.assembly.states(!dirty.is_empty()).filled(|| LegState::Vacant);
+        let states = opened.assembly.states(&dirty).filled(|| LegState::Vacant);
         let copy_whole = opened.assembly.copy_whole;
         if !copy_whole.is_empty() {
             log.mark_all();
@@ -177,8 +177,7 @@ impl Volume {
         }
         let log_on_legs = log.kind() == LogKind::Internal;
         let queues = usize::from(prepared.queues);
-        let mirror =
-            Mirror::new(opened.geometry, &states, dirty, queues as u16).with_whole_copies(copy_whole);
+        let mirror = Mirror::assembled(&opened.assembly, opened.geometry, &states, &dirty, queues as u16);
 
         let journal = Journal::new(&template.name, template.volume);
         let shared = Arc::new(Shared {
@@ -238,9 +237,9 @@ impl Volume {
         let lineage = opened.assembly.lineage(session);
         let files =
             LegMap::from_fn(paths.len(), |leg| opened.member(leg).map(|member| Arc::clone(&member.leg.data)));
-        let (replaces, held) = (opened.assembly.replaces, opened.assembly.held);
+        let Assembly { replaces, held, bounded, .. } = opened.assembly;
         samples::take_stamps_away(&opened);
-        let recorded = opened.assembly.states(false);
+        let recorded = opened.assembly.states(&[]);
         let is_in_sync = |leg: &Leg| recorded[*leg] == LegState::InSync && opened.member(*leg).is_some();
         let in_sync: LegSet = recorded.legs().filter(is_in_sync).collect();
         let metas = legs_metadata(opened);
@@ -250,7 +249,8 @@ impl Volume {
         let machine =
             LogWorker::new(Arc::clone(&shared.mirror), states.clone(), event_count, lineage, log_on_legs)
                 .with_replaces(replaces)
-                .with_held(held);
+                .with_held(held)
+                .with_bounded(bounded);
         let machine = match &shared.remote {
             Some(remote) => {
                 remote::attach(remote, &shared, &journal);

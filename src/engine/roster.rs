@@ -292,6 +292,7 @@ fn alone(name: &str, metadata: &LegMetadata) -> Superblock {
         event_count: 1,
         lineage: Lineage::new(Uuid::new_v4().as_u64_pair().0, 1),
         held: Held::default(),
+        recent: None,
         clean: true,
         equal: true,
         log_failed: false,

@@ -114,7 +114,7 @@ pub(super) fn examine(opened: &Opened, log: &mut dyn DirtyLog) -> Result<Option<
         return Ok(None);
     }
     let recorded = |leg: Leg| opened.authority().legs.get(leg.index()).map(|entry| entry.state);
-    let states = opened.assembly.states(false);
+    let states = opened.assembly.states(&[]);
     let present: Vec<(Leg, &Member)> = opened
         .members
         .iter()
@@ -165,7 +165,7 @@ pub(super) fn examine(opened: &Opened, log: &mut dyn DirtyLog) -> Result<Option<
 
 /// From now on the legs in use are written to.
 pub(super) fn take_stamps_away(opened: &Opened) {
-    let states = opened.assembly.states(false);
+    let states = opened.assembly.states(&[]);
     for (_, member) in opened.members.iter().filter(|&(leg, _)| states[leg].is_in_use()) {
         member.iter().for_each(|member| stamp::take_away(&member.leg.meta));
     }

@@ -167,6 +167,7 @@ impl Durable {
             event_count: record.event_count,
             lineage: record.lineage.clone(),
             held: record.held,
+            recent: record.recent.clone(),
             clean: record.clean,
             equal: record.equal,
             log_failed: record.log_failed,

@@ -5,7 +5,10 @@ use std::ffi::OsStr;
 use std::mem::{offset_of, size_of};
 use std::os::unix::ffi::OsStrExt;
 
-use mirrord_raid::{FailReason, Held, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past};
+use mirrord_raid::{
+    FailReason, Held, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, MAX_REGIONS, Past, RECENT_GROUPS,
+    Recent,
+};
 use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -21,6 +24,9 @@ pub const KNOWN_FLAGS: u64 = FEATURE_ROSTER;
 
 /// An index is vacant, or its leg is a spare.
 const FEATURE_ROSTER: u64 = 1;
+
+/// Larger groups of regions than any volume needs.
+const MAX_RECENT_SHIFT: u8 = Recent::shift_for(MAX_REGIONS as u32);
 
 const MAGIC: [u8; 8] = *b"mirrordS";
 const FLAG_CLEAN: u8 = 1;
@@ -70,6 +76,21 @@ struct RawProgress {
     reserved: [u8; 64],
 }
 
+/// All zero where it is not recorded: then every dirty region counts. It may be ignored.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+struct RawRecent {
+    /// 1: recorded.
+    recorded: u8,
+    /// Legs that are equal to each other but in the groups that are set, a bit for each.
+    legs: u8,
+    /// Binary logarithm of the number of regions in a group.
+    shift: u8,
+    reserved: [u8; 125],
+    /// A bit for each group.
+    groups: [U64; RECENT_GROUPS / 64],
+}
+
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub(super) struct RawSlot {
@@ -100,7 +121,7 @@ pub(super) struct RawSlot {
     progress: RawProgress,
     log_identity: RawLogIdentity,
     leg_file: [u8; 128],
-    recent: [u8; 1152],
+    recent: RawRecent,
     reserved: [u8; 320],
 }
 
@@ -108,6 +129,7 @@ const _: () = assert!(size_of::<RawLeg>() == 24);
 const _: () = assert!(size_of::<RawPast>() == 24);
 const _: () = assert!(size_of::<RawLineage>() == 848);
 const _: () = assert!(size_of::<RawProgress>() == 128);
+const _: () = assert!(size_of::<RawRecent>() == 1152);
 const _: () = assert!(size_of::<RawSlot>() == PAGE as usize);
 const _: () = assert!(offset_of!(RawSlot, version) == 8);
 const _: () = assert!(offset_of!(RawSlot, crc) == 12);
@@ -147,6 +169,11 @@ impl RawSlot {
     pub(super) fn set_counters(&mut self, generation: u64, event_count: u64, past: u64) {
         (self.generation, self.event_count) = (generation.into(), event_count.into());
         self.lineage.past[0].event_count = past.into();
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_recent(&mut self, recorded: u8, shift: u8) {
+        (self.recent.recorded, self.recent.shift) = (recorded, shift);
     }
 
     #[cfg(test)]
@@ -200,6 +227,11 @@ impl Superblock {
         raw.lineage = raw_lineage(&self.lineage);
         raw.log_identity = RawLogIdentity::of(self.log_identity.as_ref());
         raw.progress.held = self.held.recorded().map(U64::new);
+        if let Some(recent) = &self.recent {
+            raw.recent.recorded = 1;
+            (raw.recent.legs, raw.recent.shift) = (recent.legs.bits(), recent.shift);
+            raw.recent.groups = recent.recorded().map(U64::new);
+        }
         raw.checksum();
         raw.as_bytes().to_vec()
     }
@@ -262,6 +294,7 @@ impl Superblock {
             event_count: raw.event_count.get(),
             lineage: lineage(&raw.lineage, LegSet::first(count)).ok_or(bad("lineage"))?,
             held: Held::from_recorded(raw.progress.held.map(U64::get)),
+            recent: recent(&raw.recent, LegSet::first(count)).ok_or(bad("recent regions"))?,
             clean: raw.flags & FLAG_CLEAN != 0,
             equal: raw.flags & FLAG_EQUAL != 0,
             log_failed: raw.flags & FLAG_LOG_FAILED != 0,
@@ -309,6 +342,18 @@ fn lineage(raw: &RawLineage, all: LegSet) -> Option<Lineage> {
         last_out: raw.last_out.map(U64::get),
         past: past.collect(),
     })
+}
+
+/// `None` if it makes no sense.
+fn recent(raw: &RawRecent, all: LegSet) -> Option<Option<Recent>> {
+    let legs = LegSet::from_bits(raw.legs).intersect(all);
+    match raw.recorded {
+        0 => Some(None),
+        1 if raw.shift <= MAX_RECENT_SHIFT => {
+            Some(Some(Recent::from_recorded(legs, raw.shift, raw.groups.map(U64::get))))
+        }
+        _ => None,
+    }
 }
 
 fn codes(state: LegState) -> (u8, u8) {

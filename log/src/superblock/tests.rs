@@ -1,6 +1,6 @@
 //! Superblock slots: round trip, damage, versions, torn pairs.
 
-use mirrord_raid::{FailReason, LegSet, Past};
+use mirrord_raid::{FailReason, LegSet, Past, Region};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::raw::RawSlot;
@@ -25,12 +25,19 @@ fn superblock() -> Superblock {
             past: vec![Past { session: 6, event_count: 3, held_by: LegSet::from_bits(2) }],
         },
         held: Held::from_recorded([4, 3, 0, 0, 0, 0, 0, u64::MAX]),
+        recent: Some(recent()),
         clean: true,
         equal: true,
         log_failed: false,
         created: 1_700_000_000,
         updated: 1_700_000_001,
     }
+}
+
+fn recent() -> Recent {
+    let mut recent = Recent::new(LegSet::first(2), 3);
+    [0, 70, 65535].into_iter().for_each(|region| recent.insert(Region(region)));
+    recent
 }
 
 fn patched(generation: u64, patch: impl Fn(&mut RawSlot)) -> Vec<u8> {
@@ -71,6 +78,8 @@ fn each_fault_has_its_error() {
         (patched(1, |raw| raw.name_len = 5.into()), bad("name")),
         (patched(1, |raw| raw.place_len = 1025.into()), bad("log place")),
         (patched(1, |raw| raw.set_past_count(33)), bad("lineage")),
+        (patched(1, |raw| raw.set_recent(2, 0)), bad("recent regions")),
+        (patched(1, |raw| raw.set_recent(1, 10)), bad("recent regions")),
         (patched(1, |raw| raw.set_counters(MAX_COUNTER, 1, 0)), bad("generation")),
         (patched(1, |raw| raw.set_counters(u64::MAX, 1, 0)), bad("generation")),
         (patched(1, |raw| raw.set_counters(1, MAX_COUNTER, 0)), bad("event count")),

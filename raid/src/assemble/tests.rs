@@ -24,6 +24,7 @@ fn record(index: usize, event_count: u64, states: &[LegState]) -> LegRecord {
         equal: false,
         log_failed: false,
         held: Held::default(),
+        recent: None,
         log_generation: 0,
         other_file: false,
         replaces: Replaces::default(),
@@ -85,8 +86,8 @@ fn equal_records_start_in_sync_and_dirty_ones_resync_from_the_lowest() {
     let a = assemble(&found, internal()).unwrap();
     assert_eq!((a.source, a.event_count, a.trusted), (leg(0), 7, LegSet::first(2)));
     assert_eq!(a.at[leg(0)], Some(1));
-    assert_eq!(a.states(false), LegMap::from(vec![InSync, InSync]));
-    assert_eq!(a.states(true), LegMap::from(vec![InSync, Syncing]));
+    assert_eq!(a.states(&[]), LegMap::from(vec![InSync, InSync]));
+    assert_eq!(a.states(&[Region(0)]), LegMap::from(vec![InSync, Syncing]));
 }
 
 #[test]
@@ -96,7 +97,7 @@ fn the_newest_wins_against_the_many() {
     let a = assemble(&found, internal()).unwrap();
     assert_eq!(a.source, leg(2));
     assert_eq!(a.trusted, LegSet::one(leg(2)), "the others' logs are old");
-    assert_eq!(a.states(true), LegMap::from(vec![Syncing, Syncing, InSync]));
+    assert_eq!(a.states(&[Region(0)]), LegMap::from(vec![Syncing, Syncing, InSync]));
     assert_eq!(a.returned, LegSet::first(2));
 }
 
@@ -106,7 +107,7 @@ fn a_record_cut_short_counts_the_leg_it_did_not_reach() {
     let degraded = AssembleOptions { degraded: true, ..internal() };
     let a = assemble(&found, degraded).unwrap();
     assert_eq!(a.trusted, LegSet::first(2));
-    assert_eq!(a.states(false), LegMap::from(vec![InSync, InSync, OUT]));
+    assert_eq!(a.states(&[]), LegMap::from(vec![InSync, InSync, OUT]));
     // Nobody waited for that record: the leg that it has out may have gone on.
     assert_eq!(assemble(&found, internal()), Err(AssembleError::Missing { legs: LegSet::one(leg(2)) }));
     let there = [found[0].clone(), found[1].clone(), record(2, 5, &[InSync; 3])];
@@ -124,7 +125,7 @@ fn split_brain_is_refused_and_a_named_source_settles_it() {
         assert_eq!(a.source, leg(0));
         assert_eq!(a.trusted, LegSet::first(2), "both wrote: both logs count");
         assert_eq!(a.event_count, b_events);
-        assert_eq!(a.states(true), LegMap::from(vec![InSync, Syncing]));
+        assert_eq!(a.states(&[Region(0)]), LegMap::from(vec![InSync, Syncing]));
         // It stays settled if the next record reaches leg 0 alone.
         let mut settled = record(0, b_events + 1, &[InSync, Syncing]);
         settled.lineage = a.lineage(4);
@@ -260,7 +261,7 @@ fn missing_legs_need_a_word() {
     assert_eq!(assemble(&[record(0, 3, &both)], internal()), Err(missing));
     let degraded = AssembleOptions { degraded: true, ..internal() };
     let a = assemble(&[record(0, 3, &both)], degraded).unwrap();
-    assert_eq!(a.states(true), LegMap::from(vec![InSync, LegState::Failed(FailReason::Missing)]));
+    assert_eq!(a.states(&[Region(0)]), LegMap::from(vec![InSync, LegState::Failed(FailReason::Missing)]));
     // Known to be out: nothing new is lost by starting without it.
     assert!(assemble(&[record(0, 3, &[InSync, OUT])], internal()).is_ok());
 }
@@ -301,7 +302,7 @@ fn legs_that_came_and_went() {
     let mut taken = record(1, 8, &[InSync, Syncing]);
     (taken.leg, taken.legs[leg(1)].0) = (uuid(70), uuid(70));
     let found = [newest, taken, record(2, 9, &[InSync, InSync, InSync])];
-    assert_eq!(assemble(&found, internal()).unwrap().states(false), LegMap::from(vec![InSync; 3]));
+    assert_eq!(assemble(&found, internal()).unwrap().states(&[]), LegMap::from(vec![InSync; 3]));
     // One whose adding never was recorded, and one that was removed and whose index is free.
     let found = [record(0, 9, &[InSync, InSync]), record(2, 8, &[InSync, InSync, OUT])];
     assert_eq!(assemble(&found, internal()), Err(AssembleError::Stranger { at: 1 }));
@@ -327,7 +328,7 @@ fn legs_that_came_and_went() {
         (vec![record(0, 9, &[InSync, Spare]), record(1, 4, &[InSync, Spare])], Some(0)),
     ] {
         let a = assemble(&found, AssembleOptions { source, ..internal() }).unwrap();
-        assert_eq!(a.states(true), LegMap::from(vec![InSync, Spare]));
+        assert_eq!(a.states(&[Region(0)]), LegMap::from(vec![InSync, Spare]));
         assert_eq!(a.trusted, LegSet::one(leg(0)));
     }
     let spare = AssembleOptions { source: Some(1), ..internal() };
@@ -413,7 +414,7 @@ fn an_older_image_of_a_leg_is_copied_whole() {
                 assert_eq!((a.source, a.copy_whole), (leg(source), LegSet::from_bits(whole)), "{what}");
                 assert_eq!(a.trusted, LegSet::first(2).minus(a.copy_whole), "{what}");
                 let expected = if whole == 0 { InSync } else { Syncing };
-                assert_eq!(a.states(false)[leg(1 - source)], expected, "{what}");
+                assert_eq!(a.states(&[])[leg(1 - source)], expected, "{what}");
                 // Told again, whatever comes of this start.
                 let newest = &found[a.authority];
                 for other in a.copy_whole.iter() {
@@ -472,7 +473,7 @@ fn a_named_source_is_copied_whole_to_all_others() {
         let named = AssembleOptions { source: Some(1), degraded: true, log_on_legs, ..internal() };
         let a = assemble(&found, named).unwrap();
         assert_eq!((a.source, a.authority, a.all_dirty), (leg(1), 1, true));
-        assert_eq!((a.copy_whole, a.states(false)[leg(0)]), (LegSet::one(leg(0)), Syncing));
+        assert_eq!((a.copy_whole, a.states(&[])[leg(0)]), (LegSet::one(leg(0)), Syncing));
         assert_eq!(a.held.recorded()[..3], [u64::MAX, 5, u64::MAX]);
     }
     // One that was overruled before, when the other was named.
@@ -490,12 +491,12 @@ fn legs_that_were_in_sync_when_the_volume_was_stopped_are() {
     let found = [stopped(0), stopped(1), record(2, 4, &[InSync; 3])];
     for options in [internal(), AssembleOptions { log_is_core: true, ..AssembleOptions::default() }] {
         let a = assemble(&found, options).unwrap();
-        assert_eq!(a.states(true), LegMap::from(vec![InSync, InSync, Syncing]));
+        assert_eq!(a.states(&[Region(0)]), LegMap::from(vec![InSync, InSync, Syncing]));
         assert_eq!((a.returned, a.all_dirty), (LegSet::one(leg(2)), options.log_is_core));
     }
     // The record of that is on one leg only: the other is as it was then, too.
     let cut_short = [stopped(0), record(1, 8, &states), found[2].clone()];
-    assert_eq!(assemble(&cut_short, internal()).unwrap().states(true)[leg(1)], InSync);
+    assert_eq!(assemble(&cut_short, internal()).unwrap().states(&[Region(0)])[leg(1)], InSync);
 }
 
 #[test]

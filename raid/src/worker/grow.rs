@@ -86,6 +86,7 @@ impl LogWorker {
             }
             Step::Record if is_idle && self.everything_is_recorded() => {
                 self.mirror.grow(size);
+                self.grow_recents(self.mirror.regions.len());
                 self.end_growth();
             }
             Step::Log | Step::Commit | Step::Record => {}

@@ -2,7 +2,7 @@
 
 use super::durable::COMMIT_IO;
 use super::states::is_lost;
-use super::{Committing, Doing, Flushing, LogWorker, NOBODY, Stopping, WorkerAction};
+use super::{AHEAD, Committing, Doing, Flushing, LogWorker, NOBODY, Stopping, WorkerAction};
 use crate::geometry::{Region, Regions};
 use crate::mirror::{Counters, LegErrors};
 use crate::ranges::Owner;
@@ -88,7 +88,7 @@ impl LogWorker {
             self.marks_committed.extend(marks);
         } else {
             for (region, from) in marks {
-                self.marked(region, from);
+                self.marked_in_log(region, from);
             }
         }
     }
@@ -110,14 +110,9 @@ impl LogWorker {
         }
         for region in self.ahead.of(region, self.mirror.regions.len()) {
             if self.mirror.regions.mark_ahead(region) {
-                self.marks.push((region, NOBODY));
+                self.marks.push((region, AHEAD));
             }
         }
-    }
-
-    pub(super) fn marked(&mut self, region: Region, from: Owner) {
-        self.mirror.regions.marked(region);
-        self.answer_mark(from, Ok(()));
     }
 
     pub(super) fn marks_failed(
@@ -133,38 +128,58 @@ impl LogWorker {
         committed.sort_unstable();
         for (region, from) in marks {
             let is_committed = committed.binary_search(&region).is_ok();
-            if !is_committed && self.mirror.regions.state(region) == RegionState::Marking {
+            let state = self.mirror.regions.state(region);
+            if !is_committed && matches!(state, RegionState::Marking | RegionState::Renewing) {
                 self.mirror.regions.mark_failed(region);
-                log_clear(region, actions);
-                self.clears = true;
+                if state == RegionState::Marking {
+                    log_clear(region, actions);
+                    self.clears = true;
+                }
             }
-            self.full_held_off |= from == NOBODY;
+            self.full_held_off |= from.queue == NOBODY;
             self.answer_mark(from, Err(errno));
         }
     }
 
-    /// Regions that are cleaning now. None while a leg is out, or on its way in to be copied whole: it is stale
-    /// wherever the log is dirty. Each look goes on where the last one stopped. A stop looks everywhere, since it is the
-    /// last one: nobody waits for it.
+    /// Whether some leg is stale wherever the log is dirty: it is out, or on its way in to be copied whole.
+    fn is_one_out(&self) -> bool {
+        self.in_use() != self.mirror.legs.states().all() || !self.returning_full.is_empty()
+    }
+
+    /// Regions that are cleaning now, or kept, to be cleared; and those that are to be kept, since a leg is stale there that
+    /// is out or copied to. Each look goes on where the last one stopped. A stop looks everywhere for what to clear,
+    /// since it is the last one: nobody waits for it.
     pub(super) fn clearable(&mut self, at_once: bool) -> Vec<Region> {
-        let (legs, table) = (&self.mirror.legs, &self.mirror.regions);
-        let every_leg = legs.states().all();
-        let is_one_out = self.in_use() != every_leg || !self.returning_full.is_empty();
-        if is_one_out || legs.flush_broken() || table.unclean() == 0 {
+        let is_one_out = self.is_one_out();
+        if self.mirror.legs.flush_broken() || self.mirror.regions.unclean() == 0 || is_one_out && at_once {
             return Vec::new();
         }
         let is_last = self.stopping != Stopping::No;
         let (from, most) =
             if is_last { (0, u32::MAX) } else { (self.clear_cursor, CLEAR_TURNS * self.turn_regions) };
         let mut regions = Vec::new();
-        let mut next = table.find_unclean(from, most, &mut regions);
-        if next.is_none() && from > 0 {
-            next = table.find_unclean(0, most.saturating_sub(regions.len() as u32), &mut regions);
-            next = next.filter(|&next| next < from);
+        if !is_one_out {
+            let table = &self.mirror.regions;
+            let mut next = table.find_unclean(from, most, &mut regions);
+            if next.is_none() && from > 0 {
+                next = table.find_unclean(0, most.saturating_sub(regions.len() as u32), &mut regions);
+                next = next.filter(|&next| next < from);
+            }
+            self.clear_cursor = next.unwrap_or(0);
         }
-        self.clear_cursor = next.unwrap_or(0);
+        if !at_once && self.has_more_than_recent() {
+            self.find_recent(most, &mut regions);
+            regions.sort_unstable();
+            regions.dedup();
+        }
         self.looked_at = self.looked_at.saturating_add(regions.len() as u32 / CLEAR_TURNS);
-        regions.retain(|&region| legs.readable(region) == every_leg && table.start_cleaning(region, at_once));
+        let (legs, table) = (&self.mirror.legs, &self.mirror.regions);
+        let every_leg = legs.states().all();
+        regions.retain(|&region| {
+            let may_clear = !is_one_out && legs.readable(region) == every_leg;
+            let may_keep = || !at_once && table.state(region) == RegionState::Dirty && self.may_keep(region);
+            (may_clear || may_keep()) && table.start_cleaning(region, at_once)
+        });
         regions
     }
 
@@ -189,6 +204,7 @@ impl LogWorker {
             Flushing::Promote(leg) => {
                 if failed.is_empty() && self.can_promote(leg) {
                     self.states[leg] = LegState::InSync;
+                    self.is_copied(leg);
                     self.record_wanted = true;
                 } else if let Some(errno) = errors[leg.index()] {
                     self.fail(leg, errno);
@@ -196,15 +212,19 @@ impl LogWorker {
             }
             Flushing::Clear(regions) => {
                 let every_leg = self.mirror.legs.states().all();
-                let is_one_out = self.in_use() != every_leg || !self.returning_full.is_empty();
-                let flushed = failed.is_empty() && !is_one_out;
+                let is_one_out = self.is_one_out();
                 for region in regions {
-                    let in_sync = self.mirror.legs.readable(region) == every_leg;
-                    if !(flushed && in_sync) {
+                    if !failed.is_empty() {
                         self.mirror.regions.stop_cleaning(region);
-                    } else if self.mirror.regions.finish_cleaning(region) {
-                        log_clear(region, actions);
-                        self.clears = true;
+                    } else if !is_one_out && self.mirror.legs.readable(region) == every_leg {
+                        if self.finish_cleaning(region) {
+                            log_clear(region, actions);
+                            self.clears = true;
+                        }
+                    } else if self.may_keep(region) {
+                        self.keep(region);
+                    } else {
+                        self.mirror.regions.stop_cleaning(region);
                     }
                 }
             }

@@ -47,6 +47,7 @@ mod beat;
 mod durable;
 mod grow;
 mod marks;
+mod recent;
 mod repair;
 mod resync;
 mod roster;
@@ -66,11 +67,13 @@ use crate::held::Held;
 use crate::lineage::Lineage;
 use crate::mirror::{LegErrors, Mirror, QueueNote, WorkerNote};
 use crate::ranges::Owner;
+use crate::recent::Recent;
 use crate::types::{Errno, FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS, QueueId};
 use ahead::Ahead;
 use beat::Beats;
 use durable::{COMMIT_IO, KINDS, Metadata, RECORD_IO};
 use grow::Growing;
+use recent::Recents;
 use split::Splitting;
 
 /// A clear is tried every so many ticks. A region is cleared after one to two such intervals without a
@@ -83,8 +86,12 @@ const HOLD_OFF_TICKS: u32 = 5;
 /// Regions that one turn looks at, marks or clears, one by one: some 50 ns each, and users' marks wait for the turn.
 const TURN_REGIONS: u32 = 1 << 14;
 
-/// Who asks for marks that only copies need: there is nobody to be told.
-const NOBODY: Owner = Owner { queue: QueueId(u16::MAX), io: u32::MAX };
+/// Stands for a queue where none waits for a mark.
+const NOBODY: QueueId = QueueId(u16::MAX);
+/// Who asks for marks that only copies need.
+const FOR_COPIES: Owner = Owner { queue: NOBODY, io: 0 };
+/// Who asks for marks before they are needed.
+const AHEAD: Owner = Owner { queue: NOBODY, io: 1 };
 
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -228,6 +235,8 @@ pub struct Record {
     pub lineage: Lineage,
     /// What each leg held when it was begun.
     pub held: Held,
+    /// Where legs may differ that are equal elsewhere, if that is less than what is dirty.
+    pub recent: Option<Recent>,
 }
 
 #[derive(Debug)]
@@ -296,6 +305,7 @@ pub struct LogWorker {
     held: Held,
     log_failed: bool,
     beats: Beats,
+    recents: Recents,
     /// The record under way has no other reason than to be one.
     is_beat: bool,
     /// The legs in sync were flushed for the stop.
@@ -371,6 +381,8 @@ impl LogWorker {
         log_on_legs: bool,
     ) -> LogWorker {
         let size = mirror.geometry().size();
+        let in_sync = states.iter().filter(|&(_, &state)| state == LegState::InSync);
+        let recents = Recents::new(&mirror, in_sync.map(|(leg, _)| leg).collect());
         LogWorker {
             mirror,
             size,
@@ -381,6 +393,7 @@ impl LogWorker {
             held: Held::default(),
             log_failed: false,
             beats: Beats::new(event_count),
+            recents,
             is_beat: false,
             flushed_to_stop: false,
             doing: Doing::Nothing,
@@ -497,6 +510,7 @@ impl LogWorker {
             || self.splitting.is_some()
             || self.growing.is_some()
             || self.beats.are_due()
+            || self.recents.wanted
             || !self.returning_full.is_empty()
             || self.is_settling()
             || self.hold_off.iter().chain(&self.repaired_lately).any(|&n| n > 0)
@@ -517,7 +531,7 @@ impl LogWorker {
     }
 
     fn answer_mark(&mut self, from: Owner, result: Result<(), Errno>) {
-        if from != NOBODY {
+        if from.queue != NOBODY {
             self.tell(from.queue, QueueNote::Marked { io: from.io, result });
         }
     }
@@ -536,9 +550,10 @@ impl LogWorker {
             WorkerNote::Mark { region, from } => {
                 if self.mirror.regions.want_mark(region) {
                     self.marks.push((region, from));
+                    self.want_told(region);
                     self.mark_ahead(region);
                 } else {
-                    self.answer_mark(from, Ok(()));
+                    self.marked_in_log(region, from);
                 }
             }
             WorkerNote::Missed { region, ok, errors, durable, from } => {
@@ -564,7 +579,8 @@ impl LogWorker {
         self.go_on_growing(actions);
         self.go_on_clearing();
         if matches!(self.doing, Doing::Nothing) && (self.committing.is_none() || !self.log_on_legs) {
-            if (self.record_wanted || self.beats.wanted) && !self.record_held_off {
+            let wants_record = self.record_wanted || self.beats.wanted || self.recents.wanted;
+            if wants_record && !self.record_held_off {
                 self.start_record(false, false, actions);
             } else if !self.record_wanted
                 && self.growing.is_none()
@@ -605,6 +621,7 @@ impl LogWorker {
         if self.stopping == Stopping::No && self.ticks.is_multiple_of(CLEAR_TICKS) {
             self.start_clear(false);
             self.beat();
+            self.tell_what_fell();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Stale regions handed out for copying; legs that come back and legs that are in sync again.
 
-use super::{Copy, Doing, Flushing, HOLD_OFF_TICKS, LogWorker, NOBODY, TURN_REGIONS};
+use super::{Copy, Doing, FOR_COPIES, Flushing, HOLD_OFF_TICKS, LogWorker, TURN_REGIONS};
 use crate::background::REGIONS_AT_ONCE;
 use crate::geometry::Region;
 use crate::mirror::{Counters, LegErrors, QueueNote};
@@ -24,6 +24,7 @@ impl LogWorker {
         if !tracked {
             self.mirror.legs.set_all_stale(leg, true);
         }
+        self.is_copied_to(leg);
         self.mirror.legs.track_exactly(leg, false);
         self.mirror.legs.forget_failed_flush(leg);
         self.states[leg] = LegState::Syncing;
@@ -99,11 +100,11 @@ impl LogWorker {
         let from = self.marked_until;
         let until = from.saturating_add(self.may_look_at()).min(len);
         for region in (from..until).map(Region) {
-            let is_marked = matches!(table.state(region), RegionState::Dirty | RegionState::Cleaning);
+            let is_marked = table.state(region).is_durable();
             if is_marked && self.marked_until == region.0 {
                 self.marked_until += 1;
             } else if table.state(region) == RegionState::Clean && table.want_mark(region) {
-                self.marks.push((region, NOBODY));
+                self.marks.push((region, FOR_COPIES));
             }
         }
         self.looked_at += until - from;
@@ -140,8 +141,12 @@ impl LogWorker {
     /// The next stale region at or behind the cursor, around the end, with the legs that are stale there.
     pub(super) fn resync_work(&self) -> Option<(Region, LegSet)> {
         let legs = &self.mirror.legs;
-        let is_ready = |leg: &Leg| self.hold_off[leg.index()] == 0 && self.settling[leg.index()].is_none();
-        let ready: LegSet = legs.states().syncing().iter().filter(is_ready).collect();
+        let states = legs.states();
+        // A record that has it in sync may decide until the one that has it syncing is complete.
+        let is_ready = |leg: &Leg| {
+            self.hold_off[leg.index()] == 0 && self.settling[leg.index()].is_none() && states.recorded(*leg)
+        };
+        let ready: LegSet = states.syncing().iter().filter(is_ready).collect();
         let regions = self.mirror.regions.len();
         let find = |from: u32| ready.iter().filter_map(|leg| legs.next_stale(leg, from)).min();
         let mut from = self.copy_cursor % regions;

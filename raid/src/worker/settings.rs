@@ -2,8 +2,10 @@
 
 use super::LogWorker;
 use super::ahead::Ahead;
+use super::recent::Recents;
 use crate::assemble::Replaces;
 use crate::held::Held;
+use crate::types::LegSet;
 
 impl LogWorker {
     /// The same, of which some legs are to take the place of others ([`crate::Assembly::replaces`]).
@@ -17,6 +19,15 @@ impl LogWorker {
     #[must_use]
     pub fn with_held(mut self, held: Held) -> LogWorker {
         self.held = held;
+        self
+    }
+
+    /// The same, where these legs are stale in dirty regions only, and in none that are kept ([`crate::Assembly::bounded`]).
+    #[must_use]
+    pub fn with_bounded(mut self, legs: LegSet) -> LogWorker {
+        self.recents = Recents::new(&self.mirror, legs);
+        // In sync at a start at which nothing was stale: as good as copied.
+        self.in_sync().minus(legs).iter().for_each(|leg| self.is_copied(leg));
         self
     }
 

@@ -67,6 +67,7 @@ impl LogWorker {
     }
 
     pub(super) fn set_stale(&mut self, leg: Leg, region: Region) {
+        self.is_stale_in(leg, region);
         self.mirror.legs.set_stale(leg, region);
         for copy in self.copies.iter_mut().filter(|copy| copy.region == region) {
             copy.again.insert(leg);
@@ -134,6 +135,7 @@ impl LogWorker {
         self.is_beat = !self.record_wanted && self.stopping != Stopping::Recording;
         (self.record_wanted, self.beats.wanted) = (false, false);
         self.event_count += 1;
+        let recent = self.tell_recent();
         self.lineage.record(self.event_count, self.in_use(), LegSet::first(MAX_LEGS));
         let record = Box::new(Record {
             // A leg that is split off takes it with it.
@@ -147,6 +149,7 @@ impl LogWorker {
             log_failed: self.log_failed,
             lineage: self.lineage.clone(),
             held: self.held,
+            recent,
         });
         self.doing = Doing::Record(record.clone());
         self.begin_metadata(RECORD_IO, record.legs);
@@ -184,6 +187,7 @@ impl LogWorker {
             self.mirror.legs.set_recorded(leg, state);
         }
         self.beats.complete = record.event_count;
+        self.recent_is_told(record.recent);
         if self.record_wanted {
             return;
         }
@@ -197,7 +201,7 @@ impl LogWorker {
     /// Whoever waited for that goes on.
     fn all_is_recorded(&mut self) {
         for (region, from) in std::mem::take(&mut self.marks_committed) {
-            self.marked(region, from);
+            self.marked_in_log(region, from);
         }
         for (from, result) in std::mem::take(&mut self.settle) {
             self.tell(from.queue, QueueNote::Settled { io: from.io, result });
@@ -212,7 +216,10 @@ impl LogWorker {
         if self.is_beat && self.everything_is_recorded() {
             // The last record but this one says all that there is to say.
             self.beats.wanted = true;
-            return self.all_is_recorded();
+            self.all_is_recorded();
+            // Those that it was to tell of.
+            let untold = std::mem::take(&mut self.marks_committed);
+            return self.marks_failed(untold, Errno::EIO, actions);
         }
         self.record_wanted = true;
         let marks = std::mem::take(&mut self.marks_committed);

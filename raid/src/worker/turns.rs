@@ -130,6 +130,8 @@ fn a_leg_that_returns_is_stale_where_the_log_is_dirty_and_copied_to_only_once_th
 fn all_that_is_dirty_is_cleared_in_the_end_a_part_at_a_time() {
     let (mirror, worker) = served();
     (0..MAX_REGIONS as u32).for_each(|region| mirror.regions.assume_dirty(Region(region)));
+    // It has not seen them yet.
+    let worker = worker.with_bounded(mirror.legs.states().in_sync());
     let mut driver = Driver::new(worker);
     let mut ticks = 0;
     while mirror.regions.unclean() > 0 {

@@ -252,7 +252,7 @@ impl Sim {
             all.clone().for_each(|region| log.mark(region));
         }
         let found: Vec<Region> = log.dirty().collect();
-        let states = assembly.states(!found.is_empty());
+        let states = assembly.states(&found);
         if !assembly.copy_whole.is_empty() {
             all.for_each(|region| log.mark(region));
         }
@@ -263,7 +263,7 @@ impl Sim {
         let was_clean = was_clean && !(had_by_others && assembly.dirty_without_log);
         assert!(!was_clean || logged == 0, "invariant 10: {logged:#x} is dirty after a clean stop");
         self.check_splits(&states);
-        let before = assembly.states(false);
+        let before = assembly.states(&[]);
         let was_in_sync = |&leg: &Leg| before[leg] == LegState::InSync && assembly.at[leg].is_some();
         self.startable = before.legs().filter(was_in_sync).collect();
         self.start_failed = LegSet::EMPTY;
@@ -285,8 +285,7 @@ impl Sim {
             self.sessions += 1;
         }
         let lineage = assembly.lineage(self.sessions);
-        let mirror = Mirror::new(geometry, &states, found, queues).with_whole_copies(assembly.copy_whole);
-        let mirror = Arc::new(mirror);
+        let mirror = Arc::new(Mirror::assembled(assembly, geometry, &states, &found, queues));
         let mut buffers = vec![vec![Vec::new(); self.config.depth]; usize::from(queues)];
         buffers.push(vec![vec![0; (self.config.window / 512) as usize]; BUFFERS]);
         let in_use = mirror.legs.states().in_use();
@@ -298,6 +297,7 @@ impl Sim {
             worker: LogWorker::new(mirror.clone(), states, assembly.event_count, lineage, on_legs)
                 .with_replaces(assembly.replaces)
                 .with_held(assembly.held)
+                .with_bounded(assembly.bounded)
                 .with_log_failed(self.is_without_place())
                 .with_mark_ahead(self.mark_ahead)
                 .with_turn_regions(self.turn_regions),
@@ -330,6 +330,7 @@ impl Sim {
             worker_actions: Vec::new(),
             background_actions: Vec::new(),
         }));
+        self.check_stale(assembly, &found);
         // Where the log is not written, what was found there is flushed all the same: the slot that is written next is the
         // other one.
         self.start_meta(MetaKind::StartFill, in_use, Some(if on_legs { pages } else { Flush::default() }));

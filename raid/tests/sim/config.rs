@@ -110,6 +110,11 @@ impl Config {
         u64::from(self.region_sectors) * SECTOR
     }
 
+    /// The region that a sector is in.
+    pub(crate) fn region_of(&self, sector: usize) -> u32 {
+        sector as u32 / self.region_sectors
+    }
+
     /// Sectors of a region of the largest volume.
     pub(crate) fn region(&self, region: u32) -> std::ops::Range<usize> {
         let first = (region * self.region_sectors) as usize;

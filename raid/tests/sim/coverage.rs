@@ -101,9 +101,13 @@ pub(crate) enum Saw {
     CrashInCommit,
     CrashInOpen,
     Goodbye,
+    RecentRecord,
+    RecentStart,
+    RecentStale,
+    LeftOutForLong,
 }
 
-const KINDS: usize = Saw::Goodbye as usize + 1;
+const KINDS: usize = Saw::LeftOutForLong as usize + 1;
 
 #[rustfmt::skip]
 const ALL: [Saw; KINDS] = {
@@ -123,7 +127,7 @@ const ALL: [Saw; KINDS] = {
         Scrub, CompleteScrub, PausedScrub, WaitingScrub, UnreadableInScrub, FoundDifference,
         RepairedDifference, CrashInScrub,
         RecordInCommit, CommitHungOverFailure, LostCommit, LogBack, MarkAhead, StartWithoutLog,
-        CleanStopWithoutLog, CrashInCommit, CrashInOpen, Goodbye,
+        CleanStopWithoutLog, CrashInCommit, CrashInOpen, Goodbye, RecentRecord, RecentStart, RecentStale, LeftOutForLong,
     ]
 };
 

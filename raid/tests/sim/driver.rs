@@ -138,12 +138,12 @@ impl Sim {
         if refused.is_none() {
             self.check_submit(queue, io);
         }
-        if queue == self.config.queues && io.io == SCRUB_IO && io.op != LegOp::Read {
+        let is_write = matches!(io.op, LegOp::Write { .. } | LegOp::Zero { .. });
+        if queue == self.config.queues && io.io == SCRUB_IO && is_write {
             let first = (io.offset / SECTOR) as usize;
             self.changes_since_splits(&(first..first + (io.len / SECTOR) as usize));
         }
         let submitted = self.moment();
-        let is_write = matches!(io.op, LegOp::Write { .. } | LegOp::Zero { .. });
         let ticket = if is_write && refused.is_none() { self.disks[io.leg.index()].begin() } else { 0 };
         let todo = ((1u64 << (io.len / SECTOR)) - 1) as u32;
         let outcomes = &mut self.d().outcomes[usize::from(queue)];
@@ -173,6 +173,7 @@ impl Sim {
         let source =
             self.live().mirror.legs.states().in_sync().lowest().expect("invariant 4: no leg in sync");
         self.images_are_settled(source);
+        self.recents_are_settled();
         self.recovered(source);
         let dirty = self.live().mirror.regions.unclean();
         self.saw.saw(if dirty > 0 { Saw::DirtyStart } else { Saw::CleanStart });

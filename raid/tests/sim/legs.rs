@@ -49,6 +49,11 @@ impl Sim {
     /// Whoever waits for the job hears how it ended.
     pub(crate) fn tell_end(&mut self, job: &LegJob, result: Result<(), Errno>) {
         self.count_outcome(job, result);
+        if job.io.op == LegOp::Read && result.is_err() {
+            // It may be repaired.
+            let first = (job.io.offset / SECTOR) as usize;
+            self.is_written(&(first..first + (job.io.len / SECTOR) as usize));
+        }
         if job.queue == self.config.queues {
             let zeroes = result.is_ok() && job.io.op == LegOp::Read && self.reads_as_zeroes(job);
             self.saw.saw_if(Saw::CopyOfZeroes, zeroes);

@@ -4,7 +4,7 @@
 //! - [`sim::Sim`]: the world; [`run::run`] its course from seed to end.
 //! - [`disk`], [`blocks`], [`faults`], [`late`], [`far`], [`images`]: the hostile part.
 //! - [`beside`], [`place`]: a log on a server, with the real client.
-//! - [`history`], [`checks`], [`scrubs`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
+//! - [`history`], [`checks`], [`recents`], [`scrubs`], [`survey`]: what must hold; a panic names the invariant of ARCHITECTURE.md.
 //! - [`coverage`]: what was exercised.
 //!
 //! ```text
@@ -33,6 +33,7 @@ mod late;
 mod legs;
 mod metadata;
 mod place;
+mod recents;
 mod requests;
 mod rng;
 mod roster;

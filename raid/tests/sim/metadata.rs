@@ -36,6 +36,7 @@ impl Sim {
             event_count: 1,
             lineage: Lineage::new(1, self.config.legs),
             held: Held::default(),
+            recent: None,
             clean: true,
             equal: true,
             log_failed: false,
@@ -129,6 +130,7 @@ impl Sim {
             log_failed: superblock.log_failed,
             lineage: superblock.lineage.clone(),
             held: superblock.held,
+            recent: superblock.recent.clone(),
             log_generation: 0,
             other_file: false,
         }
@@ -185,6 +187,7 @@ impl Sim {
         superblock.event_count = record.event_count;
         superblock.lineage.clone_from(&record.lineage);
         superblock.held = record.held;
+        superblock.recent.clone_from(&record.recent);
         superblock.clean = record.clean;
         superblock.equal = record.equal;
         superblock.log_failed = record.log_failed;
@@ -296,6 +299,7 @@ impl Sim {
             }
             MetaKind::Record(record) => {
                 if failed.is_empty() {
+                    self.check_record(&record);
                     self.images.recorded(&record);
                 }
                 self.saw.saw_if(Saw::FailedRecord, !failed.is_empty());

@@ -45,6 +45,7 @@ impl Sim {
         }
         if changed {
             self.changes_since_splits(&range);
+            self.is_written(&range);
         }
         let start = self.moment();
         for sector in changes.clone() {

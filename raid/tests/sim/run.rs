@@ -301,6 +301,7 @@ impl Sim {
         match self.rng.below(4) {
             0 => self.read_repair(),
             1 => self.plant_and_scrub(),
+            2 => self.leave_a_leg_out(),
             _ => {}
         }
     }

@@ -65,6 +65,11 @@ impl Sim {
         let stamp = |leg: Leg, sector: u64| buffers[SCRUB_TAGS as usize + leg.index()][sector as usize];
         let same = |one: Leg, other: Leg, sector: u64| stamp(one, sector) == stamp(other, sector);
         let found = differences(legs, offset, len, same);
+        if !found.is_empty() {
+            // It may be repaired.
+            let first = (offset / SECTOR) as usize;
+            self.is_written(&(first..first + (len / SECTOR) as usize));
+        }
         self.background_event(BackgroundEvent::Compared(found));
     }
 

@@ -19,6 +19,7 @@ use crate::growth::Growth;
 use crate::history::History;
 use crate::images::Images;
 use crate::place::Place;
+use crate::recents::Recents;
 use crate::rng::Rng;
 use crate::roster::Roster;
 use crate::scrubs::Planted;
@@ -90,6 +91,7 @@ pub(crate) struct Sim {
     pub(crate) splits: Vec<Option<Split>>,
     pub(crate) roster: Roster,
     pub(crate) images: Images,
+    pub(crate) recents: Recents,
     /// What was changed behind the daemon's back, by sector; empty but at the end of a run.
     pub(crate) planted: Vec<Option<Planted>>,
     /// Where the log is, if it is not on the legs.
@@ -135,6 +137,7 @@ impl Sim {
             splits: (0..config.legs).map(|_| None).collect(),
             roster: Roster::draw(seed, config.legs),
             images: Images::draw(seed, &config),
+            recents: Recents::default(),
             planted: Vec::new(),
             place,
             mark_ahead,

@@ -4,13 +4,18 @@
 use std::sync::Arc;
 
 use mirrord_raid::{
-    AssembleError, Assembly, Geometry, Leg, LegRecord, LegSet, LegState, LogWorker, Mirror, Record,
+    AssembleError, Assembly, Geometry, Leg, LegRecord, LegSet, LegState, LogWorker, Mirror, Record, Region,
     WorkerAction, WorkerEvent, assemble,
 };
 
 use crate::blocks;
 use crate::coverage::Saw;
 use crate::sim::{Recovery, Sim};
+
+/// As bits.
+fn regions(bits: u64) -> impl Iterator<Item = Region> {
+    (0..64).filter(move |region| bits & 1 << region != 0).map(Region)
+}
 
 impl Sim {
     /// Whether the volume may hold `stamp` now.
@@ -57,26 +62,24 @@ impl Sim {
             true => u64::MAX,
             false => assembly.trusted.iter().fold(0, |all, leg| all | self.logged(leg)),
         };
-        let dirty = found.or_else(|| self.dirty_in_place(assembly)).unwrap_or_else(on_legs);
+        let found = found.or_else(|| self.dirty_in_place(assembly)).filter(|_| !assembly.all_dirty);
+        let dirty = found.unwrap_or_else(on_legs);
         let geometry = Geometry::new(assembly.size, self.config.region_size()).expect("it was recorded");
         let dirty = assembly.uncovered(geometry).fold(dirty, |all, region| all | 1 << region.0);
         for (leg, at) in assembly.at.iter() {
             // What is split off is looked at when it is merged.
-            let state = assembly.states(false)[leg];
+            let state = assembly.states(&[])[leg];
             let is_split = state == LegState::Tracked;
-            if at.is_some()
-                && state.is_copy()
-                && !assembly.all_dirty
-                && !(is_split && self.scribbled.contains(leg))
-            {
+            if at.is_some() && state.is_copy() && !(is_split && self.scribbled.contains(leg)) {
                 let differs = self.differences(assembly.source, leg, sectors);
-                let hidden = differs & !dirty;
+                let stale = regions(dirty).filter(|&region| assembly.may_be_stale(leg, region));
+                let hidden = stale.fold(differs, |hidden, region| hidden & !(1 << region.0));
                 let is_stale = assembly.copy_whole.union(assembly.older).contains(leg);
                 assert!(
                     hidden == 0 || is_stale,
-                    "invariant 10: {leg:?} differs in {hidden:#x}, not dirty: {assembly:?}"
+                    "invariant 10: {leg:?} differs in {hidden:#x}, not dirty or not recent: {assembly:?}"
                 );
-                let in_sync = assembly.states(dirty != 0)[leg] == LegState::InSync;
+                let in_sync = assembly.states(&regions(dirty).collect::<Vec<_>>())[leg] == LegState::InSync;
                 assert!(
                     differs == 0 || !in_sync,
                     "invariant 5: {leg:?} is to be in sync and differs in {differs:#x}: {assembly:?}"
@@ -225,6 +228,7 @@ impl Sim {
             found.event_count = record.event_count;
             found.lineage.clone_from(&record.lineage);
             found.held = record.held;
+            found.recent.clone_from(&record.recent);
             found.clean = record.clean;
             found.equal = record.equal;
             found.log_failed = record.log_failed;
@@ -241,13 +245,14 @@ impl Sim {
     fn first_record(&self, legs: LegSet) -> Option<Record> {
         let found = self.records(legs);
         let assembly = assemble(&found, self.degraded()).ok()?;
-        let states = assembly.states(true);
+        let states = assembly.states(&[Region(0)]);
         let mirror = Arc::new(Mirror::new(self.geometry, &states, [], 0));
         let lineage = assembly.lineage(u64::MAX - u64::from(legs.bits()));
         let mut actions = Vec::new();
         LogWorker::new(mirror, states, assembly.event_count, lineage, self.place.is_none())
             .with_replaces(assembly.replaces)
             .with_held(assembly.held)
+            .with_bounded(assembly.bounded)
             .handle(WorkerEvent::Start, &mut actions);
         actions.into_iter().find_map(|action| match action {
             WorkerAction::Record(record) => Some(*record),
