@@ -20,6 +20,7 @@ mod log_serve;
 mod metrics;
 mod packaging;
 mod process_limits;
+mod recent;
 mod remote_cuts;
 mod remote_log;
 mod remote_netns;
