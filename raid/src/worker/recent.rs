@@ -216,3 +216,6 @@ impl LogWorker {
         recents.cursor = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;
