@@ -13,13 +13,14 @@ pub(crate) mod notify;
 mod resize;
 mod scrub;
 pub(crate) mod signals;
+mod stop;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use mirrord_ublk::{FrontError, Shutdown};
+use mirrord_ublk::Shutdown;
 use serde::{Deserialize, Serialize};
 use signal_hook::iterator::Signals;
 use uuid::Uuid;
@@ -28,9 +29,7 @@ pub use background::{Ready, SpawnError, serve_behind, spawn};
 pub use log_check::{LogRefused, LogSpec};
 
 use crate::control::{Answer, BindError, ControlServer, Failure, Request, Response};
-use crate::engine::{
-    Farewell, FrontChoice, LogOptions, Purpose, RemoteOptions, ServeError, ServeOptions, StopError, Volume,
-};
+use crate::engine::{FrontChoice, LogOptions, Purpose, RemoteOptions, ServeError, ServeOptions, Volume};
 use crate::events::{Hook, check_hook};
 use crate::failure::describe;
 use crate::leg::{LATE_PATIENCE, LegError, Patience};
@@ -46,6 +45,7 @@ use crate::status::{Hardening, VolumeStatus};
 use legs::NewLeg;
 use notify::Manager;
 use scrub::Keeper;
+use stop::STOP_PATIENCE;
 
 /// What to serve and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -146,10 +146,6 @@ struct Own {
 
 /// How long the end of a volume may wait for its event hook.
 const HOOK_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long a stop by a signal may take. A leg that hangs and has no time-out would hold it up for ever. Less than the
-/// `TimeoutStopSec` of the systemd units, whose SIGKILL says nothing.
-const STOP_PATIENCE: Duration = Duration::from_secs(4 * 60);
 
 /// A volume that this process serves.
 pub struct Served {
@@ -395,24 +391,13 @@ fn start_threads(
             if let Some(manager) = &manager {
                 manager.stopping();
             }
-            if let Err(error) = end_after(STOP_PATIENCE) {
+            if let Err(error) = stop::end_after(STOP_PATIENCE) {
                 tracing::warn!(%error, "the time that the stop may take is not limited");
             }
-            stop_on_signal(&volume);
+            stop::on_signal(&volume);
         }
     };
     thread::Builder::new().name("mirrord-signals".to_owned()).spawn(on_signal).map(drop)
-}
-
-/// Ends the process after this time, if it is still there: as after a crash, the log tells the next start what to
-/// resync.
-fn end_after(patience: Duration) -> std::io::Result<()> {
-    let end = move || {
-        thread::sleep(patience);
-        tracing::error!("the stop did not end in {patience:?}: this process ends without it, as in a crash");
-        std::process::exit(1);
-    };
-    thread::Builder::new().name("mirrord-grace".to_owned()).spawn(end).map(drop)
 }
 
 /// The event hook, if there is one. That it cannot be run is no reason not to serve.
@@ -427,19 +412,6 @@ fn start_hook(
         notices.push(describe(&error));
     }
     Hook::start(program, volume.journal(), &status.device).map(Some)
-}
-
-/// Whoever sends a signal means it. A device in use is left to the next daemon, its users waiting; a file in
-/// use goes away.
-fn stop_on_signal(volume: &Volume) {
-    volume.farewell().notes.iter().for_each(|note| tracing::warn!("{note}"));
-    let Err(busy) = volume.stop(Shutdown::Clean) else { return };
-    tracing::warn!("{}; it is handed over", describe(&busy));
-    let Err(error) = volume.stop(Shutdown::HandOver) else { return };
-    tracing::warn!("{}; it is taken away", describe(&error));
-    if let Err(error) = volume.stop(Shutdown::Force) {
-        tracing::error!("{}", describe(&error));
-    }
 }
 
 fn status(volume: &Volume, own: &Own) -> VolumeStatus {
@@ -480,8 +452,8 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
             Ok(reader) => return Answer::Events(reader),
             Err(error) => Response::Failed { reason: Failure::Error, message: describe(&error) },
         },
-        Request::Stop { force } => stop(volume, if force { Shutdown::Force } else { Shutdown::Clean }),
-        Request::HandOver => stop(volume, Shutdown::HandOver),
+        Request::Stop { force } => stop::stop(volume, if force { Shutdown::Force } else { Shutdown::Clean }),
+        Request::HandOver => stop::stop(volume, Shutdown::HandOver),
         Request::FailLeg { leg } => legs::fail(volume, &leg),
         Request::AddLeg { path, spare, force, preallocate } => {
             let purpose = if spare { Purpose::Spare } else { Purpose::Copy };
@@ -496,31 +468,6 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
         Request::MergeLeg { leg, full } => legs::merge(volume, dirs, &leg, full),
     };
     response.into()
-}
-
-fn stop(volume: &Volume, how: Shutdown) -> Response {
-    let Farewell { notes, loss, not_found } = volume.farewell();
-    let refusal = match how {
-        Shutdown::Clean => loss,
-        Shutdown::HandOver => not_found,
-        Shutdown::Force => None,
-    };
-    if let Some(message) = refusal {
-        return Response::Failed { reason: Failure::Error, message };
-    }
-    match volume.stop(how) {
-        Ok(()) => Response::Done { left_behind: volume.left_behind(), notes },
-        Err(error) => {
-            let StopError::Front(front) = &error;
-            let reason = match front {
-                FrontError::Busy { .. } => Failure::Busy,
-                FrontError::NoHandOver { .. } | FrontError::NoResize { .. } | FrontError::Io { .. } => {
-                    Failure::Error
-                }
-            };
-            Response::Failed { reason, message: describe(&error) }
-        }
-    }
 }
 
 /// Kind and place of the log, as the command line has it.
