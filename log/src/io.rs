@@ -7,7 +7,8 @@
 //!
 //! With a time-out, a file that takes longer is given up: its result is `ETIMEDOUT`. The call that hangs keeps
 //! its data (an owned copy) and its descriptor, no further one is made for it, and until it has ended the file
-//! is given nothing more: what is late cannot overtake or undo what comes later.
+//! is given nothing more: what is late cannot overtake or undo what comes later. A [`TimeOut`] can be set while
+//! calls are under way.
 //!
 //! A [`MetaIo`] stays on the thread that made it, which must not run another async runtime.
 
@@ -18,7 +19,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -31,6 +32,43 @@ use crate::page::PageWrite;
 
 /// Looks in a time-out: how exactly it is kept.
 const TICKS: u32 = 16;
+
+/// Between two looks whether a time-out was set meanwhile.
+const UNLIMITED_TICK: Duration = Duration::from_millis(250);
+
+/// How long a file may take over a call, shared by those who set it and those who keep it. None at first: for ever.
+#[derive(Clone, Debug, Default)]
+pub struct TimeOut {
+    /// In milliseconds; 0: none.
+    limit: Arc<AtomicU64>,
+}
+
+impl TimeOut {
+    /// This long, if any.
+    pub fn new(limit: Option<Duration>) -> TimeOut {
+        let time_out = TimeOut::default();
+        limit.into_iter().for_each(|limit| time_out.shorten_to(limit));
+        time_out
+    }
+
+    /// This long at most, also for calls under way, whose time begins now.
+    pub fn shorten_to(&self, limit: Duration) {
+        let limit = (limit.as_millis() as u64).max(1);
+        let shorter = |now: u64| (now == 0 || limit < now).then_some(limit);
+        let _ = self.limit.fetch_update(SeqCst, SeqCst, shorter);
+    }
+
+    /// How long; `None`: for ever.
+    pub fn limit(&self) -> Option<Duration> {
+        let limit = self.limit.load(SeqCst);
+        (limit > 0).then(|| Duration::from_millis(limit))
+    }
+
+    /// Time until the next look at a call that does not end.
+    fn tick(&self) -> Duration {
+        self.limit().map_or(UNLIMITED_TICK, |limit| limit / TICKS)
+    }
+}
 
 /// What a look at the ring for calls that are late may take.
 const LOOK: Duration = Duration::from_millis(1);
@@ -56,7 +94,7 @@ impl Target<'_> {
 /// Writes metadata and makes it durable.
 pub struct MetaIo {
     ring: Option<tokio_uring::Runtime>,
-    limit: Option<Duration>,
+    time_out: Option<TimeOut>,
     /// What was given up, by file.
     late: Vec<(RawFd, Arc<Flight>)>,
 }
@@ -98,7 +136,7 @@ type Job<'a> = (Target<'a>, Arc<Vec<PageWrite>>);
 
 impl std::fmt::Debug for MetaIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MetaIo").field("kind", &self.kind()).field("limit", &self.limit).finish()
+        f.debug_struct("MetaIo").field("kind", &self.kind()).field("time_out", &self.time_out).finish()
     }
 }
 
@@ -112,17 +150,17 @@ impl MetaIo {
     /// Through io_uring if this process may use it, else blocking.
     pub fn new() -> MetaIo {
         let ring = tokio_uring::Runtime::new(&tokio_uring::builder()).ok();
-        MetaIo { ring, limit: None, late: Vec::new() }
+        MetaIo { ring, time_out: None, late: Vec::new() }
     }
 
     /// Blocking, whatever this process may use.
     pub fn blocking() -> MetaIo {
-        MetaIo { ring: None, limit: None, late: Vec::new() }
+        MetaIo { ring: None, time_out: None, late: Vec::new() }
     }
 
-    /// The same with a time-out for each file of each call; `None`: wait for ever.
-    pub fn with_time_out(mut self, limit: Option<Duration>) -> MetaIo {
-        self.limit = limit;
+    /// The same with a time-out for each file of each call.
+    pub fn with_time_out(mut self, time_out: TimeOut) -> MetaIo {
+        self.time_out = Some(time_out);
         self
     }
 
@@ -172,9 +210,9 @@ impl MetaIo {
     }
 
     fn run_all(&mut self, jobs: Vec<Job<'_>>) -> Vec<io::Result<()>> {
-        match (&self.ring, self.limit) {
-            (Some(ring), limit) => ring.block_on(ring_run_all(jobs, limit, &mut self.late)),
-            (None, Some(limit)) => threads_run_all(jobs, limit, &mut self.late),
+        match (&self.ring, &self.time_out) {
+            (Some(ring), time_out) => ring.block_on(ring_run_all(jobs, time_out.as_ref(), &mut self.late)),
+            (None, Some(time_out)) => threads_run_all(jobs, time_out, &mut self.late),
             (None, None) => {
                 let run = |(target, runs): Job<'_>| {
                     blocking_run(target.file, target.base, &runs, &Flight::default())
@@ -247,7 +285,7 @@ fn of_sync(error: io::Error) -> io::Error {
 /// One thread for each file: whoever waits for it need not be the one who hangs.
 fn threads_run_all(
     jobs: Vec<Job<'_>>,
-    limit: Duration,
+    time_out: &TimeOut,
     late: &mut Vec<(RawFd, Arc<Flight>)>,
 ) -> Vec<io::Result<()>> {
     let hang = take_late(late);
@@ -277,11 +315,12 @@ fn threads_run_all(
     }
     let mut ticks = 0;
     while results.iter().any(Option::is_none) {
-        if let Ok((index, result)) = told.recv_timeout(limit / TICKS) {
+        let limited = time_out.limit().is_some();
+        if let Ok((index, result)) = told.recv_timeout(time_out.tick()) {
             results[index].get_or_insert(result);
             continue;
         }
-        ticks += 1;
+        ticks += u32::from(limited);
         for ((result, flight), (target, _)) in results.iter_mut().zip(&flights).zip(&jobs) {
             if result.is_none() && (ticks > TICKS || target.is_hung()) {
                 flight.given_up.store(true, SeqCst);
@@ -297,7 +336,7 @@ fn threads_run_all(
 
 async fn ring_run_all(
     jobs: Vec<Job<'_>>,
-    limit: Option<Duration>,
+    time_out: Option<&TimeOut>,
     late: &mut Vec<(RawFd, Arc<Flight>)>,
 ) -> Vec<io::Result<()>> {
     if !late.is_empty() {
@@ -332,8 +371,8 @@ async fn ring_run_all(
             results.push(Err(timed_out()));
             continue;
         };
-        let ended = match limit {
-            Some(limit) => wait_for(&mut task, limit, &mut ticks, target).await,
+        let ended = match time_out {
+            Some(time_out) => wait_for(&mut task, time_out, &mut ticks, target).await,
             None => Some((&mut task).await.unwrap_or_else(|error| Err(io::Error::other(error)))),
         };
         results.push(ended.unwrap_or_else(|| {
@@ -348,19 +387,20 @@ async fn ring_run_all(
 /// Waits for the end of a task; `None` if it does not come in time. `ticks` went by while others were waited for.
 async fn wait_for(
     task: &mut JoinHandle<io::Result<()>>,
-    limit: Duration,
+    time_out: &TimeOut,
     ticks: &mut u32,
     target: &Target<'_>,
 ) -> Option<io::Result<()>> {
     loop {
-        let tick = if *ticks > TICKS { Duration::ZERO } else { limit / TICKS };
+        let limited = time_out.limit().is_some();
+        let tick = if *ticks > TICKS { Duration::ZERO } else { time_out.tick() };
         match tokio::time::timeout(tick, &mut *task).await {
             Ok(result) => return Some(result.unwrap_or_else(|error| Err(io::Error::other(error)))),
             Err(_) if *ticks >= TICKS || target.is_hung() => {
                 *ticks += 1;
                 return None;
             }
-            Err(_) => *ticks += 1,
+            Err(_) => *ticks += u32::from(limited),
         }
     }
 }
@@ -498,7 +538,7 @@ mod tests {
     #[test]
     fn a_file_that_hangs_is_given_up_and_given_nothing_until_that_has_ended() {
         let limit = Duration::from_millis(160);
-        let mut io = MetaIo::new().with_time_out(Some(limit));
+        let mut io = MetaIo::new().with_time_out(TimeOut::new(Some(limit)));
         if io.kind() == "blocking" {
             eprintln!("skipped: no io_uring");
             return;
@@ -539,11 +579,34 @@ mod tests {
         io::Write::write_all(&mut &pipe, &full).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| know.store(1, SeqCst));
-            io.limit = Some(Duration::from_secs(16) / 10);
+            io.time_out = Some(TimeOut::new(Some(Duration::from_secs(16) / 10)));
             let began = std::time::Instant::now();
             assert!(io.write_and_sync(&targets[..1], &[write(0, 7, 4096)])[0].is_err());
             assert!(began.elapsed() < Duration::from_secs(1));
         });
         drop(io);
+    }
+
+    #[test]
+    fn a_time_out_that_is_set_later_counts_for_what_hangs_already() {
+        let time_out = TimeOut::default();
+        let mut io = MetaIo::new().with_time_out(time_out.clone());
+        if io.kind() == "blocking" {
+            eprintln!("skipped: no io_uring");
+            return;
+        }
+        let (_reader, mut writer) = io::pipe().unwrap();
+        io::Write::write_all(&mut writer, &vec![1; 65536]).unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(writer));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(100));
+                time_out.shorten_to(Duration::from_millis(50));
+            });
+            let targets = [Target { file: &pipe, base: 0, hung: None }];
+            let results = io.write_and_sync(&targets, &[write(0, 7, 4096)]);
+            assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(TIMED_OUT));
+        });
+        assert!(io.is_late(&pipe));
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use mirrord_log::{MetaIo, PageWrite, Target};
+use mirrord_log::{MetaIo, PageWrite, Target, TimeOut};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[test]
@@ -14,7 +14,7 @@ fn no_descriptor_to_be_had_is_no_fault_of_a_leg() {
     let all = [MetaIo::new(), MetaIo::blocking()];
     let all = all.into_iter().flat_map(|io| {
         let timed = if io.kind() == "blocking" { MetaIo::blocking() } else { MetaIo::new() };
-        [io, timed.with_time_out(limit)]
+        [io, timed.with_time_out(TimeOut::new(limit))]
     });
     let mut all: Vec<MetaIo> = all.collect();
     let files: Vec<File> = (0..2).map(|_| tempfile::tempfile().unwrap()).collect();

@@ -46,7 +46,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mirrord_log::{LogKind, MetaIo};
+use mirrord_log::{LogKind, MetaIo, TimeOut};
 use mirrord_raid::{
     Assembly, COPY_SLOTS, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Mirror, QueueId,
     Region, SCRUB_TAGS, WorkerEvent,
@@ -87,6 +87,9 @@ use status::Facts;
 use throttle::Throttle;
 use watch::{Seen, Watch};
 use worker::{Durable, Worker};
+
+/// How long IO on a leg may take once a stop is forced: a flush to a slow disk ends within it.
+pub const FORCED_LEG_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A volume being served. Dropping it without [`Volume::stop`] is like a crash.
 pub struct Volume {
@@ -200,6 +203,7 @@ impl Volume {
             split_pause: AtomicU64::new(0),
             remote,
             fenced: Arc::default(),
+            leg_limit: TimeOut::new(leg_timeout),
             scrub: ScrubBook::new(Arc::clone(&journal)),
             places: Arc::default(),
             latencies: options.latencies.then(|| (0..queues).map(|_| Arc::<Latencies>::default()).collect()),
@@ -269,13 +273,13 @@ impl Volume {
                 recorded: None,
                 io,
             };
-            let blocking = options.threads_engine;
+            let (blocking, time_out) = (options.threads_engine, shared.leg_limit.clone());
             let in_use = shared.mirror.legs.states().in_use();
             let unwritable = Arc::new(Mutex::new([None; MAX_LEGS]));
             let seen = Arc::clone(&unwritable);
             let thread = spawn("mirrord-log", move || {
                 let io = if blocking { MetaIo::blocking() } else { MetaIo::new() };
-                let worker = Worker::new(shared, machine, durable(io.with_time_out(leg_timeout)), watch);
+                let worker = Worker::new(shared, machine, durable(io.with_time_out(time_out)), watch);
                 run_worker(worker, in_use, session, &tell, &seen);
             })?;
             if let Err(error) = await_ready(&ready) {
@@ -405,12 +409,17 @@ impl Volume {
     }
 
     /// Stops serving, flushes and records everything, and lets go of the legs. `how` says what becomes of
-    /// users. See [`Volume::left_behind`] afterwards.
+    /// users. One that is forced gives up IO on a leg that takes longer than [`FORCED_LEG_TIMEOUT`], as if that
+    /// were the time-out of legs. See [`Volume::left_behind`] afterwards.
     ///
     /// # Errors
     /// [`StopError::Front`] while the volume is in use and is not to be taken away, or if it cannot be handed
     /// over: it is still served.
     pub fn stop(&self, how: Shutdown) -> Result<(), StopError> {
+        if how == Shutdown::Force {
+            self.shared.leg_limit.shorten_to(FORCED_LEG_TIMEOUT);
+            self.shared.wake_all();
+        }
         // What waits for a log server would hold the end of the front end up.
         if let Some(remote) = &self.shared.remote {
             remote.hurry();
@@ -446,14 +455,11 @@ impl Volume {
         }
     }
 
-    /// Waits for a thread. One that gave up IO which is still under way is not gone before that has ended, and is
-    /// waited for no longer than until it has done all that it does.
-    fn await_end(&self, thread: JoinHandle<()>) {
+    /// Waits until a thread has done all that it does. It may be there for longer: the kernel keeps one that gave up IO
+    /// until that has ended.
+    fn await_end(thread: &JoinHandle<()>) {
         while !thread.is_finished() {
             std::thread::sleep(LOOK);
-        }
-        if self.left_behind().is_empty() {
-            let _ = thread.join();
         }
     }
 
@@ -476,18 +482,18 @@ impl Volume {
         // A copy that waits for its turn under a low limit would hold the stop up.
         self.set_resync_rate(None);
         self.shared.mailbox.send(WorkerEvent::Stop);
-        self.await_end(worker);
+        Self::await_end(&worker);
         if let Some(remote) = &self.shared.remote {
             remote.stop();
         }
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.wake_all();
-        for thread in threads.queues.drain(..) {
-            self.await_end(thread);
-        }
+        threads.queues.drain(..).for_each(|thread| Self::await_end(&thread));
         drop(lock(&self.beside));
         if !self.facts.read_only && !self.shared.fenced.load(Ordering::SeqCst) {
-            lock(&self.files).iter().filter_map(|(_, file)| file.as_ref()).for_each(|file| legs::stamp(file));
+            // It may hang, and others ask for the files meanwhile.
+            let files: Vec<_> = lock(&self.files).iter().filter_map(|(_, file)| file.clone()).collect();
+            files.iter().for_each(|file| legs::stamp(file));
         }
         // A ring lets go of its files some time after it is closed. Nothing is in flight any more, so the
         // legs are free from now on. Where something is, nobody else may have the leg.

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::sync::{Arc, Mutex};
 
-use mirrord_log::LogPlace;
+use mirrord_log::{LogPlace, TimeOut};
 use mirrord_raid::{Geometry, LegMap, LegState, Mirror, WorkerEvent};
 use mirrord_ublk::{BufferPool, Engine, EngineKind, PoolConfig, Wake};
 
@@ -73,6 +73,7 @@ impl Volume {
             split_pause: AtomicU64::new(0),
             remote: None,
             fenced: Arc::default(),
+            leg_limit: TimeOut::new(leg_timeout),
             places: Arc::default(),
             latencies: None,
         });

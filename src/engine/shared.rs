@@ -8,6 +8,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mirrord_log::TimeOut;
 use mirrord_raid::{Action, Leg, Mirror, QueueId, Replaces, WorkerAction, WorkerEvent};
 use mirrord_ublk::{Engine, LegFile, Request, Ring, Source, Wake};
 
@@ -187,8 +188,10 @@ pub(super) struct Shared {
     pub(super) split_pause: AtomicU64,
     /// The server that keeps the log.
     pub(super) remote: Option<Arc<Remote>>,
-    /// Another daemon has the log now: nothing is written any more.
+    /// Another daemon has the log now, or this one is about to end: nothing is written any more.
     pub(super) fenced: Arc<AtomicBool>,
+    /// How long IO on a leg may take before it is given up; a stop that is forced shortens it.
+    pub(super) leg_limit: TimeOut,
     /// Whether the files of legs are where they were.
     pub(super) places: Arc<Places>,
     /// One per queue, if requests are timed.
@@ -202,6 +205,9 @@ impl Shared {
 
     /// Carries out on `ring` what it is to do with its legs; `number`: its place in `wakes`.
     pub(super) fn change_legs(&self, number: usize, ring: &mut Ring) {
+        if let Some(limit) = self.leg_limit.limit() {
+            ring.limit_legs(limit);
+        }
         for LegChange { leg, file, done } in std::mem::take(&mut *lock(&self.changes[number])) {
             let _ = done.send(ring.replace_leg(leg, file));
         }

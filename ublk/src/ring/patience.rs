@@ -18,7 +18,7 @@ use mirrord_raid::{Errno, LegIo, LegOp};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::flight::{FENCED, Slot};
-use super::{LegDone, Ring};
+use super::{Engine, LegDone, Ring};
 use crate::buffer::Buffer;
 use crate::leg_file::LegFile;
 
@@ -37,6 +37,11 @@ pub(super) struct Patience {
 impl Patience {
     pub(super) fn new(limit: Duration) -> Patience {
         Patience { tick: limit / TICKS, now: 0, due: Duration::ZERO }
+    }
+
+    /// Whether it is over no later than another one would be.
+    fn is_within(&self, limit: Duration) -> bool {
+        self.tick <= limit / TICKS
     }
 
     /// The present tick.
@@ -100,6 +105,20 @@ pub(super) struct Parked {
 }
 
 impl Ring {
+    /// Has every leg IO given up that takes longer from now on, also what is under way, whose time begins now. A ring with
+    /// a shorter time-out keeps that.
+    pub fn limit_legs(&mut self, limit: Duration) {
+        if self.patience.as_ref().is_some_and(|patience| patience.is_within(limit)) {
+            return;
+        }
+        let patience = Patience::new(limit);
+        self.slots.iter_mut().for_each(|slot| slot.born = patience.now());
+        self.patience = Some(patience);
+        if let Engine::Uring(uring) = &self.engine {
+            uring.let_legs_block(self.slots.capacity() as u32);
+        }
+    }
+
     /// How long the ring may sleep: until the next tick, while something is under way that may grow old.
     pub(super) fn sleep_at_most(&self, timeout: Option<Duration>) -> Option<Duration> {
         match &self.patience {
