@@ -165,10 +165,17 @@ impl Dirs {
 #[derive(Debug)]
 pub struct NameLock(File);
 
+impl NameLock {
+    /// Lets go of the name at once. Closing the file would leave it locked as long as another process has it open, between
+    /// fork and exec, and where something in this process hangs until that has ended.
+    pub fn release(&self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 impl Drop for NameLock {
     fn drop(&mut self) {
-        // A process between fork and exec has the file open, too: closing it would leave it locked for that moment.
-        let _ = flock(&self.0, FlockOperation::Unlock);
+        self.release();
     }
 }
 

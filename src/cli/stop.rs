@@ -1,6 +1,8 @@
 //! `mirrord stop`.
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use mirrord_ublk::plain_spawn;
@@ -14,14 +16,20 @@ use crate::control::{Client, ClientError, Request, Response};
 use crate::leg::{OpenLeg, Patience};
 use crate::registry::Registry;
 
+/// How long a daemon that leaves a leg behind may take to let go of the volume's name, and between two looks.
+const NAME_PATIENCE: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Stop serving a volume
 ///
-/// Refused while somebody uses it, unless --force takes it away from them.
+/// Refused while somebody uses it, unless --force takes it away from them. A stop waits for a leg that hangs (see
+/// --leg-timeout of `mirrord start`). With --force it gives up an IO on a leg after 30 seconds, and ends within 90
+/// seconds: a leg that hangs is named and stays locked until the kernel has done what it was given.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The volume.
     name: String,
-    /// Stop although somebody uses it: their IO fails from then on.
+    /// Stop although somebody uses it, whose IO fails from then on, or a leg hangs.
     #[arg(long)]
     force: bool,
 }
@@ -41,13 +49,18 @@ pub(super) fn run(context: &Context, args: &Args) -> anyhow::Result<()> {
         _ => (Vec::new(), Vec::new()),
     };
     if !left_behind.is_empty() {
-        // Its end may be a long time coming, and touching these legs may hang, too.
+        // The end of its process may be a long time coming, and touching these legs may hang, too. Its name is free soon.
+        let begun = Instant::now();
+        while begun.elapsed() < NAME_PATIENCE && matches!(context.dirs.lock(&args.name), Ok(None)) {
+            thread::sleep(LOOK);
+        }
         return stopped(context, &args.name, &left_behind, &notes);
     }
     if let Some(daemon) = daemon.filter(|daemon| !daemon.wait_ended()) {
+        notes.iter().for_each(|text| note(text));
         bail!(
-            "{doing}: it is not served any more, but its process {} has not ended: something that it was asked to \
-             do hangs; it ends when that does",
+            "{doing}: it is not served any more, but its process {} has not ended and may keep its legs locked: \
+             something that it was asked to do hangs; it ends when that does",
             daemon.pid
         );
     }

@@ -10,7 +10,7 @@ mod stream;
 mod types;
 
 pub use client::{Client, ClientError, Daemon, Following};
-pub use server::{Answer, BindError, ControlServer, Handler};
+pub use server::{Answer, BindError, ControlServer, Cutter, Handler};
 pub use types::{Failure, Request, Response};
 
 /// Longest line either side takes, in bytes: a status of eight legs is a few KiB, the longest map

@@ -40,10 +40,11 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// What a handler has for whoever asked.
-#[derive(Debug)]
 pub enum Answer {
     /// One line.
     Once(Response),
+    /// One line, and what is to be done once it is sent, or cannot be.
+    Then(Response, Box<dyn FnOnce() + Send>),
     /// Events, until there are no more. The journal is closed before the server is, which waits for that.
     Events(Reader),
 }
@@ -129,6 +130,11 @@ impl ControlServer {
         Ok(())
     }
 
+    /// For a process that ends without [`ControlServer::close`].
+    pub fn cutter(&self) -> Cutter {
+        Cutter { path: self.path.clone(), shared: Arc::clone(&self.shared) }
+    }
+
     /// Stops answering: no new request is taken, answers under way are written, the socket goes.
     pub fn close(mut self) {
         self.end();
@@ -159,6 +165,25 @@ impl ControlServer {
             } else {
                 tracing::error!("a request hangs: it is given up, and ends with this process");
             }
+        }
+    }
+}
+
+/// Cuts clients off, whatever the threads do that answer them: a process in which a system call hangs cannot end, and the
+/// kernel keeps its connections open.
+#[derive(Clone, Debug)]
+pub struct Cutter {
+    path: PathBuf,
+    shared: Arc<Shared>,
+}
+
+impl Cutter {
+    /// The socket goes, and every connection ends.
+    pub fn cut(&self) {
+        let _ = fs::remove_file(&self.path);
+        self.shared.closing.store(true, Ordering::SeqCst);
+        for (stream, _) in self.shared.open().iter() {
+            let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
@@ -231,6 +256,11 @@ fn converse(stream: &UnixStream, shared: &Shared, handler: &Handler) -> io::Resu
         let response = match serde_json::from_str(&line) {
             Ok(request) => match handler(request) {
                 Answer::Once(response) => response,
+                Answer::Then(response, then) => {
+                    let sent = send(stream, &response);
+                    then();
+                    return sent;
+                }
                 Answer::Events(reader) => return follow(stream, shared, reader),
             },
             Err(error) => Response::Failed { reason: Failure::BadRequest, message: error.to_string() },

@@ -45,7 +45,7 @@ use crate::status::{Hardening, VolumeStatus};
 use legs::NewLeg;
 use notify::Manager;
 use scrub::Keeper;
-use stop::STOP_PATIENCE;
+use stop::{Crash, STOP_PATIENCE};
 
 /// What to serve and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -159,7 +159,7 @@ pub struct Served {
     log_to: LogTo,
     own: Own,
     manager: Option<Manager>,
-    lock: NameLock,
+    lock: Arc<NameLock>,
 }
 
 impl Served {
@@ -189,6 +189,7 @@ impl Served {
         what.check_log(dirs, spec)?;
         let log = spec.log.options()?;
         let lock = dirs.lock(&name)?.ok_or_else(|| DaemonError::Running { name: name.clone() })?;
+        let lock = Arc::new(lock);
         let default = || if foreground { LogTo::Stderr } else { LogTo::File(dirs.log_file(&name)) };
         let log_to = spec.log_to.clone().unwrap_or_else(default);
         logging::begin(&log_to, spec.log_level).map_err(DaemonError::Logging)?;
@@ -227,8 +228,9 @@ impl Served {
         if !status.read_only {
             notices.extend(remember(dirs, &status, &spec.serve));
         }
-        let started =
-            start_threads(dirs, &volume, &mut control, signals, &own, manager.clone()).and_then(|()| {
+        let crash = Crash { name: Arc::clone(&lock), clients: control.cutter() };
+        let started = start_threads(dirs, &volume, &mut control, signals, &own, manager.clone(), crash)
+            .and_then(|()| {
                 let hook = start_hook(&volume, &status, &spec.serve, &mut notices)?;
                 let metrics = listener.map(|listener| {
                     let own = own.clone();
@@ -285,7 +287,7 @@ impl Served {
         // Who waits for the next daemon does not wait for a hook.
         let hook = self.hook.filter(|_| !self.volume.is_handed_over());
         drop(self.volume);
-        drop(self.lock);
+        self.lock.release();
         if let Some(hook) = hook {
             hook.finish(HOOK_PATIENCE);
         }
@@ -378,9 +380,14 @@ fn start_threads(
     mut signals: Signals,
     own: &Own,
     manager: Option<Manager>,
+    crash: Crash,
 ) -> std::io::Result<()> {
     let (answering, own, of_answers) = (Arc::clone(volume), own.clone(), dirs.clone());
-    control.serve(Arc::new(move |request| answer(&answering, &of_answers, &own, request)))?;
+    let of_stops = crash.clone();
+    control.serve(Arc::new(move |request| match request {
+        Request::Stop { force: true } => stop::by_force(&answering, &of_stops),
+        request => answer(&answering, &of_answers, &own, request),
+    }))?;
     legs::follow(volume, dirs)?;
     // Weak: this thread waits for ever and must not keep the volume.
     let stopping = Arc::downgrade(volume);
@@ -391,7 +398,7 @@ fn start_threads(
             if let Some(manager) = &manager {
                 manager.stopping();
             }
-            if let Err(error) = stop::end_after(STOP_PATIENCE) {
+            if let Err(error) = crash.clone().after(STOP_PATIENCE) {
                 tracing::warn!(%error, "the time that the stop may take is not limited");
             }
             stop::on_signal(&volume);
@@ -452,7 +459,7 @@ fn answer(volume: &Volume, dirs: &Dirs, own: &Own, request: Request) -> Answer {
             Ok(reader) => return Answer::Events(reader),
             Err(error) => Response::Failed { reason: Failure::Error, message: describe(&error) },
         },
-        Request::Stop { force } => stop::stop(volume, if force { Shutdown::Force } else { Shutdown::Clean }),
+        Request::Stop { .. } => stop::stop(volume, Shutdown::Clean),
         Request::HandOver => stop::stop(volume, Shutdown::HandOver),
         Request::FailLeg { leg } => legs::fail(volume, &leg),
         Request::AddLeg { path, spare, force, preallocate } => {

@@ -217,3 +217,84 @@ fn a_stop_ends_though_a_leg_hangs_and_nobody_gets_that_leg() {
         rig.assert_same("mem/a", "disk/b", SIZE);
     }
 }
+
+/// Waits until something that the daemon does hangs in the kernel.
+fn until_it_hangs(daemon: &Value) {
+    until("the daemon hangs", || {
+        let threads = std::fs::read_dir(format!("/proc/{daemon}/task")).unwrap().flatten();
+        let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat"));
+        threads.into_iter().any(|thread| stat(thread).unwrap_or_default().contains(") D "))
+    });
+}
+
+/// Nothing but the stop gives the legs up. What was acknowledged is there afterwards, the name is free at once, and a leg
+/// that does not hang can be used.
+#[test]
+fn a_forced_stop_ends_without_any_time_out() {
+    for (engine, legs) in [("auto", ["mem/a", "disk/b"]), ("threads", ["disk/a", "disk/b"])] {
+        let rig = Rig::new();
+        let Some(disk) = Disk::new(&rig) else { return };
+        let volume = create(&rig, legs, &["--engine", engine]);
+        write(&volume, 0, 1).unwrap();
+        let daemon = rig.status()["pid"].clone();
+        hang(&rig, &disk);
+        let writer = std::thread::spawn(move || write(&volume, 7, 7));
+        until_it_hangs(&daemon);
+        let output = rig.run(&["stop", "v", "--force"]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{engine}: {error}");
+        for leg in legs {
+            assert_eq!(error.contains(&format!("{leg} hangs")), leg.starts_with("disk"), "{engine}: {error}");
+        }
+        assert!(writer.join().unwrap().is_err(), "{engine}: its volume is gone");
+        assert!(!rig.path("run/v.sock").exists() && !rig.path("vol").exists());
+        if legs[0].starts_with("mem") {
+            rig.ok(&["start", "v"]);
+            assert_eq!(states(&rig), ["in_sync", "failed"], "{engine}: recorded before the end");
+            assert_ne!(rig.status()["pid"], daemon);
+            rig.ok(&["stop", "v"]);
+        }
+        disk.go_on();
+        until("the kernel lets go of the leg", || {
+            let started = rig.run(&["start", "v"]).status.success();
+            let all_there = started && !states(&rig).contains(&"failed".to_owned());
+            if started && !all_there {
+                rig.ok(&["stop", "v"]);
+            }
+            all_there
+        });
+        rig.wait();
+        assert_eq!(read(&rig.path("vol"), 0), 1, "{engine}");
+        rig.ok(&["stop", "v"]);
+        rig.assert_same(legs[0], legs[1], SIZE);
+    }
+}
+
+/// What hangs is no IO that could be given up, but the call that makes a leg's file longer.
+#[test]
+fn a_forced_stop_ends_whatever_hangs() {
+    let rig = Rig::new();
+    let Some(disk) = Disk::new(&rig) else { return };
+    let volume = create(&rig, ["mem/a", "disk/b"], &[]);
+    write(&volume, 0, 1).unwrap();
+    let daemon = rig.status()["pid"].clone();
+    hang(&rig, &disk);
+    let mut growing = rig.command(&["resize", "v", "--size", "80MiB"]).spawn().unwrap();
+    until_it_hangs(&daemon);
+    let output = rig.run(&["stop", "v", "--force"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && error.contains(&format!("process {daemon} has not ended")),
+        "{error}"
+    );
+    assert!(error.contains("as in a crash") && error.contains("keep its legs locked"), "{error}");
+    assert!(!growing.wait().unwrap().success());
+    assert!(!rig.path("run/v.sock").exists() && !rig.path("vol").exists());
+    rig.refused(&["status", "v"], &["not running"]);
+    disk.go_on();
+    until("its process has ended", || rig.run(&["start", "v"]).status.success());
+    rig.wait();
+    assert_eq!(read(&volume, 0), 1);
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("mem/a", "disk/b", SIZE);
+}
