@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::geometry::{Geometry, MAX_REGIONS};
+use crate::mirror::LegErrors;
 use crate::region::RegionState;
 
 const NONE: LegErrors = [None; MAX_LEGS];
