@@ -1,8 +1,12 @@
 //! What lies below a file or device: file systems, loop devices, partitions, device mapper and md, other volumes.
 //!
 //! A leg that lies on its own volume waits for itself: the first write to it needs a write to it. So the way down from
-//! a leg-to-be is followed, as far as the system tells it, and the volume must not be on it. What another host or
-//! another program serves (NFS, NBD, a FUSE file system on a file) ends the way.
+//! a leg-to-be is followed, as far as the system tells it, and the volume must not be on it. A write to another volume on
+//! the way waits for its legs and for its log. What another host or another program serves (NFS, NBD, a FUSE file
+//! system on a file, a log server) ends the way.
+//!
+//! A volume that is created, or started, is served nowhere yet, so nothing can lie on it, but for a block device whose
+//! daemon is gone: its users wait for the start, which must not wait for them.
 
 use std::collections::HashSet;
 use std::fs;
@@ -51,12 +55,14 @@ impl Front {
 pub(crate) fn lies_on(path: &Path, device: &Path, dirs: &Dirs) -> Option<String> {
     let target = Front::of(device)?;
     let others = || -> Vec<(Front, Vec<PathBuf>)> {
-        let legs = |name: String| {
+        let below = |name: String| {
             let (_, status) =
                 Client::reach(dirs, &name).ok().filter(|(_, status)| status.device != device)?;
-            Some((Front::of(&status.device)?, status.legs.into_iter().map(|leg| leg.path).collect()))
+            let log = status.log.place.filter(|_| status.log.kind == "disk").map(PathBuf::from);
+            let below = status.legs.into_iter().map(|leg| leg.path).chain(log).collect();
+            Some((Front::of(&status.device)?, below))
         };
-        dirs.sockets().into_iter().filter_map(legs).collect()
+        dirs.sockets().into_iter().filter_map(below).collect()
     };
     find(Place::Path(path.to_owned()), target, &others)
 }

@@ -49,6 +49,11 @@ fn a_leg_that_lies_on_the_volume_is_refused() {
     rig.ok(&["create", "--legs", &text(at.join("x")), "y", "--size", "4MiB", "--name", "w", "--mount", "w"]);
     rig.refused(&["leg", "add", "v", "w", "--force"], &["lies on the volume itself", "mnt/x"]);
     rig.ok(&["stop", "w"]);
+    // By way of another volume's log.
+    let log = format!("disk:{}", text(at.join("log")));
+    rig.ok(&["create", "--legs", "x", "y2", "--size", "4MiB", "--name", "u", "--log", &log, "--mount", "u"]);
+    rig.refused(&["leg", "add", "v", "u", "--force"], &["lies on the volume itself", "mnt/log"]);
+    rig.ok(&["stop", "u"]);
     // What lies elsewhere is none of that.
     rig.ok(&["leg", "add", "v", "c"]);
     rig.wait();
