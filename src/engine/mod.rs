@@ -33,6 +33,7 @@ mod samples;
 mod scrub;
 mod shared;
 mod status;
+mod strangers;
 mod throttle;
 mod watch;
 mod worker;

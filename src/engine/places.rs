@@ -1,6 +1,7 @@
 //! Whether the files of legs that are open still are what they were: they have their names, and their length.
 //!
-//! A name is looked up every [`PERIOD`] by a thread of its own, since a file system that does not answer must hold
+//! A name is looked up when another program has opened, renamed or removed the file ([`super::strangers`]), and every
+//! [`PERIOD`], by a thread of its own, since a file system that does not answer must hold
 //! up nothing else, and before a stop. The length is also looked at before metadata is written and before a scrub
 //! believes a difference: a write behind the end of a file makes it long again, with zeroes where data was. A leg that became
 //! shorter is given no IO behind what is sure to be left of it ([`LegFile::cut`]), and is failed if another leg is in
@@ -20,10 +21,14 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::Volume;
 use super::shared::{Shared, lock};
+use super::strangers::{Strangers, Watched};
 use crate::leg::FileId;
 
 /// Between two looks at the names, if nothing else asks.
 const PERIOD: Duration = Duration::from_secs(5);
+
+/// Between a look at what another program does and the next one: it may have opened the file and cut it only then.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// How long somebody waits for a look that he asked for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -63,6 +68,7 @@ struct Place {
     /// Writes to the leg before the last look that found it whole.
     writes_then: u64,
     amiss: Option<Amiss>,
+    watched: Option<Watched>,
 }
 
 /// See the module's documentation.
@@ -78,12 +84,29 @@ struct Looks {
     asked: u64,
     done: u64,
     ended: bool,
+    /// Tells of other programs, where the system does.
+    strangers: Option<Arc<Strangers>>,
+}
+
+impl Looks {
+    fn watch(&mut self, leg: Leg) {
+        let (Some(strangers), Some(place)) = (&self.strangers, self.places[leg].as_mut()) else { return };
+        place.watched = strangers.watch(&place.file);
+    }
+
+    fn forget(&mut self, leg: Leg) {
+        let watched = self.places[leg].as_mut().and_then(|place| place.watched.take());
+        if let (Some(strangers), Some(watched)) = (&self.strangers, watched) {
+            strangers.forget(watched);
+        }
+    }
 }
 
 impl Default for Places {
     fn default() -> Places {
         let places = LegMap::from_fn(MAX_LEGS, |_| None);
-        Places { looks: Mutex::new(Looks { places, asked: 0, done: 0, ended: false }), bell: Condvar::new() }
+        let looks = Looks { places, asked: 0, done: 0, ended: false, strangers: None };
+        Places { looks: Mutex::new(looks), bell: Condvar::new() }
     }
 }
 
@@ -100,9 +123,13 @@ impl Places {
                 counts_names: metadata.nlink() > 0 && !file.is_block_device(),
                 writes_then: 0,
                 amiss: None,
+                watched: None,
             })
         });
-        lock(&self.looks).places[leg] = place;
+        let mut looks = lock(&self.looks);
+        looks.forget(leg);
+        looks.places[leg] = place;
+        looks.watch(leg);
     }
 
     /// A leg's file has to be so long from now on, in bytes.
@@ -139,15 +166,48 @@ impl Places {
 
     /// Ends the watching.
     pub(super) fn end(&self) {
-        lock(&self.looks).ended = true;
+        let mut looks = lock(&self.looks);
+        looks.ended = true;
+        // Whoever waits for other programs hears of that.
+        (0..MAX_LEGS).map(Leg::new).for_each(|leg| looks.forget(leg));
         self.bell.notify_all();
     }
 
-    /// Starts the thread that looks. It ends with the volume, or when what it hangs on has ended.
+    /// Starts the thread that looks, and one that waits for other programs. They end with the volume, or when what they
+    /// hang on has ended.
     pub(super) fn watch(shared: &Arc<Shared>) -> io::Result<()> {
+        match Strangers::new().map(Arc::new) {
+            Ok(strangers) => {
+                let mut looks = lock(&shared.places.looks);
+                looks.strangers = Some(Arc::clone(&strangers));
+                (0..MAX_LEGS).map(Leg::new).for_each(|leg| looks.watch(leg));
+                drop(looks);
+                let places = Arc::clone(&shared.places);
+                let body = move || places.follow(&strangers);
+                std::thread::Builder::new().name("mirrord-notify".to_owned()).spawn(body)?;
+            }
+            Err(error) => tracing::info!(%error, "leg files are looked at every {PERIOD:?} only"),
+        }
         let (places, shared) = (Arc::clone(&shared.places), Arc::downgrade(shared));
         let body = move || while places.turn(&shared) {};
         std::thread::Builder::new().name("mirrord-places".to_owned()).spawn(body).map(drop)
+    }
+
+    /// Has the files looked at whenever another program did something to one.
+    fn follow(&self, strangers: &Strangers) {
+        while let Ok(()) = strangers.wait() {
+            for again in [false, true] {
+                if again {
+                    std::thread::sleep(AGAIN);
+                }
+                let mut looks = lock(&self.looks);
+                if looks.ended {
+                    return;
+                }
+                looks.asked += 1;
+                self.bell.notify_all();
+            }
+        }
     }
 
     /// Waits until it is time, and looks. `false`: there is nothing to look at any more.
