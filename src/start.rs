@@ -478,6 +478,11 @@ fn notices(assembly: &Assembly, members: &LegMap<Option<Member>>) -> Vec<String>
                 "{} is an older copy of itself: the leg held more when the volume was last written; all of it is copied",
                 name(leg)
             ));
+        } else if assembly.copy_whole.contains(leg) && assembly.disbelieved.contains(leg) {
+            notices.push(format!(
+                "{} was out and is back: its last record is not of the volume's history, so all of it is copied",
+                name(leg)
+            ));
         } else if assembly.copy_whole.contains(leg) {
             notices.push(format!("{} is not the source: all of it is copied", name(leg)));
         } else if assembly.returned.contains(leg) {

@@ -12,12 +12,14 @@
 //! | no record that all others are behind | split brain: refuse, unless a source is named |
 //! | a leg in use by the deciding record is missing, or by one that a leg has instead of it | refuse, unless degraded is allowed |
 //! | a leg holds less than the deciding record says that it held ([`crate::Held`]) | it is an older image of itself, which is not believed |
+//! | a record is behind only because it was never complete, and the deciding one has its leg out | the leg is not believed: if the proof is on an older image, that record was complete |
 //! | no present leg that is believed was in sync in the deciding record | refuse, unless a source is named |
 //! | a source is named | that leg |
 //! | otherwise | of the legs that were in sync and are believed the one with the highest event count, then with the newest log, then the very file that was served, then the lowest |
 //!
 //! Which regions are dirty is the union of the logs of [`Assembly::trusted`]. A leg that the newest
-//! record has as failed is back: it is syncing, stale in the dirty regions. If any region is dirty,
+//! record has as failed is back: it is syncing, stale in the dirty regions. Its own log counts, too: the leg that went on
+//! without it may be an older image of itself, whose log lacks what both were written to since. If any region is dirty,
 //! every leg but the source is syncing until it is resynced, so that reads do not depend on the leg; unless the
 //! deciding record says that the legs in sync are equal: then only legs that were not in sync are stale there. Of legs that
 //! it says are equal to each other but in regions written to lately ([`crate::Recent`]), only those count.
@@ -39,7 +41,7 @@
 
 use crate::geometry::{Geometry, Region};
 use crate::held::Held;
-use crate::lineage::{Lineage, is_behind};
+use crate::lineage::{Lineage, is_behind, is_part_of};
 use crate::recent::Recent;
 use crate::types::{FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
@@ -212,6 +214,9 @@ pub struct Assembly {
     pub returned: LegSet,
     /// Legs that are there and older images of themselves.
     pub older: LegSet,
+    /// Legs that are there and not believed: these, and legs that were out whose record is no part of the deciding one's
+    /// history.
+    pub disbelieved: LegSet,
     /// Legs in use whose content counts for nothing: all of each is to be copied. All regions have to be dirty in the log
     /// before the start is recorded.
     pub copy_whole: LegSet,
@@ -307,12 +312,17 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let in_sync: LegSet = at.legs().filter(|&leg| recorded(leg) == LegState::InSync).collect();
     let there = |leg: Leg| at[leg].map(|at| &found[at]);
     let is_older = |leg: &Leg| there(*leg).is_some_and(|record| authority.held.is_older(record));
-    let mut older: LegSet = at.legs().filter(|&leg| recorded(leg).is_copy()).filter(is_older).collect();
+    let may_tell = || at.legs().filter(|&leg| recorded(leg).is_copy());
+    let mut older: LegSet = may_tell().filter(is_older).collect();
     let forced = options.source.is_some();
     if forced {
         // Who names it believes it, whatever was recorded when another was named.
         older.remove(authority.index);
     }
+    let is_apart = |leg: &Leg| {
+        !forced && !in_use(*leg) && there(*leg).is_some_and(|record| !is_part_of(record, authority))
+    };
+    let disbelieved = older.union(may_tell().filter(is_apart).collect());
     let source = match options.source {
         Some(_) if !recorded(authority.index).is_copy() => return Err(AssembleError::SourceIsSpare),
         Some(_) => authority.index,
@@ -321,7 +331,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
                 let record = there(*leg)?;
                 Some((record.event_count, record.log_generation, !record.other_file, std::cmp::Reverse(*leg)))
             };
-            let believed = in_sync.minus(older).iter().filter(|&leg| at[leg].is_some());
+            let believed = in_sync.minus(disbelieved).iter().filter(|&leg| at[leg].is_some());
             let only_older = in_sync.intersect(older).iter().find_map(|leg| at[leg]);
             let refused =
                 only_older.map_or(AssembleError::NoSource { in_sync }, |at| AssembleError::OnlyOlder { at });
@@ -343,23 +353,24 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
                 LegState::Syncing
             }
             // A source named by hand makes every other leg one to be resynced.
-            (LegState::InSync, Some(_)) if !forced && !older.contains(leg) => LegState::InSync,
+            (LegState::InSync, Some(_)) if !forced && !disbelieved.contains(leg) => LegState::InSync,
             (LegState::InSync | LegState::Syncing, Some(_)) => LegState::Syncing,
         }
     });
     let present: LegSet = at.legs().filter(|&leg| at[leg].is_some()).collect();
-    let present = present.minus(older);
+    let present = present.minus(disbelieved);
     let copies: LegSet = present.iter().filter(|&leg| recorded(leg).is_copy()).collect();
-    let is_trusted = |leg: &Leg| if forced { states[*leg].is_in_use() } else { in_use(*leg) };
-    let trusted: LegSet = present.iter().filter(is_trusted).collect();
-    let unclean_core = options.log_is_core && trusted.iter().any(|l| !found[at[l].unwrap_or(newest)].clean);
+    let trusted: LegSet = present.iter().filter(|&leg| states[leg].is_in_use()).collect();
+    // A leg that is back was out when the log was last written.
+    let wrote = if forced { trusted } else { trusted.minus(returned) };
+    let unclean_core = options.log_is_core && wrote.iter().any(|l| !found[at[l].unwrap_or(newest)].clean);
     // What others say that are no copies is from when they were made or removed, or was never complete.
     let is_copy = |r: &LegRecord| authority.names(r) && copies.contains(r.index);
     let lost_mark = found.iter().any(|record| record.log_failed && !record.clean && is_copy(record));
     let all_dirty = lost_mark || unclean_core || forced;
     let is_unclean = found.iter().any(|record| !record.clean && is_copy(record));
     let dirty_without_log = all_dirty || is_unclean;
-    let untold = |leg: Leg| leg != source && (forced || older.contains(leg));
+    let untold = |leg: Leg| leg != source && (forced || disbelieved.contains(leg));
     let copy_whole = states.iter().filter(|&(leg, state)| state.is_in_use() && untold(leg));
     let copy_whole = copy_whole.map(|(leg, _)| leg).collect();
     let mut held = Held::default();
@@ -406,6 +417,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         dirty_without_log,
         returned,
         older,
+        disbelieved,
         copy_whole,
         held,
         bounded,

@@ -17,7 +17,8 @@
 //! is dirty; after a clean stop, which writes two records at least after the last write, the first paragraph tells.
 //!
 //! What this cannot tell: that every leg was replaced by an image of one moment; that a leg which is started alone is an
-//! image of itself; that the last of an image was read when the newest record but one was on the leg already, and what was written
+//! image of itself (but the legs that come back to it become equal to it: `assemble.rs`, its rules for logs of legs that
+//! return and for records of another history); that the last of an image was read when the newest record but one was on the leg already, and what was written
 //! to it before that was read earlier.
 
 use crate::assemble::LegRecord;

@@ -63,7 +63,7 @@ impl Lineage {
                 lineage.last_out[leg.index()] = from.event_count;
             }
         }
-        let overruled = found.iter().filter(|record| parted(record, from) != Some(record.event_count));
+        let overruled = found.iter().filter(|record| !is_part_of(record, from));
         for record in std::iter::once(from).chain(overruled) {
             let session = record.lineage.session;
             let held_by = if session == 0 { record.legs.legs().collect() } else { record.lineage.written };
@@ -110,8 +110,14 @@ pub(crate) fn is_behind(record: &LegRecord, other: &LegRecord, found: &[LegRecor
     let was_in_use_since = |leg: &LegRecord| record.lineage.last_out[leg.index.index()] <= parted;
     // An older image of a leg that had them proves nothing.
     let never_had_them = |leg: &LegRecord| record.held.of(leg.index) <= parted;
-    parted == record.event_count
+    is_part_of(record, other)
         || found.iter().any(|leg| lacks_the_rest(leg) && was_in_use_since(leg) && never_had_them(leg))
+}
+
+/// Whether `other` is of a history that `record` belongs to. If not, and it is behind all the same, it belongs to one that never
+/// counted.
+pub(crate) fn is_part_of(record: &LegRecord, other: &LegRecord) -> bool {
+    parted(record, other) == Some(record.event_count)
 }
 
 /// The event up to which two records have one history.

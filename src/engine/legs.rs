@@ -14,7 +14,10 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mirrord_log::{Backing, FormatLegError, LegMetadata, ReadLegError, measure, read_leg};
+use mirrord_log::{
+    Backing, DirtyLog, FormatLegError, InternalLog, LegMetadata, LogPlace, ReadLegError, SyncMode, measure,
+    read_leg,
+};
 use mirrord_raid::{
     AssembleOptions, FailReason, Leg, LegSet, LegState, MAX_LEGS, RegionState, WorkerEvent, assemble,
 };
@@ -470,7 +473,7 @@ impl Volume {
     }
 
     /// Whether all that the leg has is part of what the volume has. `true`: it is an older copy of the leg, or what it holds
-    /// was overruled, so all of it is to be copied.
+    /// was overruled, or the volume does not know of all that the leg was written to, so all of it is to be copied.
     fn check_returning(&self, leg: Leg, open: &OpenLeg, metadata: &LegMetadata) -> Result<bool, ChangeError> {
         let path = || open.path.clone();
         let not_behind = |why: String| ChangeError::NotBehind { path: path(), why };
@@ -494,7 +497,21 @@ impl Volume {
         if assembly.source == leg {
             return Err(not_behind("its record is newer than the volume's".to_owned()));
         }
-        Ok(assembly.older.contains(leg))
+        // Of a leg that was in use since the start it is known where it may differ.
+        let is_known = found[0].lineage.session == assembly.session;
+        Ok(assembly.disbelieved.contains(leg) || !is_known && self.its_log_says_more(metadata))
+    }
+
+    /// Whether more is dirty in the log of a leg that was out than in the volume's: the leg that the volume went on with may
+    /// have been an older copy of itself, with a log that lacks what both were written to.
+    fn its_log_says_more(&self, metadata: &LegMetadata) -> bool {
+        if self.facts.log != LogPlace::Internal {
+            return false;
+        }
+        let (table, region_size) = (&self.shared.mirror.regions, self.shared.mirror.geometry().region_size());
+        let mut log = InternalLog::new(self.facts.uuid, region_size, table.len(), SyncMode::Default);
+        let _ = log.resume(&[Some(&metadata.log_area)]);
+        log.dirty().any(|region| table.state(region) == RegionState::Clean)
     }
 }
 

@@ -96,7 +96,11 @@ fn the_newest_wins_against_the_many() {
     let found = [record(0, 5, &old), record(1, 5, &old), record(2, 6, &[OUT, OUT, InSync])];
     let a = assemble(&found, internal()).unwrap();
     assert_eq!(a.source, leg(2));
-    assert_eq!(a.trusted, LegSet::one(leg(2)), "the others' logs are old");
+    assert_eq!(
+        a.trusted,
+        LegSet::first(3),
+        "leg 2 may be an older image, with a log that lacks what the others have"
+    );
     assert_eq!(a.states(&[Region(0)]), LegMap::from(vec![Syncing, Syncing, InSync]));
     assert_eq!(a.returned, LegSet::first(2));
 }
@@ -112,6 +116,24 @@ fn a_record_cut_short_counts_the_leg_it_did_not_reach() {
     assert_eq!(assemble(&found, internal()), Err(AssembleError::Missing { legs: LegSet::one(leg(2)) }));
     let there = [found[0].clone(), found[1].clone(), record(2, 5, &[InSync; 3])];
     assert_eq!(assemble(&there, internal()).unwrap().returned, LegSet::one(leg(2)));
+}
+
+/// Leg 1 was started alone, and so a record that it lacks was taken for one that never was complete. If leg 1 is an older
+/// image, it was, and nobody knows what was written under it.
+#[test]
+fn what_a_leg_has_of_another_history_is_not_believed() {
+    let both = [InSync, InSync];
+    let alone = later(3, &[(1, 6)], 1, 9, &[OUT, InSync]);
+    let a = assemble(&[record(0, 6, &both), alone.clone()], internal()).unwrap();
+    assert_eq!((a.source, a.disbelieved, a.copy_whole), (leg(1), LegSet::EMPTY, LegSet::EMPTY));
+    let apart = later(2, &[(1, 6)], 0, 7, &both);
+    let a = assemble(&[apart.clone(), alone], internal()).unwrap();
+    assert_eq!((a.source, a.returned), (leg(1), LegSet::one(leg(0))));
+    assert_eq!((a.disbelieved, a.copy_whole, a.older), (a.returned, a.returned, LegSet::EMPTY));
+    assert_eq!(a.trusted, LegSet::one(leg(1)));
+    // A leg in use cannot have gone on alone: whoever started the volume would have needed it.
+    let found = [apart, later(3, &[(1, 6)], 1, 9, &[InSync, Syncing])];
+    assert_eq!(assemble(&found, internal()).unwrap().disbelieved, LegSet::EMPTY);
 }
 
 #[test]

@@ -163,6 +163,7 @@ impl Sim {
     /// Starts the daemon on the legs that are there, as the operator would.
     pub(crate) fn boot(&mut self) {
         let mut all_tried = false;
+        self.images.forget_source();
         let assembly = loop {
             let legs = self.attached;
             let found: Vec<LegRecord> = legs.iter().map(|leg| self.record_of(leg)).collect();
@@ -261,6 +262,8 @@ impl Sim {
         // What others did to the log costs a whole resync, unless every leg says that all was clean.
         let had_by_others = self.place.as_mut().is_some_and(|place| std::mem::take(&mut place.had_by_others));
         let was_clean = was_clean && !(had_by_others && assembly.dirty_without_log);
+        // A leg that is back may lack the commit of the last clears.
+        let was_clean = was_clean && (self.place.is_some() || assembly.returned.is_empty());
         assert!(!was_clean || logged == 0, "invariant 10: {logged:#x} is dirty after a clean stop");
         self.check_splits(&states);
         let before = assembly.states(&[]);
@@ -337,6 +340,6 @@ impl Sim {
     }
 }
 
-fn dirty(log: &dyn DirtyLog) -> u64 {
+pub(crate) fn dirty(log: &dyn DirtyLog) -> u64 {
     log.dirty().fold(0, |all, region| all | 1u64 << region.0)
 }
