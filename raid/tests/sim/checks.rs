@@ -112,9 +112,9 @@ impl Sim {
                 panic!("invariant 2: {region:?} is cleared, sector {sector} is not flushed on {leg:?}");
             }
         }
-        // A mark that could not be made durable is undone, also where a split leg was written to by others.
-        let foreign = self.scribbled.union(self.images.in_place);
-        let foreign = foreign.intersect(self.live().mirror.legs.states().tracked());
+        // A mark that could not be made durable is undone, also where others wrote to a leg that is out.
+        let foreign = self.scribbled.intersect(states.tracked()).union(self.images.in_place);
+        let foreign = foreign.minus(states.in_use());
         let legs = copies.minus(foreign);
         // What nobody wrote through the mirror it cannot know of.
         for sector in sectors.filter(|&sector| !self.is_planted(sector)) {

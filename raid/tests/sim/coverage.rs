@@ -170,12 +170,7 @@ impl Coverage {
 
     /// What was never seen.
     pub(crate) fn missed(&self) -> Vec<Saw> {
-        use Saw::{AllImages, AnySource, LevelImage, ReturnedImage, ToldImage};
-        let may_be_missed = |what| {
-            let is_of_images = matches!(what, ToldImage | LevelImage | AllImages | ReturnedImage | AnySource);
-            is_of_images && !crate::images::are_wanted()
-        };
-        ALL.into_iter().filter(|&what| self.times[what as usize] == 0 && !may_be_missed(what)).collect()
+        ALL.into_iter().filter(|&what| self.times[what as usize] == 0).collect()
     }
 
     pub(crate) fn print(&self) {

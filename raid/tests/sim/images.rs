@@ -5,13 +5,13 @@
 //! are complete on its leg, and any image may if no leg in sync is what it was. The volume then holds what the source
 //! does. Legs are never excused from being equal.
 //!
-//! Drawn from numbers of their own, so that runs without them stay what they were, and only if `MIRRORD_IMAGES` is set: a few
-//! seeds in 10,000 come to states of which it is not settled yet whether the model or the engine is wrong.
+//! Drawn from numbers of their own, so that runs without them stay what they were.
 
 use mirrord_raid::{
     AssembleError, AssembleOptions, Assembly, Leg, LegRecord, LegSet, LegState, Record, assemble,
 };
 
+use crate::boot::dirty;
 use crate::config::Config;
 use crate::coverage::Saw;
 use crate::rng::Rng;
@@ -47,25 +47,30 @@ pub(crate) struct Images {
     pub(crate) in_place: LegSet,
     /// What the volume may hold instead of what it held.
     may_hold: Vec<Vec<u64>>,
-}
-
-/// Whether runs have these faults.
-pub(crate) fn are_wanted() -> bool {
-    std::env::var_os("MIRRORD_IMAGES").is_some()
+    /// A source was named for the start that is under way.
+    is_named: bool,
+    /// Legs that a named source overruled and that have no record since: nothing on them tells of it.
+    pub(crate) overruled: LegSet,
 }
 
 impl Images {
     pub(crate) fn draw(seed: u64, config: &Config) -> Images {
-        let is_wanted = are_wanted();
         let mut rng = Rng::new(seed ^ 0x1a3e_0f1e_6000_0001);
-        let [takes, puts] = if rng.chance(1, 3) && is_wanted {
-            [rng.pick(&[5, 20, 100]), rng.pick(&[20, 60])]
-        } else {
-            [0, 0]
-        };
-        let named = if rng.chance(1, 6) && is_wanted { rng.pick(&[5, 30]) } else { 0 };
+        let [takes, puts] =
+            if rng.chance(1, 3) { [rng.pick(&[5, 20, 100]), rng.pick(&[20, 60])] } else { [0, 0] };
+        let named = if rng.chance(1, 6) { rng.pick(&[5, 30]) } else { 0 };
         let kept = (0..config.legs).map(|_| None).collect();
-        Images { rng, takes, puts, named, kept, in_place: LegSet::EMPTY, may_hold: Vec::new() }
+        Images {
+            rng,
+            takes,
+            puts,
+            named,
+            kept,
+            in_place: LegSet::EMPTY,
+            may_hold: Vec::new(),
+            is_named: false,
+            overruled: LegSet::EMPTY,
+        }
     }
 
     /// Whether the volume may hold this, against what is known of it.
@@ -76,6 +81,11 @@ impl Images {
     /// Whether some leg may decide a start that nobody would want to decide.
     pub(crate) fn is_open(&self) -> bool {
         !self.in_place.is_empty() || !self.may_hold.is_empty()
+    }
+
+    /// A start begins, for which no source is named yet.
+    pub(crate) fn forget_source(&mut self) {
+        self.is_named = false;
     }
 
     /// A record is complete.
@@ -197,10 +207,18 @@ impl Sim {
         let mut found = vec![self.record_of(leg)];
         found.extend(self.live().mirror.legs.states().in_use().iter().map(|leg| self.record_of(leg)));
         match assemble(&found, self.degraded()) {
-            Ok(assembly) => Some(assembly.older.contains(leg)),
+            Ok(assembly) => {
+                let is_known = found[0].lineage.session == assembly.session;
+                Some(assembly.disbelieved.contains(leg) || !is_known && self.its_log_says_more(leg))
+            }
             Err(_) if self.roster.proof_is_gone => None,
             Err(error) => panic!("invariant 9: {leg:?} is given back: {error}: {found:#?}"),
         }
+    }
+
+    /// Whether more is dirty in the log of a leg that was out than in the volume's, which may have gone on from an image.
+    fn its_log_says_more(&self, leg: Leg) -> bool {
+        self.place.is_none() && self.logged(leg) & !dirty(self.live().log.as_ref()) != 0
     }
 
     /// Whether any leg is to be named as source, and which.
@@ -236,8 +254,8 @@ impl Sim {
         trace!(self, "{leg:?} is named as source");
         self.saw.saw_if(Saw::AnySource, !self.current.contains(leg));
         self.images.may_hold.push(sectors);
+        self.images.is_named = true;
         self.stopped_clean = false;
-        self.scribbled.remove(leg);
         self.roster.is_named(leg, self.attached != self.roster.members);
         Some(assembly)
     }
@@ -246,6 +264,13 @@ impl Sim {
     pub(crate) fn images_are_settled(&mut self, source: Leg) {
         let in_use = self.live().mirror.legs.states().in_use();
         self.images.in_place = self.images.in_place.minus(in_use);
+        // Whatever was written to it behind the daemon's back is the volume's now.
+        self.scribbled.remove(source);
+        self.images.overruled.remove(source);
+        if std::mem::take(&mut self.images.is_named) {
+            let left_behind = self.members().minus(in_use);
+            self.images.overruled = self.images.overruled.union(left_behind);
+        }
         if std::mem::take(&mut self.images.may_hold).is_empty() {
             return;
         }

@@ -235,6 +235,7 @@ impl Sim {
             let (superblock, generation) = self.read_superblock(leg, true);
             self.generations[leg.index()] = generation;
             self.durable[leg.index()] = superblock;
+            self.images.overruled.remove(leg);
         }
         let all = meta.pending.is_empty();
         self.d().meta = Some(meta);
