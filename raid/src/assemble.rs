@@ -18,8 +18,8 @@
 //! | otherwise | of the legs that were in sync and are believed the one with the highest event count, then with the newest log, then the very file that was served, then the lowest |
 //!
 //! Which regions are dirty is the union of the logs of [`Assembly::trusted`]. A leg that the newest
-//! record has as failed is back: it is syncing, stale in the dirty regions. Its own log counts, too: the leg that went on
-//! without it may be an older image of itself, whose log lacks what both were written to since. If any region is dirty,
+//! record has as failed is back: it is syncing, stale in the dirty regions. Its own log counts, too, and that of a leg that is
+//! split off: the leg that went on without it may be an older image of itself, whose log lacks what both were written to. If any region is dirty,
 //! every leg but the source is syncing until it is resynced, so that reads do not depend on the leg; unless the
 //! deciding record says that the legs in sync are equal: then only legs that were not in sync are stale there. Of legs that
 //! it says are equal to each other but in regions written to lately ([`crate::Recent`]), only those count.
@@ -360,10 +360,11 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let present: LegSet = at.legs().filter(|&leg| at[leg].is_some()).collect();
     let present = present.minus(disbelieved);
     let copies: LegSet = present.iter().filter(|&leg| recorded(leg).is_copy()).collect();
-    let trusted: LegSet = present.iter().filter(|&leg| states[leg].is_in_use()).collect();
-    // A leg that is back was out when the log was last written.
-    let wrote = if forced { trusted } else { trusted.minus(returned) };
-    let unclean_core = options.log_is_core && wrote.iter().any(|l| !found[at[l].unwrap_or(newest)].clean);
+    let is_trusted = |leg: &Leg| states[*leg].is_in_use() || !forced && recorded(*leg) == LegState::Tracked;
+    let trusted: LegSet = present.iter().filter(is_trusted).collect();
+    // Others were out when the log was last written.
+    let mut wrote = trusted.iter().filter(|&leg| forced || in_use(leg));
+    let unclean_core = options.log_is_core && wrote.any(|l| !found[at[l].unwrap_or(newest)].clean);
     // What others say that are no copies is from when they were made or removed, or was never complete.
     let is_copy = |r: &LegRecord| authority.names(r) && copies.contains(r.index);
     let lost_mark = found.iter().any(|record| record.log_failed && !record.clean && is_copy(record));

@@ -185,6 +185,12 @@ impl Sim {
                     }
                 }
                 Err(AssembleError::Missing { .. }) => {}
+                // An image of a leg that was removed: whoever is told so leaves it out.
+                Err(AssembleError::Stranger { at }) if self.images.is_open() => {
+                    let leg = self.leave_out(&found[at]);
+                    self.attached.remove(leg);
+                    continue;
+                }
                 Err(error) => trace!(self, "refused: {error}"),
             }
             let may_be_refused = self.roster.proof_is_gone || self.images.is_open();
@@ -262,8 +268,10 @@ impl Sim {
         // What others did to the log costs a whole resync, unless every leg says that all was clean.
         let had_by_others = self.place.as_mut().is_some_and(|place| std::mem::take(&mut place.had_by_others));
         let was_clean = was_clean && !(had_by_others && assembly.dirty_without_log);
-        // A leg that is back may lack the commit of the last clears.
-        let was_clean = was_clean && (self.place.is_some() || assembly.returned.is_empty());
+        // A leg that was out may lack the commit of the last clears.
+        let was_out =
+            |leg: Leg| assembly.returned.contains(leg) || assembly.states(&[])[leg] == LegState::Tracked;
+        let was_clean = was_clean && (self.place.is_some() || !assembly.trusted.iter().any(was_out));
         assert!(!was_clean || logged == 0, "invariant 10: {logged:#x} is dirty after a clean stop");
         self.check_splits(&states);
         let before = assembly.states(&[]);
