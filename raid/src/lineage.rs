@@ -110,14 +110,8 @@ pub(crate) fn is_behind(record: &LegRecord, other: &LegRecord, found: &[LegRecor
     let was_in_use_since = |leg: &LegRecord| record.lineage.last_out[leg.index.index()] <= parted;
     // An older image of a leg that had them proves nothing.
     let never_had_them = |leg: &LegRecord| record.held.of(leg.index) <= parted;
-    is_part_of(record, other)
+    parted == record.event_count
         || found.iter().any(|leg| lacks_the_rest(leg) && was_in_use_since(leg) && never_had_them(leg))
-}
-
-/// Whether `other` is of a history that `record` belongs to. If not, and it is behind all the same, it belongs to one that never
-/// counted.
-pub(crate) fn is_part_of(record: &LegRecord, other: &LegRecord) -> bool {
-    parted(record, other) == Some(record.event_count)
 }
 
 /// The event up to which two records have one history.
@@ -132,6 +126,12 @@ fn parted(one: &LegRecord, other: &LegRecord) -> Option<u64> {
         let (_, other) = sessions(other).find(|&(of, _)| of == session)?;
         Some(event.min(other))
     })
+}
+
+/// Whether `other` is of a history that `record` belongs to. If not, and it is behind all the same, it belongs to one that never
+/// counted.
+pub(crate) fn is_part_of(record: &LegRecord, other: &LegRecord) -> bool {
+    parted(record, other) == Some(record.event_count)
 }
 
 #[cfg(test)]

@@ -207,6 +207,11 @@ impl Sim {
             self.attached.remove(leg);
         }
         trace!(self, "=== start on {:?}: {assembly:?}", self.attached);
+        // The driver takes from this one what it is not told of the volume.
+        let template = &found[assembly.authority];
+        let says = (template.lineage.session, template.size);
+        let is_template = says == (assembly.session, assembly.size);
+        assert!(is_template, "invariant 9: another record is the template: {assembly:?}");
         let beside = self.place.is_some().then(|| self.open_place(&assembly));
         self.check_source(&assembly, beside.as_deref().map(dirty));
         self.size_found(assembly.size);

@@ -201,6 +201,11 @@ impl Disk {
         self.bad.iter().all(|bad| !bad).then(|| self.cached.clone())
     }
 
+    /// What it holds, also where that cannot be read.
+    pub(crate) fn holds(&self) -> Vec<u64> {
+        self.cached.clone()
+    }
+
     /// Another file, or what was copied from it, is in its place.
     pub(crate) fn become_image(&mut self, sectors: &[u64]) {
         self.cached.copy_from_slice(sectors);

@@ -156,12 +156,12 @@ impl Sim {
             && self.images.rng.coin();
         if all {
             self.saw.saw(Saw::AllImages);
-            // Legs that are not there know what these forgot.
+            // Legs that are not there know what these forgot, or are as new by now and may be the source.
             self.roster.forgets();
             for leg in current.iter() {
                 let _ = self.become_image(leg);
             }
-            let held = self.attached.iter().filter_map(|leg| self.disks[leg.index()].image());
+            let held = self.members().iter().map(|leg| self.disks[leg.index()].holds());
             self.images.may_hold.extend(held);
             let newest = current.iter().map(|leg| self.record_of(leg).event_count).max();
             self.current =
