@@ -7,19 +7,26 @@
 //! it until they are done. Opening one file twice is told apart from a leg in use by [`same_twice`],
 //! which compares what paths lead to.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use mirrord_log::{Backing, measure};
 use mirrord_ublk::{ForeignError, LegFile, NodeKind, open_foreign};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+
+/// When a file was created, in ns since 1970; 0 of a device, and where the file system does not say.
+pub fn born(file: &File) -> u64 {
+    let metadata = file.metadata().ok().filter(Metadata::is_file);
+    let born = metadata.and_then(|metadata| metadata.created().ok()?.duration_since(UNIX_EPOCH).ok());
+    born.map_or(0, |born| born.as_nanos() as u64)
+}
 
 /// How long is waited for whoever has a leg, not known to live, to let go of it.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(3);

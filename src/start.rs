@@ -16,7 +16,7 @@ use mirrord_raid::{
 use uuid::Uuid;
 
 use crate::failure::describe;
-use crate::leg::{FileId, Holder, LegError, OpenLeg, Patience, open_to_read, same_twice};
+use crate::leg::{FileId, Holder, LegError, OpenLeg, Patience, born, open_to_read, same_twice};
 use crate::limits::{FileTooLong, check_file_size};
 
 /// What the user allows.
@@ -239,7 +239,8 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
         }
     }
     let source = options.source.as_ref().and_then(|name| find_source(name, &members));
-    let records: Vec<LegRecord> = members.iter().map(|member| record(&member.metadata)).collect();
+    let records: Vec<LegRecord> =
+        members.iter().map(|member| record(&member.metadata, born(&member.leg.meta))).collect();
     // What it is that is refused, if it is, assembly says.
     let newest = authority(&records, source).ok().map(|at| &members[at].metadata.superblock);
     let mut split = Vec::new();
@@ -330,7 +331,8 @@ pub fn open(paths: &[PathBuf], options: &StartOptions) -> Result<Opened, StartEr
     Ok(Opened { geometry, assembly, authority, members, missing_paths, split, forced, notices })
 }
 
-pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {
+/// What a leg says whose file was created at `born`: ns since 1970, or 0 if that is not known.
+pub(crate) fn record(metadata: &LegMetadata, born: u64) -> LegRecord {
     let superblock = &metadata.superblock;
     let legs: Vec<_> = superblock.legs.iter().map(|entry| (entry.uuid.into_bytes(), entry.state)).collect();
     LegRecord {
@@ -352,7 +354,7 @@ pub(crate) fn record(metadata: &LegMetadata) -> LegRecord {
             LogPlace::Internal => newest_generation(superblock.volume, &metadata.log_area),
             LogPlace::Core | LogPlace::Disk(_) | LogPlace::Remote(_) => 0,
         },
-        other_file: false,
+        other_file: superblock.leg_file.is_some_and(|note| note.is_copied_before(born)),
     }
 }
 
@@ -475,7 +477,7 @@ fn notices(assembly: &Assembly, members: &LegMap<Option<Member>>) -> Vec<String>
     for leg in assembly.at.legs() {
         if assembly.copy_whole.contains(leg) && assembly.older.contains(leg) {
             notices.push(format!(
-                "{} is an older copy of itself: the leg held more when the volume was last written; all of it is copied",
+                "{} is an older copy of itself, begun before the volume was last written; all of it is copied",
                 name(leg)
             ));
         } else if assembly.copy_whole.contains(leg) && assembly.disbelieved.contains(leg) {

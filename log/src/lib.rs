@@ -52,6 +52,6 @@ pub use page::{Flush, PageWrite};
 pub use relocate::Relocation;
 pub use remote::RemoteLog;
 pub use superblock::{
-    KNOWN_FLAGS, LegEntry, LogPlace, MAX_NAME, MAX_PLACE, PickError, SUPERBLOCK_VERSION, SlotError,
-    Superblock, pick,
+    KNOWN_FLAGS, LegEntry, LegFileNote, LogPlace, MAX_NAME, MAX_PLACE, PickError, SUPERBLOCK_VERSION,
+    SlotError, Superblock, pick,
 };

@@ -73,6 +73,24 @@ impl LegEntry {
     }
 }
 
+/// The file that a leg was on when a superblock was written to it, and when that was. A device has none, nor has a file of
+/// a file system that does not say when it was created.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LegFileNote {
+    /// When the file was created, in ns since 1970; not 0.
+    pub born: u64,
+    /// When the superblock was written, in ns since 1970.
+    pub written: u64,
+}
+
+impl LegFileNote {
+    /// Whether a file that was created at `born` (ns since 1970; 0 if that is not known) is another one, made before the
+    /// superblock was written. If it is a copy, some of it may have been read before that.
+    pub fn is_copied_before(&self, born: u64) -> bool {
+        born != 0 && born != self.born && born <= self.written
+    }
+}
+
 /// What a superblock says. The generation is not part of it: it belongs to the write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Superblock {
@@ -92,6 +110,8 @@ pub struct Superblock {
     pub log: LogPlace,
     /// The file or device that a disk log is in, if that was recorded.
     pub log_identity: Option<LogIdentity>,
+    /// The file that this leg is on, if that was recorded.
+    pub leg_file: Option<LegFileNote>,
     /// Grows with each change of leg states; the newest wins at assembly.
     pub event_count: u64,
     /// Where this record comes from: at most [`MAX_PAST`] sessions before.

@@ -2,8 +2,8 @@
 //! both durable logs against a naive model.
 
 use mirrord_log::{
-    DirtyLog, DiskLog, Flush, Footer, InternalLog, Layout, LegEntry, LogIdentity, LogLabel, LogPlace,
-    PAGE_REGIONS, SECTOR_REGIONS, Superblock, SyncMode, decode_sector, pick,
+    DirtyLog, DiskLog, Flush, Footer, InternalLog, Layout, LegEntry, LegFileNote, LogIdentity, LogLabel,
+    LogPlace, PAGE_REGIONS, SECTOR_REGIONS, Superblock, SyncMode, decode_sector, pick,
 };
 use mirrord_raid::{
     FailReason, Held, Leg, LegSet, LegState, Lineage, MAX_LEGS, MAX_PAST, Past, RECENT_GROUPS, Recent, Region,
@@ -74,6 +74,7 @@ prop_compose! {
         sectors in 1u64..1 << 40,
         log in places(),
         log_identity in identities(),
+        file in any::<(u64, u64)>(),
         recent in prop::option::of((any::<u8>(), 0u8..=9, vec(any::<u64>(), RECENT_GROUPS / 64))),
     ) -> Superblock {
         let (volume, created, updated, [clean, equal, log_failed], held) = ids;
@@ -87,6 +88,7 @@ prop_compose! {
             region_size: mirrord_raid::Geometry::default_region_size(size),
             log,
             log_identity,
+            leg_file: Some(LegFileNote { born: file.0, written: file.1 }).filter(|note| note.born != 0),
             event_count,
             lineage,
             held: Held::from_recorded(held),
@@ -141,6 +143,7 @@ fn any_bit_flip_is_detected() {
         region_size: 4096,
         log: LogPlace::Disk("/log".into()),
         log_identity: Some(LogIdentity::File { inode: 1, born: 2 }),
+        leg_file: Some(LegFileNote { born: 1, written: 2 }),
         event_count: 3,
         lineage: Lineage::default(),
         held: Held::default(),

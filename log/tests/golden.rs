@@ -46,6 +46,7 @@ fn superblock() -> Superblock {
         region_size: REGION_SIZE,
         log: LogPlace::Internal,
         log_identity: None,
+        leg_file: None,
         event_count: 42,
         lineage: Lineage::default(),
         held: Held::default(),

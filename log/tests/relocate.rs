@@ -23,6 +23,7 @@ fn superblock() -> Superblock {
         region_size: 4096,
         log: LogPlace::Internal,
         log_identity: None,
+        leg_file: None,
         event_count: 1,
         lineage: Lineage::default(),
         held: Held::default(),

@@ -12,10 +12,11 @@
 //! | no record that all others are behind | split brain: refuse, unless a source is named |
 //! | a leg in use by the deciding record is missing, or by one that a leg has instead of it | refuse, unless degraded is allowed |
 //! | a leg holds less than the deciding record says that it held ([`crate::Held`]) | it is an older image of itself, which is not believed |
+//! | a leg is on another file than it was, made before its record was written, and a leg in sync is not | it is a copy whose beginning may be older than its end, which is not believed either |
 //! | a record is behind only because it was never complete, and the deciding one has its leg out | the leg is not believed: if the proof is on an older image, that record was complete |
 //! | no present leg that is believed was in sync in the deciding record | refuse, unless a source is named |
 //! | a source is named | that leg |
-//! | otherwise | of the legs that were in sync and are believed the one with the highest event count, then with the newest log, then the very file that was served, then the lowest |
+//! | otherwise | of the legs that were in sync and are believed the one with the highest event count, then with the newest log, then the lowest |
 //!
 //! Which regions are dirty is the union of the logs of [`Assembly::trusted`]. A leg that the newest
 //! record has as failed is back: it is syncing, stale in the dirty regions. Its own log counts, too, and that of a leg that is
@@ -81,7 +82,8 @@ pub struct LegRecord {
     pub recent: Option<Recent>,
     /// The newest generation of the log on this leg; 0 if it is elsewhere.
     pub log_generation: u64,
-    /// This leg is on another file than the one that was served: a copy, perhaps.
+    /// This leg is on another file than the one that was served, which was made before this record was written: if it was
+    /// copied, what was read first may be older than the record.
     pub other_file: bool,
 }
 
@@ -212,7 +214,7 @@ pub struct Assembly {
     pub dirty_without_log: bool,
     /// Legs that were failed and are back.
     pub returned: LegSet,
-    /// Legs that are there and older images of themselves.
+    /// Legs that are there and older images of themselves, in part at least.
     pub older: LegSet,
     /// Legs that are there and not believed: these, and legs that were out whose record is no part of the deciding one's
     /// history.
@@ -314,6 +316,10 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     let is_older = |leg: &Leg| there(*leg).is_some_and(|record| authority.held.is_older(record));
     let may_tell = || at.legs().filter(|&leg| recorded(leg).is_copy());
     let mut older: LegSet = may_tell().filter(is_older).collect();
+    let is_own = |leg: Leg| there(leg).is_some_and(|record| !record.other_file);
+    if in_sync.minus(older).iter().any(is_own) {
+        older = older.union(may_tell().filter(|&leg| at[leg].is_some() && !is_own(leg)).collect());
+    }
     let forced = options.source.is_some();
     if forced {
         // Who names it believes it, whatever was recorded when another was named.
@@ -329,7 +335,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
         None => {
             let newness = |leg: &Leg| {
                 let record = there(*leg)?;
-                Some((record.event_count, record.log_generation, !record.other_file, std::cmp::Reverse(*leg)))
+                Some((record.event_count, record.log_generation, std::cmp::Reverse(*leg)))
             };
             let believed = in_sync.minus(disbelieved).iter().filter(|&leg| at[leg].is_some());
             let only_older = in_sync.intersect(older).iter().find_map(|leg| at[leg]);

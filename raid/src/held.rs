@@ -19,7 +19,8 @@
 //! What this cannot tell: that every leg was replaced by an image of one moment; that a leg which is started alone is an
 //! image of itself (but the legs that come back to it become equal to it: `assemble.rs`, its rules for logs of legs that
 //! return and for records of another history); that the last of an image was read when the newest record but one was on the leg already, and what was written
-//! to it before that was read earlier.
+//! to it before that was read earlier. The last of these can be told where the system knows when a leg's file was made
+//! ([`LegRecord::other_file`]).
 
 use crate::assemble::LegRecord;
 use crate::types::{Leg, LegSet, MAX_LEGS};

@@ -102,6 +102,7 @@ pub(super) fn form(
         region_size: plan.geometry.region_size(),
         log: log.place.clone(),
         log_identity: None,
+        leg_file: None,
         event_count: 1,
         lineage: Lineage::new(log.session().unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0), legs.len()),
         held: Held::default(),

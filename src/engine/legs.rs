@@ -29,7 +29,7 @@ use super::shared::{LegChange, MetaChange, lock};
 use super::worker::LegMeta;
 use super::{Volume, samples};
 use crate::create::CreateError;
-use crate::leg::{LegError, OpenLeg, Patience, open_to_read};
+use crate::leg::{LegError, OpenLeg, Patience, born, open_to_read};
 use crate::stamp;
 use crate::start::record;
 
@@ -488,9 +488,9 @@ impl Volume {
         }
         // A leg that is syncing can be the proof that a record of this one was never complete.
         let in_use = self.shared.mirror.legs.states().in_use();
-        let mut found = vec![record(metadata)];
+        let mut found = vec![record(metadata, born(&open.meta))];
         for other in in_use.iter() {
-            found.push(record(&self.read_leg_in_use(other)?));
+            found.push(record(&self.read_leg_in_use(other)?, 0));
         }
         let options = AssembleOptions { degraded: true, ..AssembleOptions::default() };
         let assembly = assemble(&found, options).map_err(|error| not_behind(error.to_string()))?;

@@ -289,6 +289,7 @@ fn alone(name: &str, metadata: &LegMetadata) -> Superblock {
         // A log of its own was the other volume's.
         log: LogPlace::Internal,
         log_identity: None,
+        leg_file: None,
         event_count: 1,
         lineage: Lineage::new(Uuid::new_v4().as_u64_pair().0, 1),
         held: Held::default(),

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mirrord_log::{DirtyLog, Flush, Layout, LegEntry, LogKind, MetaIo, Superblock, Target, superblock_write};
+use mirrord_log::{
+    DirtyLog, Flush, Layout, LegEntry, LegFileNote, LogKind, MetaIo, Superblock, Target, superblock_write,
+};
 use mirrord_raid::{
     Errno, FailReason, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Record, WorkerAction,
     WorkerEvent,
@@ -18,6 +20,7 @@ use uuid::Uuid;
 use super::remote::FENCED;
 use super::shared::{MetaChange, Shared, lock};
 use super::watch::{Seen, Watch};
+use crate::leg::born;
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -160,8 +163,12 @@ impl Durable {
             LegState::Vacant => LegEntry::VACANT,
             _ => LegEntry { uuid: entry.uuid, state, replaces: record.replaces[leg.index()] },
         };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let born = self.legs[leg].as_ref().map_or(0, |meta| born(&meta.file));
+        let leg_file = LegFileNote { born, written: now.as_nanos() as u64 };
         Superblock {
             leg,
+            leg_file: Some(leg_file).filter(|note| note.born != 0),
             legs: self.superblock.legs.iter().zip(record.states.iter()).map(entry).collect(),
             size: record.size,
             event_count: record.event_count,
@@ -171,7 +178,7 @@ impl Durable {
             clean: record.clean,
             equal: record.equal,
             log_failed: record.log_failed,
-            updated: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            updated: now.as_secs(),
             ..self.superblock.clone()
         }
     }

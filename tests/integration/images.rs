@@ -140,6 +140,65 @@ fn an_older_copy_of_a_leg_is_no_source_after_a_kill() {
     }
 }
 
+/// `cp` reads a leg's metadata last. If it took long that is as new as the leg's, and the beginning is not.
+#[test]
+fn a_copy_that_took_long_is_copied_to() {
+    // Where no samples are taken.
+    const AT: u64 = 5 * MIB + 100 * 1024;
+    let rig = volume(&["a", "b"], "internal");
+    rig.write(5, 0x11);
+    copy(&rig, "a", "bak");
+    let volume = File::options().write(true).open(rig.volume()).unwrap();
+    volume.write_all_at(&[0x22; 4096], AT).unwrap();
+    volume.sync_all().unwrap();
+    drop(volume);
+    until("all is clean", || rig.status()["log"]["dirty_regions"] == 0);
+    let leg = fs::read(rig.path("a")).unwrap();
+    let image = File::options().write(true).open(rig.path("bak")).unwrap();
+    image.write_all_at(&leg[SIZE as usize..], SIZE).unwrap();
+    rig.kill_for_good();
+    put_back(&rig, "bak", "a", Back::Moved);
+    let said = rig.run(&["start", "v"]);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("older copy of itself"), "{said}");
+    holds(&rig, &["a", "b"], &[(5, 0x11)]);
+    for leg in ["a", "b"] {
+        let mut there = [0; 4096];
+        File::open(rig.path(leg)).unwrap().read_exact_at(&mut there, AT).unwrap();
+        assert!(there == [0x22; 4096], "{leg}");
+    }
+}
+
+#[test]
+fn legs_that_are_moved_or_copied_while_stopped_are_what_they_were() {
+    let rig = volume(&["a", "b"], "internal");
+    rig.write(5, 0x11);
+    rig.ok(&["stop", "v"]);
+    until_files_are_newer(&rig);
+    // One of them, then all.
+    for moved in [&["a"][..], &["a", "b"]] {
+        for leg in moved {
+            copy(&rig, leg, "moved");
+            put_back(&rig, "moved", leg, Back::Moved);
+        }
+        rig.ok(&["start", "v"]);
+        assert_eq!(rig.status()["state"], "in_sync");
+        assert_eq!([copied(&rig, 0), copied(&rig, 1)], [0, 0], "{moved:?}");
+        assert_eq!(byte(rig.volume(), 5), 0x11);
+        rig.ok(&["stop", "v"]);
+        until_files_are_newer(&rig);
+    }
+}
+
+/// Files are made by a clock that goes in steps.
+fn until_files_are_newer(rig: &Rig) {
+    let now = std::time::SystemTime::now();
+    until("a file is newer", || {
+        let probe = tempfile::NamedTempFile::new_in(rig.path("")).unwrap();
+        probe.as_file().metadata().unwrap().created().is_ok_and(|created| created > now)
+    });
+}
+
 #[test]
 fn of_two_older_copies_the_newer_is_copied_to_the_older() {
     for stop in [true, false] {
@@ -272,6 +331,32 @@ fn a_named_source_is_copied_to_every_other_leg_also_one_that_was_removed() {
     holds(&rig, &["a", "b"], &[(0, 0x11), (31, 0x11)]);
     let report = rig.ok(&["inspect", "a", "--json"]);
     assert!(!report.contains("00000000-0000-0000-0000-000000000000"), "{report}");
+}
+
+#[test]
+fn a_leg_whose_place_a_spare_took_is_copied_to_the_others_if_it_is_named() {
+    let rig = volume(&["a", "b"], "internal");
+    (0..32).for_each(|mib| rig.write(mib, 0x11));
+    rig.ok(&["leg", "add", "v", "c", "--spare"]);
+    rig.ok(&["leg", "fail", "v", "b"]);
+    until("the spare has its place", || {
+        let status = rig.status();
+        let legs = status["legs"].as_array().unwrap();
+        let is = |name: &str, state: &str| {
+            let is_it = |leg: &&serde_json::Value| leg["path"].as_str().unwrap().ends_with(name);
+            legs.iter().find(is_it).is_some_and(|leg| leg["state"] == state)
+        };
+        is("/a", "in_sync") && is("/c", "in_sync") && !legs.iter().any(|leg| leg["state"] == "failed")
+    });
+    (0..32).for_each(|mib| rig.write(mib, 0x22));
+    rig.ok(&["stop", "v"]);
+    let before = ["a", "b", "c"].map(|leg| checksum(rig.path(leg)));
+    assert_eq!((&before[0], before[0] == before[1]), (&before[2], false));
+    let start = ["start", "a", "b", "c", "--mount", "vol", "--front", "fuse"];
+    rig.refused(&start[..4], &["no leg of volume"]);
+    assert_eq!(before, ["a", "b", "c"].map(|leg| checksum(rig.path(leg))));
+    rig.ok(&[&start[..if is_ublk() { 4 } else { 8 }], &["--source", "b"]].concat());
+    holds(&rig, &["a", "b"], &[(0, 0x11), (31, 0x11)]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::{LegEntry, LogPlace, MAX_COUNTER, MAX_NAME, MAX_PLACE, SlotError, Superblock};
+use super::{LegEntry, LegFileNote, LogPlace, MAX_COUNTER, MAX_NAME, MAX_PLACE, SlotError, Superblock};
 use crate::label::RawLogIdentity;
 use crate::layout::PAGE;
 
@@ -91,6 +91,15 @@ struct RawRecent {
     groups: [U64; RECENT_GROUPS / 64],
 }
 
+/// All zero where it is not kept.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+struct RawLegFile {
+    born: U64,
+    written: U64,
+    reserved: [u8; 112],
+}
+
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub(super) struct RawSlot {
@@ -120,7 +129,7 @@ pub(super) struct RawSlot {
     lineage: RawLineage,
     progress: RawProgress,
     log_identity: RawLogIdentity,
-    leg_file: [u8; 128],
+    leg_file: RawLegFile,
     recent: RawRecent,
     reserved: [u8; 320],
 }
@@ -130,6 +139,7 @@ const _: () = assert!(size_of::<RawPast>() == 24);
 const _: () = assert!(size_of::<RawLineage>() == 848);
 const _: () = assert!(size_of::<RawProgress>() == 128);
 const _: () = assert!(size_of::<RawRecent>() == 1152);
+const _: () = assert!(size_of::<RawLegFile>() == 128);
 const _: () = assert!(size_of::<RawSlot>() == PAGE as usize);
 const _: () = assert!(offset_of!(RawSlot, version) == 8);
 const _: () = assert!(offset_of!(RawSlot, crc) == 12);
@@ -226,6 +236,9 @@ impl Superblock {
         }
         raw.lineage = raw_lineage(&self.lineage);
         raw.log_identity = RawLogIdentity::of(self.log_identity.as_ref());
+        if let Some(LegFileNote { born, written }) = self.leg_file {
+            (raw.leg_file.born, raw.leg_file.written) = (born.into(), written.into());
+        }
         raw.progress.held = self.held.recorded().map(U64::new);
         if let Some(recent) = &self.recent {
             raw.recent.recorded = 1;
@@ -291,6 +304,11 @@ impl Superblock {
                 _ => return Err(bad("log kind")),
             },
             log_identity: raw.log_identity.read()?,
+            leg_file: Some(LegFileNote {
+                born: raw.leg_file.born.get(),
+                written: raw.leg_file.written.get(),
+            })
+            .filter(|note| note.born != 0),
             event_count: raw.event_count.get(),
             lineage: lineage(&raw.lineage, LegSet::first(count)).ok_or(bad("lineage"))?,
             held: Held::from_recorded(raw.progress.held.map(U64::get)),

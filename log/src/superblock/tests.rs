@@ -17,6 +17,7 @@ fn superblock() -> Superblock {
         region_size: 4096,
         log: LogPlace::Disk("/var/lib/home.log".into()),
         log_identity: None,
+        leg_file: None,
         event_count: 5,
         lineage: Lineage {
             session: 7,

@@ -479,9 +479,13 @@ fn a_source_is_the_newest_that_is_believed() {
         ([4, 4, 4], [false; 3], 0),
         ([4, 5, 5], [false; 3], 1),
         ([4, 4, 4], [true, false, false], 1),
-        ([5, 4, 4], [true, false, false], 0),
+        ([5, 4, 4], [true, false, false], 1),
+        ([4, 4, 5], [true, true, false], 2),
+        ([4, 5, 4], [true, true, true], 1),
     ] {
-        assert_eq!(assemble(&found(log, other), internal()).unwrap().source, leg(source));
+        let a = assemble(&found(log, other), internal()).unwrap();
+        let copies = (0..3).filter(|&at| other[at] && other != [true; 3]).map(leg).collect();
+        assert_eq!((a.source, a.older, a.copy_whole), (leg(source), copies, copies), "{log:?} {other:?}");
     }
 }
 

@@ -33,6 +33,7 @@ impl Sim {
             region_size: self.config.region_size(),
             log: if self.place.is_none() { LogPlace::Internal } else { LogPlace::Remote("sim".to_owned()) },
             log_identity: None,
+            leg_file: None,
             event_count: 1,
             lineage: Lineage::new(1, self.config.legs),
             held: Held::default(),
