@@ -53,6 +53,32 @@ fn a_limit_of_file_sizes_is_told_before_anything_is_touched() {
     rig.assert_same("a", "b", 16 * MIB);
 }
 
+/// Devices have no such limit, and the file that is to join them has.
+#[test]
+fn a_limit_of_file_sizes_is_told_when_a_leg_is_added() {
+    if !can_serve("a limit of file sizes") {
+        return;
+    }
+    let rig = Rig::new();
+    let mut legs = Vec::new();
+    for name in ["a", "b"] {
+        File::create(rig.path(name)).unwrap().set_len(17 * MIB).unwrap();
+        let Some(device) = rig.loop_device(&rig.path(name)) else { return };
+        legs.push(device);
+    }
+    let create = ["create", "--legs", &legs[0], &legs[1], "--size", "16MiB", "--name", "v", "--mount", "vol"];
+    let created = run_after(&rig, &with_file_limit(8), &create);
+    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+    for add in [&["leg", "add", "v", "c"][..], &["leg", "add", "v", "c", "--spare"]] {
+        rig.refused(add, &["leg", "ulimit -f unlimited", "process may write"]);
+        assert!(!rig.path("c").exists());
+    }
+    rig.write(3, 7);
+    assert_eq!(rig.status()["state"], "in_sync");
+    rig.ok(&["stop", "v"]);
+    rig.assert_same("a", "b", 16 * MIB);
+}
+
 #[test]
 fn too_few_descriptors_are_told_before_the_volume_is_served() {
     if !can_serve("a limit of open files") {
