@@ -116,16 +116,19 @@ pub(crate) fn is_behind(record: &LegRecord, other: &LegRecord, found: &[LegRecor
 
 /// The event up to which two records have one history.
 fn parted(one: &LegRecord, other: &LegRecord) -> Option<u64> {
-    // Newest first, so that the first session in common is the last one.
     let sessions = |record: &LegRecord| {
         let own = (record.lineage.session, record.event_count);
         let past: Vec<_> = record.lineage.past.iter().map(|past| (past.session, past.event_count)).collect();
         std::iter::once(own).chain(past)
     };
-    sessions(one).find_map(|(session, event)| {
+    let in_common = |(session, event): (u64, u64)| {
         let (_, other) = sessions(other).find(|&(of, _)| of == session)?;
         Some(event.min(other))
-    })
+    };
+    // Not the first session in common: one that was overruled may be newer than those that the record went on from. A leg
+    // that was just made names the volume's session and past, and has no event of them.
+    let last = sessions(one).filter_map(in_common).max()?;
+    Some(last.min(one.event_count).min(other.event_count))
 }
 
 /// Whether `other` is of a history that `record` belongs to. If not, and it is behind all the same, it belongs to one that never
@@ -206,6 +209,18 @@ mod tests {
         assert_eq!(after.past[2].held_by, legs(0b100));
         let next = record(0, 10, Lineage { session: 4, ..after });
         assert!(found.iter().all(|record| is_behind(record, &next, &found)));
+    }
+
+    #[test]
+    fn a_session_that_was_overruled_does_not_hide_a_later_one_in_common() {
+        let past = |sessions: &[(u64, u64)]| {
+            let past = |&(session, event_count)| Past { session, event_count, held_by: legs(0) };
+            sessions.iter().map(past).collect()
+        };
+        // Session 6 went on from event 3 of session 3, and what came of it later was overruled.
+        let one = record(1, 12, Lineage { past: past(&[(3, 6), (6, 5)]), ..Lineage::new(7, 2) });
+        let other = record(0, 6, Lineage { past: past(&[(6, 5), (3, 3)]), ..Lineage::new(8, 2) });
+        assert_eq!([parted(&one, &other), parted(&other, &one)], [Some(5), Some(5)]);
     }
 
     #[test]
