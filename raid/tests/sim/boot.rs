@@ -339,6 +339,7 @@ impl Sim {
             late: Vec::new(),
             last_late: 0,
             stop_operations: 0,
+            ticked: false,
             ever_dirty: dirty,
             paused: false,
             scrubbing: false,

@@ -174,8 +174,10 @@ pub(crate) struct Daemon {
     /// What was given up and has not ended.
     pub(crate) late: Vec<Late>,
     pub(crate) last_late: u32,
-    /// Durable operations on the legs since the stop began.
+    /// Durable operations on the legs since the stop began, without those after a tick.
     pub(crate) stop_operations: u32,
+    /// A tick went by since the last one.
+    pub(crate) ticked: bool,
     /// Regions whose bit was durable at the start, or that were marked since.
     pub(crate) ever_dirty: u64,
     pub(crate) paused: bool,

@@ -142,7 +142,8 @@ impl Sim {
     /// Starts the one durable operation: `flush` goes to all `legs`, or a superblock does.
     pub(crate) fn start_meta(&mut self, kind: MetaKind, legs: LegSet, flush: Option<Flush>) {
         assert!(self.live().meta.is_none(), "two durable operations at once");
-        if self.live().phase == Phase::Stopping {
+        // What a leg did not take is tried again with each tick, as long as the stop waits for a log or for copies.
+        if self.live().phase == Phase::Stopping && !std::mem::take(&mut self.d().ticked) {
             self.d().stop_operations += 1;
             let operations = self.live().stop_operations;
             assert!(

@@ -88,6 +88,7 @@ impl Sim {
         let tick = self.live().phase > Phase::Filling && self.rng.chance(self.config.ticks, 1000);
         let pending = self.live().pending.len() as u64;
         if (tick || pending == 0) && self.live().worker.wants_tick() {
+            self.d().ticked = true;
             self.worker_event(WorkerEvent::Tick);
             self.tick_beside();
         } else if pending > 0 {
