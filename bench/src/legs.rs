@@ -180,6 +180,7 @@ impl VolumeSpec {
             lineage: Lineage::new(1, self.legs.len()),
             held: Held::default(),
             recent: None,
+            leg_file: None,
             clean: true,
             equal: true,
             log_failed: false,
