@@ -80,14 +80,23 @@ pub struct Target<'a> {
     pub file: &'a File,
     /// Added to the offset of every write, in bytes: where the log area starts.
     pub base: u64,
-    /// Counts what hangs there by the knowledge of others. Unless it is 0, a file that does not answer is given up
-    /// without waiting for the time-out.
-    pub hung: Option<&'a AtomicU32>,
+    /// What is known of the file to all who do IO there.
+    pub hung: Option<&'a Hung>,
+}
+
+/// What was given up on a file, shared by all who do IO there.
+#[derive(Clone, Debug, Default)]
+pub struct Hung {
+    /// Counts calls that are under way still. Unless it is 0, nothing else is written to the file, and a call that does not
+    /// end is given up without waiting for the time-out.
+    pub changes: Arc<AtomicU32>,
+    /// One of them was a sync and failed. The system has said so to nobody else, so no later sync may be believed.
+    pub forgetful: Arc<AtomicBool>,
 }
 
 impl Target<'_> {
     fn is_hung(&self) -> bool {
-        self.hung.is_some_and(|hung| hung.load(SeqCst) > 0)
+        self.hung.is_some_and(|hung| hung.changes.load(SeqCst) > 0)
     }
 }
 
@@ -104,12 +113,53 @@ pub struct MetaIo {
 struct Flight {
     given_up: AtomicBool,
     ended: AtomicBool,
+    sync_failed: AtomicBool,
+    /// Counted as hung, or not any more.
+    counted: AtomicBool,
+    hung: Option<Hung>,
 }
 
 impl Flight {
+    fn to(target: &Target<'_>) -> Arc<Flight> {
+        Arc::new(Flight { hung: target.hung.cloned(), ..Flight::default() })
+    }
+
     /// Whether another call may be made for it.
     fn go_on(&self) -> io::Result<()> {
         if self.given_up.load(SeqCst) { Err(timed_out()) } else { Ok(()) }
+    }
+
+    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        self.sync_failed.store(result.is_err(), SeqCst);
+        result.map_err(of_sync)
+    }
+
+    /// Whoever does IO there knows it before the caller does.
+    fn give_up(&self) {
+        if let Some(hung) = &self.hung {
+            hung.changes.fetch_add(1, SeqCst);
+            self.counted.store(true, SeqCst);
+        }
+        self.given_up.store(true, SeqCst);
+        if self.ended.load(SeqCst) {
+            self.settle();
+        }
+    }
+
+    fn end(&self) {
+        self.ended.store(true, SeqCst);
+        if self.given_up.load(SeqCst) {
+            self.settle();
+        }
+    }
+
+    /// It was given up and has ended.
+    fn settle(&self) {
+        let Some(hung) = self.hung.as_ref().filter(|_| self.counted.swap(false, SeqCst)) else { return };
+        if self.sync_failed.load(SeqCst) {
+            hung.forgetful.store(true, SeqCst);
+        }
+        hung.changes.fetch_sub(1, SeqCst);
     }
 }
 
@@ -118,7 +168,7 @@ struct Ends(Arc<Flight>);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        self.0.ended.store(true, SeqCst);
+        self.0.end();
     }
 }
 
@@ -198,6 +248,19 @@ impl MetaIo {
         self.late.iter().any(|(fd, flight)| *fd == file.as_raw_fd() && !flight.ended.load(SeqCst))
     }
 
+    /// Whether a call was given up and has not been seen to end.
+    pub fn has_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// Sees what of it has ended: an io_uring tells only when it is asked.
+    pub fn look(&mut self) {
+        if let (Some(ring), true) = (&self.ring, self.has_late()) {
+            ring.block_on(async { tokio::time::sleep(LOOK).await });
+        }
+        take_late(&mut self.late);
+    }
+
     fn run(&mut self, jobs: Vec<Job<'_>>) -> Vec<io::Result<()>> {
         let written: Vec<_> = jobs.iter().map(|(target, runs)| (*target, Arc::clone(runs))).collect();
         let results = self.run_all(jobs);
@@ -273,7 +336,7 @@ fn blocking_run(file: &File, base: u64, runs: &[PageWrite], flight: &Flight) -> 
         file.write_all_at(&run.bytes, base + run.offset)?;
     }
     flight.go_on()?;
-    file.sync_data().map_err(of_sync)
+    flight.synced(file.sync_data())
 }
 
 /// The error of a sync is one of all that was written before, so none for lack of space.
@@ -293,7 +356,7 @@ fn threads_run_all(
     let mut flights = Vec::with_capacity(jobs.len());
     let mut results: Vec<Option<io::Result<()>>> = Vec::with_capacity(jobs.len());
     for (index, (target, runs)) in jobs.iter().enumerate() {
-        let flight = Arc::new(Flight::default());
+        let flight = Flight::to(target);
         flights.push(Arc::clone(&flight));
         if hang.contains(&target.file.as_raw_fd()) {
             results.push(Some(Err(timed_out())));
@@ -323,7 +386,7 @@ fn threads_run_all(
         ticks += u32::from(limited);
         for ((result, flight), (target, _)) in results.iter_mut().zip(&flights).zip(&jobs) {
             if result.is_none() && (ticks > TICKS || target.is_hung()) {
-                flight.given_up.store(true, SeqCst);
+                flight.give_up();
                 late.push((target.file.as_raw_fd(), Arc::clone(flight)));
                 *result = Some(Err(timed_out()));
             }
@@ -347,7 +410,7 @@ async fn ring_run_all(
     let start = |(target, runs): &Job<'_>| {
         let fd = target.file.as_raw_fd();
         (!hang.contains(&fd)).then(|| {
-            let flight = Arc::new(Flight::default());
+            let flight = Flight::to(target);
             let task = match target.file.try_clone() {
                 Ok(file) => {
                     let file = tokio_uring::fs::File::from_std(file);
@@ -376,7 +439,7 @@ async fn ring_run_all(
             None => Some((&mut task).await.unwrap_or_else(|error| Err(io::Error::other(error)))),
         };
         results.push(ended.unwrap_or_else(|| {
-            flight.given_up.store(true, SeqCst);
+            flight.give_up();
             late.push((target.file.as_raw_fd(), flight));
             Err(timed_out())
         }));
@@ -425,7 +488,7 @@ async fn ring_run(
     }
     result?;
     flight.go_on()?;
-    file.sync_data().await.map_err(of_sync)
+    flight.synced(file.sync_data().await)
 }
 
 async fn ring_write(
@@ -548,13 +611,14 @@ mod tests {
         io::Write::write_all(&mut writer, &full).unwrap();
         let pipe = File::from(std::os::fd::OwnedFd::from(writer));
         let good = tempfile::tempfile().unwrap();
-        let know = AtomicU32::new(0);
-        let hung = Some(&know);
+        let known = Hung::default();
+        let hung = Some(&known);
         let targets = [Target { file: &pipe, base: 0, hung }, Target { file: &good, base: 0, hung }];
         let began = std::time::Instant::now();
         let results = io.write_and_sync(&targets, &[write(0, 7, 4096)]);
         assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(TIMED_OUT));
         assert!(results[1].is_ok() && began.elapsed() >= limit && io.is_late(&pipe) && !io.is_late(&good));
+        assert_eq!(known.changes.load(SeqCst), 1, "all who do IO there know");
 
         let began = std::time::Instant::now();
         let each = [(targets[0], vec![write(0, 8, 10)]), (targets[1], vec![write(0, 8, 10)])];
@@ -563,9 +627,11 @@ mod tests {
         assert!(results[1].is_ok() && began.elapsed() < limit / 2, "at once");
 
         io::Read::read_exact(&mut reader, &mut full).unwrap();
-        while io.is_late(&pipe) {
-            assert!(io.write_and_sync(&targets[1..], &[]).iter().all(Result::is_ok));
+        while io.has_late() {
+            io.look();
         }
+        assert!(!io.is_late(&pipe) && known.changes.load(SeqCst) == 0);
+        assert!(!known.forgetful.load(SeqCst), "no sync was under way");
         let mut late = [0; 4096];
         io::Read::read_exact(&mut reader, &mut late).unwrap();
         assert_eq!(late, [7; 4096], "what was under way arrives, and nothing else");
@@ -578,13 +644,52 @@ mod tests {
         // What others know shortens the wait; who ends with it does not wait.
         io::Write::write_all(&mut &pipe, &full).unwrap();
         thread::scope(|scope| {
-            scope.spawn(|| know.store(1, SeqCst));
+            scope.spawn(|| known.changes.store(1, SeqCst));
             io.time_out = Some(TimeOut::new(Some(Duration::from_secs(16) / 10)));
             let began = std::time::Instant::now();
             assert!(io.write_and_sync(&targets[..1], &[write(0, 7, 4096)])[0].is_err());
             assert!(began.elapsed() < Duration::from_secs(1));
         });
         drop(io);
+    }
+
+    /// Whichever comes first, the end of a sync or the end of patience.
+    #[test]
+    fn a_sync_that_was_given_up_and_failed_is_told_to_all() {
+        let known = Hung::default();
+        let file = tempfile::tempfile().unwrap();
+        let flight = || Flight::to(&Target { file: &file, base: 0, hung: Some(&known) });
+        let known_is = |changes, forgetful| {
+            assert_eq!((known.changes.load(SeqCst), known.forgetful.load(SeqCst)), (changes, forgetful));
+        };
+        let fails = |flight: &Flight| assert!(flight.synced(Err(io::Error::other("lost"))).is_err());
+
+        let waited_for = flight();
+        fails(&waited_for);
+        waited_for.end();
+        known_is(0, false);
+
+        let good = flight();
+        good.give_up();
+        known_is(1, false);
+        good.synced(Ok(())).unwrap();
+        good.end();
+        known_is(0, false);
+
+        for ends_first in [false, true] {
+            let bad = flight();
+            fails(&bad);
+            if ends_first {
+                bad.end();
+                bad.give_up();
+            } else {
+                bad.give_up();
+                known_is(1, false);
+                bad.end();
+            }
+            known_is(0, true);
+            known.forgetful.store(false, SeqCst);
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub use crate::core::CoreLog;
 pub use disk::{DISK_MAGIC, DISK_VERSION, DiskLog, LogOwner};
 pub use footer::{FOOTER_VERSION, Footer, FooterError};
 pub use internal::{InternalLog, LogSector, SECTOR_REGIONS, SectorError, decode_sector, newest_generation};
-pub use io::{MetaIo, Target, TimeOut};
+pub use io::{Hung, MetaIo, Target, TimeOut};
 pub use label::{LabelError, LogIdentity, LogLabel, MAX_DEVICE_NAME};
 pub use layout::{Layout, LayoutError, PAGE, PAGE_REGIONS, log_pages};
 pub use leg::{

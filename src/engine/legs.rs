@@ -323,6 +323,7 @@ impl Volume {
         stamp::take_away(&open.meta);
         let meta = LegMeta {
             grows: open.backing == Backing::File,
+            hung: LegMeta::hung(&open.data),
             data: Arc::clone(&open.data),
             file: open.meta,
             layout: metadata.layout,

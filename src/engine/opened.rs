@@ -34,6 +34,7 @@ pub(super) fn legs_metadata(mut opened: Opened) -> LegMap<Option<LegMeta>> {
     let metas = LegMap::from_fn(opened.members.len(), |leg| {
         opened.members[leg].take().map(|member| LegMeta {
             grows: member.leg.backing == Backing::File,
+            hung: LegMeta::hung(&member.leg.data),
             data: member.leg.data,
             file: member.leg.meta,
             layout: member.metadata.layout,

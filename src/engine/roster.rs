@@ -70,6 +70,7 @@ impl Volume {
         let (open, layout) = joining.make(like, leg, uuid)?;
         let meta = LegMeta {
             grows: open.backing == Backing::File,
+            hung: LegMeta::hung(&open.data),
             data: Arc::clone(&open.data),
             file: open.meta,
             layout,

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mirrord_log::{
-    DirtyLog, Flush, Layout, LegEntry, LegFileNote, LogKind, MetaIo, Superblock, Target, superblock_write,
+    DirtyLog, Flush, Hung, Layout, LegEntry, LegFileNote, LogKind, MetaIo, Superblock, Target,
+    superblock_write,
 };
 use mirrord_raid::{
     Errno, FailReason, Leg, LegErrors, LegMap, LegSet, LegState, LogWorker, MAX_LEGS, Record, WorkerAction,
@@ -38,13 +39,20 @@ pub(super) struct LegMeta {
     pub(super) generation: u64,
     /// On a file system that it may fill, not a device of its own.
     pub(super) grows: bool,
-    /// For its data: knows whether the leg hangs, and has its lock.
+    /// For its data: has the leg's lock.
     pub(super) data: Arc<LegFile>,
+    /// What hangs there, data and metadata.
+    pub(super) hung: Hung,
 }
 
 impl LegMeta {
     pub(super) fn target(&self, base: u64) -> Target<'_> {
-        Target { file: &self.file, base, hung: Some(self.data.hung_changes()) }
+        Target { file: &self.file, base, hung: Some(&self.hung) }
+    }
+
+    /// What is known of a leg to those who do IO there.
+    pub(super) fn hung(data: &LegFile) -> Hung {
+        Hung { changes: Arc::clone(data.hung_changes()), forgetful: Arc::clone(data.forgetful()) }
     }
 }
 
@@ -275,7 +283,7 @@ impl Worker {
         let mut next_tick = Instant::now() + TICK;
         loop {
             let now = Instant::now();
-            let wants_tick = self.machine.wants_tick() || self.untold;
+            let wants_tick = self.machine.wants_tick() || self.untold || self.durable.io.has_late();
             let timeout = wants_tick.then(|| next_tick.saturating_duration_since(now));
             let came = self.shared.mailbox.receive(&mut self.events, timeout);
             for MetaChange { leg, meta, uuid, done } in self.shared.mailbox.take_changes() {
@@ -299,6 +307,7 @@ impl Worker {
             if !came || timeout.is_some() && now >= next_tick {
                 self.events.push(WorkerEvent::Tick);
                 self.look_for_room();
+                self.durable.io.look();
                 next_tick = now + TICK;
             }
             if self.work() {

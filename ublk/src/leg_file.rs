@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use mirrord_raid::SECTOR;
@@ -29,8 +30,8 @@ pub struct LegFile {
     memory_align: u32,
     physical_block: u32,
     hung_reads: AtomicU32,
-    hung_changes: AtomicU32,
-    forgetful: AtomicBool,
+    hung_changes: Arc<AtomicU32>,
+    forgetful: Arc<AtomicBool>,
     cut: AtomicU64,
     in_memory: bool,
 }
@@ -177,9 +178,16 @@ impl LegFile {
         self.hung_reads.load(SeqCst) + self.hung_changes.load(SeqCst)
     }
 
-    /// Of it, what is no read: while there is any, no ring gives the leg anything more.
-    pub fn hung_changes(&self) -> &AtomicU32 {
+    /// Of it, what is no read: while there is any, no ring gives the leg anything more. To be counted up and down by who
+    /// gives up metadata of the leg, too.
+    pub fn hung_changes(&self) -> &Arc<AtomicU32> {
         &self.hung_changes
+    }
+
+    /// Whether a flush that was given up ended badly, metadata's included: the system has told that, to nobody, and will
+    /// not tell it again. No later flush is believed then.
+    pub fn forgetful(&self) -> &Arc<AtomicBool> {
+        &self.forgetful
     }
 
     /// Has the leg count as hung from now on: something is under way on another descriptor of it.
@@ -202,12 +210,11 @@ impl LegFile {
         self.counter(read).fetch_sub(1, SeqCst);
     }
 
-    /// A flush that was given up ended badly: the system has told that, to nobody, and will not tell it again.
+    /// See [`LegFile::forgetful`].
     pub(crate) fn forget(&self) {
         self.forgetful.store(true, SeqCst);
     }
 
-    /// Whether it did: then no later flush may be believed.
     pub(crate) fn is_forgetful(&self) -> bool {
         self.forgetful.load(SeqCst)
     }

@@ -28,7 +28,7 @@ impl Sim {
     pub(crate) fn hangs(&self, leg: Leg, read: bool) -> bool {
         self.live().late.iter().filter(|late| late.leg == leg).any(|late| match &late.what {
             What::Data(job, _) => read || job.io.op != LegOp::Read,
-            What::Meta(_) => false,
+            What::Meta(_) => !read,
         })
     }
 
@@ -145,8 +145,10 @@ impl Sim {
     /// No further call is made for it: what had not been flushed is not.
     fn step_late_meta(&mut self, leg: Leg, meta: &mut MetaLeg) -> bool {
         if let Some(submitted) = meta.flush {
-            // Whatever comes of it nobody hears.
-            let _ = self.flush_leg(leg, META_FILE, submitted);
+            if self.flush_leg(leg, META_FILE, submitted).is_err() {
+                self.saw.saw(Saw::LateFailedFlush);
+                self.d().forgetful.insert(leg);
+            }
             return true;
         }
         let most = meta.writes.len() as u64;
