@@ -12,6 +12,10 @@
 //!
 //! A [`MetaIo`] stays on the thread that made it, which must not run another async runtime.
 
+mod patience;
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
 use std::mem;
@@ -19,7 +23,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -29,46 +33,8 @@ use tokio::task::JoinHandle;
 use tokio_uring::buf::BoundedBuf;
 
 use crate::page::PageWrite;
-
-/// Looks in a time-out: how exactly it is kept.
-const TICKS: u32 = 16;
-
-/// Between two looks whether a time-out was set meanwhile.
-const UNLIMITED_TICK: Duration = Duration::from_millis(250);
-
-/// How long a file may take over a call, shared by those who set it and those who keep it. None at first: for ever.
-#[derive(Clone, Debug, Default)]
-pub struct TimeOut {
-    /// In milliseconds; 0: none.
-    limit: Arc<AtomicU64>,
-}
-
-impl TimeOut {
-    /// This long, if any.
-    pub fn new(limit: Option<Duration>) -> TimeOut {
-        let time_out = TimeOut::default();
-        limit.into_iter().for_each(|limit| time_out.shorten_to(limit));
-        time_out
-    }
-
-    /// This long at most, also for calls under way, whose time begins now.
-    pub fn shorten_to(&self, limit: Duration) {
-        let limit = (limit.as_millis() as u64).max(1);
-        let shorter = |now: u64| (now == 0 || limit < now).then_some(limit);
-        let _ = self.limit.fetch_update(SeqCst, SeqCst, shorter);
-    }
-
-    /// How long; `None`: for ever.
-    pub fn limit(&self) -> Option<Duration> {
-        let limit = self.limit.load(SeqCst);
-        (limit > 0).then(|| Duration::from_millis(limit))
-    }
-
-    /// Time until the next look at a call that does not end.
-    fn tick(&self) -> Duration {
-        self.limit().map_or(UNLIMITED_TICK, |limit| limit / TICKS)
-    }
-}
+use patience::{Ends, Flight, TICKS};
+pub use patience::{Hung, TimeOut};
 
 /// What a look at the ring for calls that are late may take.
 const LOOK: Duration = Duration::from_millis(1);
@@ -84,16 +50,6 @@ pub struct Target<'a> {
     pub hung: Option<&'a Hung>,
 }
 
-/// What was given up on a file, shared by all who do IO there.
-#[derive(Clone, Debug, Default)]
-pub struct Hung {
-    /// Counts calls that are under way still. Unless it is 0, nothing else is written to the file, and a call that does not
-    /// end is given up without waiting for the time-out.
-    pub changes: Arc<AtomicU32>,
-    /// One of them was a sync and failed. The system has said so to nobody else, so no later sync may be believed.
-    pub forgetful: Arc<AtomicBool>,
-}
-
 impl Target<'_> {
     fn is_hung(&self) -> bool {
         self.hung.is_some_and(|hung| hung.changes.load(SeqCst) > 0)
@@ -106,70 +62,6 @@ pub struct MetaIo {
     time_out: Option<TimeOut>,
     /// What was given up, by file.
     late: Vec<(RawFd, Arc<Flight>)>,
-}
-
-/// What goes to one file, as who waits for it and who carries it out see it.
-#[derive(Default)]
-struct Flight {
-    given_up: AtomicBool,
-    ended: AtomicBool,
-    sync_failed: AtomicBool,
-    /// Counted as hung, or not any more.
-    counted: AtomicBool,
-    hung: Option<Hung>,
-}
-
-impl Flight {
-    fn to(target: &Target<'_>) -> Arc<Flight> {
-        Arc::new(Flight { hung: target.hung.cloned(), ..Flight::default() })
-    }
-
-    /// Whether another call may be made for it.
-    fn go_on(&self) -> io::Result<()> {
-        if self.given_up.load(SeqCst) { Err(timed_out()) } else { Ok(()) }
-    }
-
-    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
-        self.sync_failed.store(result.is_err(), SeqCst);
-        result.map_err(of_sync)
-    }
-
-    /// Whoever does IO there knows it before the caller does.
-    fn give_up(&self) {
-        if let Some(hung) = &self.hung {
-            hung.changes.fetch_add(1, SeqCst);
-            self.counted.store(true, SeqCst);
-        }
-        self.given_up.store(true, SeqCst);
-        if self.ended.load(SeqCst) {
-            self.settle();
-        }
-    }
-
-    fn end(&self) {
-        self.ended.store(true, SeqCst);
-        if self.given_up.load(SeqCst) {
-            self.settle();
-        }
-    }
-
-    /// It was given up and has ended.
-    fn settle(&self) {
-        let Some(hung) = self.hung.as_ref().filter(|_| self.counted.swap(false, SeqCst)) else { return };
-        if self.sync_failed.load(SeqCst) {
-            hung.forgetful.store(true, SeqCst);
-        }
-        hung.changes.fetch_sub(1, SeqCst);
-    }
-}
-
-/// Dropped, it says that no call for the flight is under way any more.
-struct Ends(Arc<Flight>);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.end();
-    }
 }
 
 /// `ETIMEDOUT`.
@@ -513,205 +405,4 @@ async fn ring_write(
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write(offset: u64, fill: u8, len: usize) -> PageWrite {
-        PageWrite { offset, bytes: vec![fill; len] }
-    }
-
-    /// The io_uring one only where it is permitted; says so otherwise.
-    fn each_kind() -> Vec<MetaIo> {
-        let ring = MetaIo::new();
-        if ring.kind() == "blocking" {
-            eprintln!("skipped for io_uring: not permitted here");
-        }
-        vec![ring, MetaIo::blocking()]
-    }
-
-    #[test]
-    fn adjacent_writes_become_one() {
-        let runs =
-            merged(&[write(8192, 3, 4096), write(0, 1, 4096), write(4096, 2, 4096), write(20480, 4, 512)]);
-        assert_eq!(
-            runs.iter().map(|r| (r.offset, r.bytes.len())).collect::<Vec<_>>(),
-            [(0, 12288), (20480, 512)]
-        );
-        assert_eq!((runs[0].bytes[0], runs[0].bytes[4096], runs[0].bytes[8192]), (1, 2, 3));
-        assert!(merged(&[]).is_empty());
-    }
-
-    #[test]
-    fn every_target_gets_every_write() {
-        for mut io in each_kind() {
-            let files: Vec<File> = (0..3).map(|_| tempfile::tempfile().unwrap()).collect();
-            let targets: Vec<_> = files
-                .iter()
-                .zip([0, 512, 1 << 20])
-                .map(|(file, base)| Target { file, base, hung: None })
-                .collect();
-            // More than the ring has entries.
-            let writes: Vec<_> = (0..150).map(|i| write(i * 8192, i as u8 + 1, 4096)).collect();
-            for round in 0..3 {
-                let results = io.write_and_sync(&targets, &writes[round..]);
-                assert!(results.iter().all(|result| result.is_ok()), "{results:?}");
-            }
-            for target in &targets {
-                for write in &writes {
-                    let mut there = vec![0; 4096];
-                    target.file.read_exact_at(&mut there, target.base + write.offset).unwrap();
-                    assert!(there == write.bytes);
-                }
-            }
-            assert!(io.sync(&[&files[0], &files[1]]).iter().all(|result| result.is_ok()));
-            assert!(io.sync(&[]).is_empty());
-        }
-    }
-
-    #[test]
-    fn a_target_that_fails_does_not_stop_the_others() {
-        for mut io in each_kind() {
-            let good = tempfile::NamedTempFile::new().unwrap();
-            let read_only = File::open(good.path()).unwrap();
-            let targets = [&read_only, good.as_file()].map(|file| Target { file, base: 0, hung: None });
-            let results = io.write_and_sync(&targets, &[write(0, 7, 4096), write(8192, 7, 10)]);
-            assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(9));
-            assert!(results[1].is_ok());
-            assert_eq!(good.as_file().metadata().unwrap().len(), 8202);
-        }
-    }
-
-    #[test]
-    fn no_space_is_told_apart() {
-        let Ok(full) = File::options().write(true).open("/dev/full") else {
-            eprintln!("skipped: no /dev/full");
-            return;
-        };
-        for mut io in each_kind() {
-            let results =
-                io.write_and_sync(&[Target { file: &full, base: 0, hung: None }], &[write(0, 7, 4096)]);
-            assert_eq!(results[0].as_ref().unwrap_err().kind(), io::ErrorKind::StorageFull);
-        }
-    }
-
-    /// A pipe that is full: a write to it ends when it is emptied. Only io_uring writes to one at an offset.
-    #[test]
-    fn a_file_that_hangs_is_given_up_and_given_nothing_until_that_has_ended() {
-        let limit = Duration::from_millis(160);
-        let mut io = MetaIo::new().with_time_out(TimeOut::new(Some(limit)));
-        if io.kind() == "blocking" {
-            eprintln!("skipped: no io_uring");
-            return;
-        }
-        let (mut reader, mut writer) = io::pipe().unwrap();
-        let mut full = vec![1; 65536];
-        io::Write::write_all(&mut writer, &full).unwrap();
-        let pipe = File::from(std::os::fd::OwnedFd::from(writer));
-        let good = tempfile::tempfile().unwrap();
-        let known = Hung::default();
-        let hung = Some(&known);
-        let targets = [Target { file: &pipe, base: 0, hung }, Target { file: &good, base: 0, hung }];
-        let began = std::time::Instant::now();
-        let results = io.write_and_sync(&targets, &[write(0, 7, 4096)]);
-        assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(TIMED_OUT));
-        assert!(results[1].is_ok() && began.elapsed() >= limit && io.is_late(&pipe) && !io.is_late(&good));
-        assert_eq!(known.changes.load(SeqCst), 1, "all who do IO there know");
-
-        let began = std::time::Instant::now();
-        let each = [(targets[0], vec![write(0, 8, 10)]), (targets[1], vec![write(0, 8, 10)])];
-        let results = io.write_each(&each);
-        assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(TIMED_OUT), "refused");
-        assert!(results[1].is_ok() && began.elapsed() < limit / 2, "at once");
-
-        io::Read::read_exact(&mut reader, &mut full).unwrap();
-        while io.has_late() {
-            io.look();
-        }
-        assert!(!io.is_late(&pipe) && known.changes.load(SeqCst) == 0);
-        assert!(!known.forgetful.load(SeqCst), "no sync was under way");
-        let mut late = [0; 4096];
-        io::Read::read_exact(&mut reader, &mut late).unwrap();
-        assert_eq!(late, [7; 4096], "what was under way arrives, and nothing else");
-        // It takes writes again: only a sync of a pipe cannot be.
-        let results = io.write_and_sync(&targets[..1], &[write(0, 9, 10)]);
-        assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(22));
-        io::Read::read_exact(&mut reader, &mut late[..10]).unwrap();
-        assert_eq!(late[..10], [9; 10]);
-
-        // What others know shortens the wait; who ends with it does not wait.
-        io::Write::write_all(&mut &pipe, &full).unwrap();
-        thread::scope(|scope| {
-            scope.spawn(|| known.changes.store(1, SeqCst));
-            io.time_out = Some(TimeOut::new(Some(Duration::from_secs(16) / 10)));
-            let began = std::time::Instant::now();
-            assert!(io.write_and_sync(&targets[..1], &[write(0, 7, 4096)])[0].is_err());
-            assert!(began.elapsed() < Duration::from_secs(1));
-        });
-        drop(io);
-    }
-
-    /// Whichever comes first, the end of a sync or the end of patience.
-    #[test]
-    fn a_sync_that_was_given_up_and_failed_is_told_to_all() {
-        let known = Hung::default();
-        let file = tempfile::tempfile().unwrap();
-        let flight = || Flight::to(&Target { file: &file, base: 0, hung: Some(&known) });
-        let known_is = |changes, forgetful| {
-            assert_eq!((known.changes.load(SeqCst), known.forgetful.load(SeqCst)), (changes, forgetful));
-        };
-        let fails = |flight: &Flight| assert!(flight.synced(Err(io::Error::other("lost"))).is_err());
-
-        let waited_for = flight();
-        fails(&waited_for);
-        waited_for.end();
-        known_is(0, false);
-
-        let good = flight();
-        good.give_up();
-        known_is(1, false);
-        good.synced(Ok(())).unwrap();
-        good.end();
-        known_is(0, false);
-
-        for ends_first in [false, true] {
-            let bad = flight();
-            fails(&bad);
-            if ends_first {
-                bad.end();
-                bad.give_up();
-            } else {
-                bad.give_up();
-                known_is(1, false);
-                bad.end();
-            }
-            known_is(0, true);
-            known.forgetful.store(false, SeqCst);
-        }
-    }
-
-    #[test]
-    fn a_time_out_that_is_set_later_counts_for_what_hangs_already() {
-        let time_out = TimeOut::default();
-        let mut io = MetaIo::new().with_time_out(time_out.clone());
-        if io.kind() == "blocking" {
-            eprintln!("skipped: no io_uring");
-            return;
-        }
-        let (_reader, mut writer) = io::pipe().unwrap();
-        io::Write::write_all(&mut writer, &vec![1; 65536]).unwrap();
-        let pipe = File::from(std::os::fd::OwnedFd::from(writer));
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                thread::sleep(Duration::from_millis(100));
-                time_out.shorten_to(Duration::from_millis(50));
-            });
-            let targets = [Target { file: &pipe, base: 0, hung: None }];
-            let results = io.write_and_sync(&targets, &[write(0, 7, 4096)]);
-            assert_eq!(results[0].as_ref().unwrap_err().raw_os_error(), Some(TIMED_OUT));
-        });
-        assert!(io.is_late(&pipe));
-    }
 }
