@@ -113,8 +113,8 @@ impl Sim {
             }
         }
         // A mark that could not be made durable is undone, also where others wrote to a leg that is out.
-        let foreign = self.scribbled.intersect(states.tracked()).union(self.images.in_place);
-        let foreign = foreign.minus(states.in_use());
+        let foreign = self.scribbled.intersect(states.tracked());
+        let foreign = foreign.union(self.images.in_place).union(self.images.ahead).minus(states.in_use());
         let legs = copies.minus(foreign);
         // What nobody wrote through the mirror it cannot know of.
         for sector in sectors.filter(|&sector| !self.is_planted(sector)) {
@@ -169,6 +169,7 @@ impl Sim {
                 }
                 (LegState::Syncing, LegState::InSync) => {
                     self.images.in_place.remove(leg);
+                    self.images.ahead.remove(leg);
                     self.scribbled.remove(leg);
                     self.saw.saw(Saw::Promote);
                 }

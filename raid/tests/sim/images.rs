@@ -45,6 +45,8 @@ pub(crate) struct Images {
     kept: Vec<Option<Image>>,
     /// Legs that are images, from when they became so until they are in use.
     pub(crate) in_place: LegSet,
+    /// Legs that were not there when an older image became the volume: what they hold may be newer.
+    pub(crate) ahead: LegSet,
     /// What the volume may hold instead of what it held.
     may_hold: Vec<Vec<u64>>,
     /// A source was named for the start that is under way.
@@ -67,6 +69,7 @@ impl Images {
             named,
             kept,
             in_place: LegSet::EMPTY,
+            ahead: LegSet::EMPTY,
             may_hold: Vec::new(),
             is_named: false,
             overruled: LegSet::EMPTY,
@@ -264,6 +267,7 @@ impl Sim {
     pub(crate) fn images_are_settled(&mut self, source: Leg) {
         let in_use = self.live().mirror.legs.states().in_use();
         self.images.in_place = self.images.in_place.minus(in_use);
+        self.images.ahead = self.images.ahead.minus(in_use);
         // Whatever was written to it behind the daemon's back is the volume's now.
         self.scribbled.remove(source);
         self.images.overruled.remove(source);
@@ -274,6 +278,7 @@ impl Sim {
         if std::mem::take(&mut self.images.may_hold).is_empty() {
             return;
         }
+        self.images.ahead = self.members().minus(in_use);
         for sector in 0..self.sectors() {
             let stamp = self.disks[source.index()].read(sector);
             if !self.is_legal(sector, stamp) {

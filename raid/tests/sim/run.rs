@@ -221,7 +221,10 @@ impl Sim {
         let is_split = self.live().mirror.legs.states().of(leg) == LegState::Tracked;
         // The daemon lets go of a leg only when its own reads there have ended.
         let is_free = !self.live().leg_jobs().any(|job| job.io.leg == leg);
-        if is_split && is_free && !self.live().given_back.contains(leg) && self.rng.chance(1, 10) {
+        // Who splits a leg off is told that it is once the superblocks say so.
+        let is_told = self.live().mirror.legs.states().recorded(leg);
+        let is_theirs = is_split && is_told && is_free && !self.live().given_back.contains(leg);
+        if is_theirs && self.rng.chance(1, 10) {
             self.scribble(leg);
         }
         self.d().given_back.insert(leg);
