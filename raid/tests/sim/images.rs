@@ -215,8 +215,20 @@ impl Sim {
                 Some(assembly.disbelieved.contains(leg) || !is_known && self.its_log_says_more(leg))
             }
             Err(_) if self.roster.proof_is_gone => None,
+            Err(AssembleError::SplitBrain { .. }) if self.is_from_a_lost_cache(leg, &found) => None,
             Err(error) => panic!("invariant 9: {leg:?} is given back: {error}: {found:#?}"),
         }
+    }
+
+    /// Whether a leg is an image of records that a power cut took from the leg itself: nothing tells them from those of a
+    /// leg that went on alone.
+    fn is_from_a_lost_cache(&self, leg: Leg, found: &[LegRecord]) -> bool {
+        let image = &found[0];
+        let left_earlier = |record: &LegRecord| {
+            let mut past = record.lineage.past.iter();
+            past.any(|past| past.session == image.lineage.session && past.event_count < image.event_count)
+        };
+        self.images.in_place.contains(leg) && found[1..].iter().any(left_earlier)
     }
 
     /// Whether more is dirty in the log of a leg that was out than in the volume's, which may have gone on from an image.

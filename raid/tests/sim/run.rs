@@ -297,6 +297,8 @@ impl Sim {
         let mut in_sync = self.current.iter();
         let clean = in_sync.all(|leg| self.durable[leg.index()].clean);
         assert!(clean, "progress: stopped with all legs in sync and not recorded as clean");
+        // A leg that was removed, and may be an image from before that, is not named any more.
+        self.attached = self.attached.minus(self.live().mirror.legs.states().vacant());
         self.crash(Recovery::Power);
         self.boot();
         let states = self.live().mirror.legs.states();
