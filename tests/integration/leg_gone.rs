@@ -57,8 +57,11 @@ fn is_as_written(path: &Path) {
 #[test]
 fn a_leg_that_is_deleted_is_told_and_missed() {
     let Some(rig) = volume() else { return };
-    let watching =
-        rig.command(&["events", "v", "--json", "--since", "0"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let watching = rig
+        .command(&["events", "v", "--json", "--since", "0"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     fs::remove_file(rig.path("b")).unwrap();
     becomes(&rig, 1, "deleted");
     assert_eq!(state(&rig, 1), "in_sync", "it serves as long as it is open");
