@@ -28,6 +28,57 @@ fn loom_write_against_clear() {
     });
 }
 
+/// A writer against a look that keeps a region and one that clears it: a write that was let through is never in a region
+/// of which the superblocks say that it is not written to.
+#[test]
+fn loom_write_against_keep() {
+    loom::model(|| {
+        let table = Arc::new(RegionTable::new(1));
+        table.assume_dirty(Region(0));
+        let writer = {
+            let table = table.clone();
+            loom::thread::spawn(move || table.begin_write(Region(0)))
+        };
+        let kept = table.start_cleaning(Region(0), true) && table.keep(Region(0)) == RegionState::Cleaning;
+        let cleared = kept && table.finish_cleaning(Region(0)).is_some();
+        let begun = writer.join().unwrap();
+        let (want, state) = match (kept, cleared) {
+            (false, _) => (Begin::Write, RegionState::Dirty),
+            (true, false) => (Begin::Mark, RegionState::Renewing),
+            (true, true) => (Begin::Mark, RegionState::Marking),
+        };
+        assert_eq!((begun, table.state(Region(0))), (want, state));
+        assert_eq!((table.unclean(), table.writes(Region(0))), (1, 1));
+    });
+}
+
+/// A mark for a copy, and a writer: nobody writes before the superblocks say so, also after they could not.
+#[test]
+fn loom_write_where_a_region_is_kept_and_renewed() {
+    loom::model(|| {
+        let table = Arc::new(RegionTable::new(1));
+        let told = Arc::new(AtomicBool::new(false));
+        assert!(table.want_mark(Region(0)));
+        let writer = {
+            let (table, told) = (table.clone(), told.clone());
+            loom::thread::spawn(move || {
+                if table.begin_write(Region(0)) == Begin::Write {
+                    assert!(told.load(SeqCst), "wrote before the superblocks said so");
+                }
+                table.end_write(Region(0));
+            })
+        };
+        table.keep(Region(0));
+        table.mark_failed(Region(0));
+        assert!(table.state(Region(0)).is_durable(), "its bit is durable");
+        told.store(true, SeqCst);
+        table.marked(Region(0));
+        writer.join().unwrap();
+        assert_eq!(table.state(Region(0)), RegionState::Dirty);
+        assert_eq!((table.unclean(), table.writes(Region(0))), (1, 0));
+    });
+}
+
 /// A writer against a look for unclean regions that passes over clean blocks: the next look finds the region.
 #[test]
 fn loom_write_against_a_look() {
