@@ -114,6 +114,7 @@ impl Sim {
                 if self.live().phase == Phase::Recording {
                     self.current = self.live().mirror.legs.states().in_sync();
                 }
+                self.record_begins(&record);
                 self.start_meta(MetaKind::Record(record), legs, None);
             }
             WorkerAction::FillLog { leg } => {

@@ -14,7 +14,7 @@ use crate::sim::{Recovery, Sim, trace};
 #[derive(Default)]
 pub(crate) struct Recents {
     /// In which legs that were in sync may differ: those of requests since the last start, those in which something was to be
-    /// repaired, and what was recent then.
+    /// repaired, what was recent then, and what was when records began to tell.
     written: u64,
     /// What was recent when the volume was started that is not served yet.
     at_start: u64,
@@ -60,6 +60,15 @@ impl Sim {
         self.recents.written = self.recents.at_start;
     }
 
+    /// A record is begun. Until one that tells is complete, all that is dirty is recent, also what was marked for a copy: no
+    /// group is unset before. If it never is, because a leg does not take it, a start may go by one that was begun.
+    pub(crate) fn record_begins(&mut self, record: &Record) {
+        if let (false, Some(recent)) = (self.recents.is_told, &record.recent) {
+            let set = (0..self.geometry.regions()).filter(|&region| recent.contains(Region(region)));
+            self.recents.written |= set.fold(0, |all, region| all | 1 << region);
+        }
+    }
+
     /// A record is complete: while a leg is out it tells of two that are in sync.
     pub(crate) fn check_record(&mut self, record: &Record) {
         let of = |is: fn(&LegState) -> bool| -> LegSet {
@@ -68,12 +77,7 @@ impl Sim {
         let in_sync = of(|&state| state == LegState::InSync);
         let out = of(|&state| matches!(state, LegState::Failed(_) | LegState::Tracked));
         let was_told = std::mem::replace(&mut self.recents.is_told, record.recent.is_some());
-        if let (false, Some(recent)) = (was_told, &record.recent) {
-            // Before, all that was dirty was recent, also what was marked for a copy.
-            let set = (0..self.geometry.regions()).filter(|&region| recent.contains(Region(region)));
-            self.recents.written |= set.fold(0, |all, region| all | 1 << region);
-            self.saw.saw(Saw::RecentRecord);
-        }
+        self.saw.saw_if(Saw::RecentRecord, !was_told && self.recents.is_told);
         if in_sync.len() > 1 && !out.is_empty() {
             assert!(
                 record.recent.is_some(),
