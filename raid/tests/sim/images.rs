@@ -216,6 +216,12 @@ impl Sim {
             }
             Err(_) if self.roster.proof_is_gone => None,
             Err(AssembleError::SplitBrain { .. }) if self.is_from_a_lost_cache(leg, &found) => None,
+            // The proof that its record was never complete is on a leg that is out, and not asked.
+            Err(AssembleError::SplitBrain { .. })
+                if assemble(&self.records(self.members()), self.degraded()).is_ok() =>
+            {
+                None
+            }
             Err(error) => panic!("invariant 9: {leg:?} is given back: {error}: {found:#?}"),
         }
     }
