@@ -38,7 +38,8 @@ impl Sim {
         let syncing = legs.states().syncing().intersect(assembly.bounded);
         let is_told = assembly.recent().is_some();
         // Ahead of writers regions are marked that nobody wrote to.
-        let may_be = if self.mark_ahead > 0 { u64::MAX } else { self.recents.written };
+        let may_be =
+            if self.mark_ahead > 0 { u64::MAX } else { self.recents.written | self.told_by_others(assembly) };
         for leg in syncing.iter().filter(|_| is_told) {
             let stale = dirty.iter().filter(|&&region| legs.is_stale(leg, region));
             let stale = stale.fold(0u64, |all, region| all | 1 << region.0);
@@ -53,6 +54,16 @@ impl Sim {
         self.recents.written |= self.recents.at_start;
         self.saw.saw_if(Saw::RecentStart, is_told && dirty.iter().any(|&region| !assembly.is_recent(region)));
         self.saw.saw_if(Saw::RecentStale, is_told && !syncing.is_empty());
+    }
+
+    /// What is recent by records that are newer than the one that decides, and never counted: it may come from earlier.
+    fn told_by_others(&self, assembly: &Assembly) -> u64 {
+        let records = self.records(self.attached);
+        let Some(authority) = records.get(assembly.authority) else { return 0 };
+        let newer = records.iter().filter(|record| record.event_count > authority.event_count);
+        let told = newer.filter_map(|record| record.recent.as_ref());
+        let set = |region: &u32| told.clone().any(|recent| recent.contains(Region(*region)));
+        (0..self.geometry.regions()).filter(set).fold(0, |all, region| all | 1 << region)
     }
 
     /// The volume is served from now on.
