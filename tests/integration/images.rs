@@ -15,12 +15,7 @@ const HOT: u64 = 7;
 /// Volume `v` of these legs, in the rig's folder, with a log of this kind.
 fn volume(legs: &[&str], log: &str) -> Rig {
     let rig = Rig::new();
-    let disk = format!("disk:{}", rig.path("log").display());
-    let mut args = vec!["create", "--size", "32MiB", "--name", "v", "--region-size", "1MiB"];
-    args.extend(if is_ublk() { ["--front", "ublk"] } else { ["--mount", "vol"] });
-    args.extend(["--log", if log == "disk" { &disk } else { log }, "--legs"]);
-    args.extend(legs);
-    rig.ok(&args);
+    rig.create_with_log(legs, "32MiB", log);
     rig
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
 
-use crate::rig::{Rig, is_ublk, newest_slot, until};
+use crate::rig::{Rig, newest_slot, until};
 
 const MIB: u64 = 1 << 20;
 const MIBS: u64 = 64;
@@ -16,12 +16,7 @@ const LAST: u64 = 41;
 /// Volume `v` of these legs with a log of this kind, written to everywhere.
 fn volume(legs: &[&str], log: &str) -> Rig {
     let rig = Rig::new();
-    let disk = format!("disk:{}", rig.path("log").display());
-    let mut args = vec!["create", "--size", "64MiB", "--name", "v", "--region-size", "1MiB"];
-    args.extend(if is_ublk() { ["--front", "ublk"] } else { ["--mount", "vol"] });
-    args.extend(["--log", if log == "disk" { &disk } else { log }, "--legs"]);
-    args.extend(legs);
-    rig.ok(&args);
+    rig.create_with_log(legs, "64MiB", log);
     write_everywhere(&rig, 0x11);
     rig
 }

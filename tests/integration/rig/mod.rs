@@ -92,6 +92,16 @@ impl Rig {
         self.volume()
     }
 
+    /// The same of any number of legs, with regions of 1 MiB and a log of this kind; one on disk is the file `log`.
+    pub fn create_with_log(&self, legs: &[&str], size: &str, log: &str) {
+        let disk = format!("disk:{}", self.path("log").display());
+        let mut args = vec!["create", "--size", size, "--name", "v", "--region-size", "1MiB"];
+        args.extend(if is_ublk() { ["--front", "ublk"] } else { ["--mount", "vol"] });
+        args.extend(["--log", if log == "disk" { &disk } else { log }, "--legs"]);
+        args.extend(legs);
+        self.ok(&args);
+    }
+
     /// Where `v` is served: the number of a block device may be another after each start.
     pub fn volume(&self) -> PathBuf {
         self.status()["device"].as_str().unwrap().into()
