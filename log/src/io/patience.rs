@@ -53,7 +53,8 @@ pub struct Hung {
     /// Counts calls that are under way still. Unless it is 0, nothing else is written to the file, and a call that does not
     /// end is given up without waiting for the time-out.
     pub changes: Arc<AtomicU32>,
-    /// One of them was a sync and failed. The system has said so to nobody else, so no later sync may be believed.
+    /// One of these calls was a sync, and failed. The kernel reports that failure once, so a later sync that succeeds proves
+    /// nothing.
     pub forgetful: Arc<AtomicBool>,
 }
 
@@ -83,7 +84,7 @@ impl Flight {
         result.map_err(of_sync)
     }
 
-    /// Whoever does IO there knows it before the caller does.
+    /// Counts the call as hung, then stops waiting for it: other IO on the file learns of the hang before the caller does.
     pub(super) fn give_up(&self) {
         if let Some(hung) = &self.hung {
             hung.changes.fetch_add(1, SeqCst);

@@ -119,7 +119,7 @@ fn a_record_cut_short_counts_the_leg_it_did_not_reach() {
 }
 
 /// Leg 1 was started alone, and so a record that it lacks was taken for one that never was complete. If leg 1 is an older
-/// image, it was, and nobody knows what was written under it.
+/// image, that record was complete, and the remaining legs do not tell what was written under it.
 #[test]
 fn what_a_leg_has_of_another_history_is_not_believed() {
     let both = [InSync, InSync];
@@ -131,7 +131,7 @@ fn what_a_leg_has_of_another_history_is_not_believed() {
     assert_eq!((a.source, a.returned), (leg(1), LegSet::one(leg(0))));
     assert_eq!((a.disbelieved, a.copy_whole, a.older), (a.returned, a.returned, LegSet::EMPTY));
     assert_eq!(a.trusted, LegSet::one(leg(1)));
-    // A leg in use cannot have gone on alone: whoever started the volume would have needed it.
+    // The start that recorded leg 1 as in use had that leg, so leg 1 did not go on alone since.
     let found = [apart, later(3, &[(1, 6)], 1, 9, &[InSync, Syncing])];
     assert_eq!(assemble(&found, internal()).unwrap().disbelieved, LegSet::EMPTY);
 }

@@ -3,17 +3,23 @@ use super::*;
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
 
+/// A table of one dirty region, in which a write begins.
+fn written_to_while_dirty() -> (Arc<RegionTable>, loom::thread::JoinHandle<Begin>) {
+    let table = Arc::new(RegionTable::new(1));
+    table.assume_dirty(Region(0));
+    let writer = {
+        let table = table.clone();
+        loom::thread::spawn(move || table.begin_write(Region(0)))
+    };
+    (table, writer)
+}
+
 /// A writer against a clear: a write that was let through without a mark is never in a region
 /// that ended clean.
 #[test]
 fn loom_write_against_clear() {
     loom::model(|| {
-        let table = Arc::new(RegionTable::new(1));
-        table.assume_dirty(Region(0));
-        let writer = {
-            let table = table.clone();
-            loom::thread::spawn(move || table.begin_write(Region(0)))
-        };
+        let (table, writer) = written_to_while_dirty();
         let cleaned = table.start_cleaning(Region(0), true) && table.finish_cleaning(Region(0)).is_some();
         let begun = writer.join().unwrap();
         match begun {
@@ -33,12 +39,7 @@ fn loom_write_against_clear() {
 #[test]
 fn loom_write_against_keep() {
     loom::model(|| {
-        let table = Arc::new(RegionTable::new(1));
-        table.assume_dirty(Region(0));
-        let writer = {
-            let table = table.clone();
-            loom::thread::spawn(move || table.begin_write(Region(0)))
-        };
+        let (table, writer) = written_to_while_dirty();
         let kept = table.start_cleaning(Region(0), true) && table.keep(Region(0)) == RegionState::Cleaning;
         let cleared = kept && table.finish_cleaning(Region(0)).is_some();
         let begun = writer.join().unwrap();
@@ -52,7 +53,7 @@ fn loom_write_against_keep() {
     });
 }
 
-/// A mark for a copy, and a writer: nobody writes before the superblocks say so, also after they could not.
+/// A mark for a copy, and a writer. No write starts before the superblocks record it, even after a record has failed.
 #[test]
 fn loom_write_where_a_region_is_kept_and_renewed() {
     loom::model(|| {
@@ -99,7 +100,7 @@ fn loom_write_against_a_look() {
     });
 }
 
-/// Two writers and the worker that marks: nobody writes before the mark is durable. The worker's
+/// Two writers and the worker that marks: no write starts before the mark is durable. The worker's
 /// thread is the second writer too: with a third thread it takes minutes.
 #[test]
 fn loom_two_writers_and_a_mark() {
