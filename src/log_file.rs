@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::Instant;
 
 use mirrord_log::{Backing, DiskLog, LogIdentity, LogLabel, Superblock, measure};
 use mirrord_raid::SECTOR;
@@ -19,7 +19,7 @@ use rustix::fs::{OFlags, ioctl_blksszget};
 use rustix::io::Errno;
 
 use crate::device_name::Devices;
-use crate::leg::{FileId, Holder, LOCK_PATIENCE, LOCK_RETRY, lock_waiting, writable_loop_over};
+use crate::leg::{FileId, Holder, LOCK_PATIENCE, LOCK_RETRY, born, lock_waiting, writable_loop_over};
 use crate::limits::{FileTooLong, check_file_size};
 use crate::{extents, signature};
 
@@ -175,8 +175,7 @@ impl LogFile {
         if self.backing == Backing::Device {
             return LogIdentity::Device { name: Devices::default().name_of(metadata.rdev()) };
         }
-        let born = metadata.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        LogIdentity::File { inode: metadata.ino(), born: born.map_or(0, |born| born.as_nanos() as u64) }
+        LogIdentity::File { inode: metadata.ino(), born: born(&self.file) }
     }
 
     /// Whether this is the log of the volume that `superblock` is of, which has `regions` regions and whose records are of

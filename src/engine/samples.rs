@@ -159,7 +159,7 @@ pub(super) fn examine(opened: &Opened, log: &mut dyn DirtyLog) -> Result<Option<
         }
     }
     let Some((path, _)) = why else { return Ok(None) };
-    (0..geometry.regions()).map(Region).for_each(|region| log.mark(region));
+    log.mark_all();
     Ok(Some(format!("leg {} was written to while it was not served: everything is copied", path.display())))
 }
 

@@ -259,14 +259,13 @@ impl Sim {
         let logged = dirty(log.as_ref());
         assembly.uncovered(geometry).for_each(|region| log.mark(region));
         self.saw.saw_if(Saw::UncoveredLog, assembly.covered < assembly.size);
-        let all = (0..geometry.regions()).map(Region);
         if assembly.all_dirty {
-            all.clone().for_each(|region| log.mark(region));
+            log.mark_all();
         }
         let found: Vec<Region> = log.dirty().collect();
         let states = assembly.states(&found);
         if !assembly.copy_whole.is_empty() {
-            all.for_each(|region| log.mark(region));
+            log.mark_all();
         }
         let dirty = dirty(log.as_ref());
         let was_clean = std::mem::take(&mut self.stopped_clean) && !self.is_without_place();
