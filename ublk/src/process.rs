@@ -46,6 +46,9 @@ pub fn inherit_none_from(first: RawFd) -> io::Result<()> {
 /// and undo still show here, what is mounted here shows nowhere else. A daemon that serves a block device
 /// needs that: ended as the last user of a mount on its own device it would wait for itself.
 ///
+/// Where mounts are private, what others unmount stays mounted here. So it lets go of every volume that another daemon
+/// serves through FUSE: a clean stop of it would wait for this process. No leg lies on one, for a leg that is a file grows.
+///
 /// Not for a daemon that serves through FUSE, whose mount others are to see.
 ///
 /// # Errors
@@ -56,7 +59,7 @@ pub fn own_mount_namespace() -> io::Result<()> {
     // Private mounts would keep alive what is unmounted elsewhere.
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", flags)?;
-    Ok(())
+    volumes_that_stay(&own_mountinfo()?).iter().try_for_each(|path| leave(Path::new(path)).map(drop))
 }
 
 /// After [`own_mount_namespace`]: lets go of every mount of a file system on block device `device` (major,
@@ -67,15 +70,36 @@ pub fn own_mount_namespace() -> io::Result<()> {
 pub fn leave_mounts_of(device: (u32, u32)) -> io::Result<usize> {
     let mut left = 0;
     // The last first: it may lie on an earlier one.
-    for path in mount_points(&std::fs::read_to_string("/proc/thread-self/mountinfo")?, device).iter().rev() {
-        match unmount(Path::new(path), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) => left += 1,
-            // Gone with, or hidden by, one that was left before.
-            Err(Errno::INVAL | Errno::NOENT) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+    for path in mount_points(&own_mountinfo()?, device).iter().rev() {
+        left += usize::from(leave(Path::new(path))?);
     }
     Ok(left)
+}
+
+fn own_mountinfo() -> io::Result<String> {
+    std::fs::read_to_string("/proc/thread-self/mountinfo")
+}
+
+/// Whether something was mounted there still.
+fn leave(path: &Path) -> io::Result<bool> {
+    match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(true),
+        // Gone with, or hidden by, one that was left before.
+        Err(Errno::INVAL | Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Where volumes are mounted that are served through FUSE and would stay so if others unmounted them, as
+/// `/proc/PID/mountinfo` says.
+fn volumes_that_stay(mountinfo: &str) -> Vec<String> {
+    let of_line = |line: &str| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let stays = !mount.split(' ').skip(6).any(|field| field.starts_with("master:"));
+        let is_volume = file_system.starts_with("fuse.mirrord ");
+        (stays && is_volume).then(|| unescape(mount.split(' ').nth(4).unwrap_or_default()))
+    };
+    mountinfo.lines().filter_map(of_line).collect()
 }
 
 /// Where file systems of `device` are mounted, as `/proc/PID/mountinfo` says.
@@ -167,6 +191,15 @@ mod tests {
         };
         std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
         assert!(!mounted("self"));
+    }
+
+    #[test]
+    fn volumes_that_others_cannot_unmount_here_are_found() {
+        let text = "25 1 254:0 / / rw - ext4 /dev/vda rw\n\
+                    30 25 0:52 / /mnt/a\\040b rw,relatime - fuse.mirrord mirrord:v rw,user_id=0\n\
+                    31 25 0:53 / /mnt/c rw,relatime master:7 - fuse.mirrord mirrord:w rw,user_id=0\n\
+                    32 25 0:54 / /mnt/d rw - fuse.sshfs host:/fuse.mirrord rw\n";
+        assert_eq!(volumes_that_stay(text), ["/mnt/a b"]);
     }
 
     #[test]
