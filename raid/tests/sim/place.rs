@@ -86,7 +86,7 @@ pub(crate) struct Place {
     outages: u64,
     outage: Outage,
     outage_until: u64,
-    /// A stranger, or a start that came to nothing, had the log since the last start.
+    /// A stranger, a start that came to nothing or one that was cut off when it asked had the log since the last start.
     pub(crate) had_by_others: bool,
     /// A volume that waited too long goes on without.
     pub(crate) fallback: bool,
@@ -210,6 +210,8 @@ impl Place {
         let life = self.life();
         life.is_lost |= life.was_ready;
         life.is_inexact = true;
+        // It may have got the log and not have heard of it.
+        self.had_by_others |= !self.life().was_ready;
     }
 
     fn lose(&mut self) {
