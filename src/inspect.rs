@@ -7,9 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use mirrord_log::{
-    Backing, DISK_MAGIC, DirtyLog, DiskLog, Footer, FooterError, InternalLog, LogIdentity, LogLabel,
-    LogPlace, PAGE, ResumeNote, SECTOR_REGIONS, SlotError, Superblock, SyncMode, decode_sector, lost_footer,
-    measure,
+    Backing, DISK_MAGIC, DirtyLog, DiskLog, Footer, FooterError, InternalLog, LegFileNote, LogIdentity,
+    LogLabel, LogPlace, PAGE, ResumeNote, SECTOR_REGIONS, SlotError, Superblock, SyncMode, decode_sector,
+    lost_footer, measure,
 };
 use mirrord_raid::{FailReason, Geometry, LegState, MAX_REGIONS};
 use serde::Serialize;
@@ -117,6 +117,8 @@ pub struct SuperblockReport {
     pub past_sessions: Vec<PastReport>,
     /// Stopped cleanly.
     pub clean: bool,
+    /// Stopped in good order, so that legs in sync are equal whatever the log says.
+    pub equal: bool,
     /// The log lost a mark.
     pub log_failed: bool,
     /// Where legs may differ that are equal elsewhere, if that is less than what is dirty.
@@ -127,6 +129,8 @@ pub struct SuperblockReport {
     pub log_place: Option<String>,
     /// The file or device that a disk log is in, if that is recorded.
     pub log_identity: Option<IdentityReport>,
+    /// The file that the leg was, if it was one.
+    pub leg_file: Option<LegFileReport>,
     /// Seconds since 1970.
     pub created: u64,
     /// Seconds since 1970.
@@ -151,6 +155,15 @@ pub enum IdentityReport {
         /// What it is called whatever its number; empty if that is not known.
         name: String,
     },
+}
+
+/// The file that a leg was when its superblock was written.
+#[derive(Debug, Serialize)]
+pub struct LegFileReport {
+    /// When it was created, in ns since 1970.
+    pub born: u64,
+    /// When the superblock was written, in ns since 1970.
+    pub written: u64,
 }
 
 /// What was written to lately, while some leg is out or copied to.
@@ -355,6 +368,7 @@ fn superblock_report(superblock: &Superblock, generation: u64) -> SuperblockRepo
         session: format!("{:016x}", superblock.lineage.session),
         past_sessions: superblock.lineage.past.iter().map(past).collect(),
         clean: superblock.clean,
+        equal: superblock.equal,
         log_failed: superblock.log_failed,
         recent: superblock.recent.as_ref().map(recent),
         log_kind: superblock.log.kind().name(),
@@ -367,6 +381,7 @@ fn superblock_report(superblock: &Superblock, generation: u64) -> SuperblockRepo
             LogIdentity::File { inode, born } => IdentityReport::File { inode: *inode, born: *born },
             LogIdentity::Device { name } => IdentityReport::Device { name: name.escape_debug().to_string() },
         }),
+        leg_file: superblock.leg_file.map(|LegFileNote { born, written }| LegFileReport { born, written }),
         created: superblock.created,
         updated: superblock.updated,
         legs: superblock.legs.iter().map(entry).collect(),

@@ -4,6 +4,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
+
+use serde_json::Value;
 
 use crate::rig::{Rig, is_ublk, sh, until};
 
@@ -414,6 +417,22 @@ fn a_split_brain_is_settled_as_the_refusal_says() {
     for leg in ["a", "b", "c"] {
         let report = rig.ok(&["inspect", leg, "--json"]);
         assert!(!report.contains("00000000-0000-0000-0000-000000000000"), "{report}");
+    }
+}
+
+#[test]
+fn what_a_leg_says_of_its_file_is_told() {
+    let rig = volume(&["a", "b"], "internal");
+    rig.ok(&["stop", "v"]);
+    for leg in ["a", "b"] {
+        let born =
+            fs::metadata(rig.path(leg)).unwrap().created().unwrap().duration_since(UNIX_EPOCH).unwrap();
+        let report: Value = serde_json::from_str(&rig.ok(&["inspect", leg, "--json"])).unwrap();
+        let slot = &report["slots"][report["newest_slot"].as_u64().unwrap() as usize];
+        assert_eq!((&slot["clean"], &slot["equal"]), (&true.into(), &true.into()), "{slot}");
+        let file = &slot["leg_file"];
+        assert_eq!(u128::from(file["born"].as_u64().unwrap()), born.as_nanos(), "{slot}");
+        assert!(file["written"].as_u64() > file["born"].as_u64(), "{slot}");
     }
 }
 
