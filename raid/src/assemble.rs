@@ -386,6 +386,8 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
             _ if forced && leg != source => held.never_believe(leg),
             // The driver makes it durable before the first record.
             Some(record) if state.is_in_use() && !older.contains(leg) => held.set(leg, record.event_count),
+            // From this start on the lineage names what it has, and does not tell it from what the volume went on from.
+            Some(_) if disbelieved.contains(leg) && !older.contains(leg) => held.never_believe(leg),
             _ => held.set(leg, authority.held.of(leg)),
         }
     }

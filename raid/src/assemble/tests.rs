@@ -136,6 +136,20 @@ fn what_a_leg_has_of_another_history_is_not_believed() {
     assert_eq!(assemble(&found, internal()).unwrap().disbelieved, LegSet::EMPTY);
 }
 
+/// The start's records name what the leg has, as they name all that was found: then nothing else tells any more that it is of
+/// another history.
+#[test]
+fn a_leg_of_another_history_that_stays_out_is_not_believed_later() {
+    let out = LegState::Failed(FailReason::Admin);
+    let apart = later(2, &[(1, 6)], 0, 7, &[InSync, InSync]);
+    let a = assemble(&[apart.clone(), later(3, &[(1, 6)], 1, 9, &[out, InSync])], internal()).unwrap();
+    assert_eq!((a.states(&[])[leg(0)], a.disbelieved), (out, LegSet::one(leg(0))));
+    let mut next = record(1, 10, &[out, InSync]);
+    (next.lineage, next.held) = (a.lineage(4), a.held);
+    let a = assemble(&[apart, next], internal()).unwrap();
+    assert_eq!(a.disbelieved, LegSet::one(leg(0)));
+}
+
 #[test]
 fn split_brain_is_refused_and_a_named_source_settles_it() {
     for b_events in [6, 9] {

@@ -278,6 +278,7 @@ impl Sim {
         let was_clean = was_clean && (self.place.is_some() || !assembly.trusted.iter().any(was_out));
         assert!(!was_clean || logged == 0, "invariant 10: {logged:#x} is dirty after a clean stop");
         self.check_splits(&states);
+        self.found_apart(assembly);
         let before = assembly.states(&[]);
         let was_in_sync = |&leg: &Leg| before[leg] == LegState::InSync && assembly.at[leg].is_some();
         self.startable = before.legs().filter(was_in_sync).collect();

@@ -47,6 +47,8 @@ pub(crate) struct Images {
     pub(crate) in_place: LegSet,
     /// Legs that were not there when an older image became the volume: what they hold may be newer.
     pub(crate) ahead: LegSet,
+    /// Legs out of use that a start found to be of another history, until they are given back.
+    apart: LegSet,
     /// What the volume may hold instead of what it held.
     may_hold: Vec<Vec<u64>>,
     /// A source was named for the start that is under way.
@@ -70,6 +72,7 @@ impl Images {
             kept,
             in_place: LegSet::EMPTY,
             ahead: LegSet::EMPTY,
+            apart: LegSet::EMPTY,
             may_hold: Vec::new(),
             is_named: false,
             overruled: LegSet::EMPTY,
@@ -134,6 +137,7 @@ impl Sim {
         self.disks[leg.index()].become_image(&image.sectors);
         trace!(self, "{leg:?} becomes its image of event {}, told: {is_told}", image.event_count);
         self.images.in_place.insert(leg);
+        self.images.apart.remove(leg);
         self.splits[leg.index()] = None;
         self.scribbled.remove(leg);
         self.stopped_clean = false;
@@ -206,13 +210,20 @@ impl Sim {
     }
 
     /// As the real driver looks at a leg that is given back: whether all of it is to be copied; `None`: it is refused.
-    pub(crate) fn is_older(&self, leg: Leg) -> Option<bool> {
+    pub(crate) fn is_older(&mut self, leg: Leg) -> Option<bool> {
         let mut found = vec![self.record_of(leg)];
         found.extend(self.live().mirror.legs.states().in_use().iter().map(|leg| self.record_of(leg)));
         match assemble(&found, self.degraded()) {
             Ok(assembly) => {
                 let is_known = found[0].lineage.session == assembly.session;
-                Some(assembly.disbelieved.contains(leg) || !is_known && self.its_log_says_more(leg))
+                let is_disbelieved = assembly.disbelieved.contains(leg);
+                let is_apart = self.images.apart.contains(leg);
+                self.images.apart.remove(leg);
+                assert!(
+                    is_disbelieved || !is_apart,
+                    "invariant 9: {leg:?} was of another history: {found:#?}"
+                );
+                Some(is_disbelieved || !is_known && self.its_log_says_more(leg))
             }
             Err(_) if self.roster.proof_is_gone => None,
             Err(AssembleError::SplitBrain { .. }) if self.is_from_a_lost_cache(leg, &found) => None,
@@ -235,6 +246,17 @@ impl Sim {
             past.any(|past| past.session == image.lineage.session && past.event_count < image.event_count)
         };
         self.images.in_place.contains(leg) && found[1..].iter().any(left_earlier)
+    }
+
+    /// A start found these legs, and goes by this.
+    pub(crate) fn found_apart(&mut self, assembly: &Assembly) {
+        for leg in assembly.at.iter().filter(|(_, at)| at.is_some()).map(|(leg, _)| leg) {
+            let is_in_use = assembly.states(&[])[leg].is_in_use();
+            match assembly.disbelieved.contains(leg) && !is_in_use {
+                true => self.images.apart.insert(leg),
+                false => self.images.apart.remove(leg),
+            }
+        }
     }
 
     /// Whether more is dirty in the log of a leg that was out than in the volume's, which may have gone on from an image.

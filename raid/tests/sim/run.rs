@@ -43,7 +43,10 @@ impl Sim {
             }
         }
         if stops && self.live().phase == Phase::Serving {
-            self.stop();
+            match self.crashes_in_stop() {
+                Some(steps) => self.stop_for(steps),
+                None => self.stop(),
+            }
         }
         let how = if self.rng.chance(2, 3) { Recovery::Power } else { Recovery::Process };
         self.crash(how);
@@ -231,6 +234,9 @@ impl Sim {
         let full = is_split && self.scribbled.contains(leg) || self.rng.chance(1, 20);
         let Some(older) = self.is_older(leg) else { return self.remove_refused(leg) };
         let full = older || full;
+        if !full {
+            self.check_given_back(leg);
+        }
         self.saw.saw_if(Saw::FullReturn, full);
         if full {
             self.full.insert(leg);
@@ -257,6 +263,33 @@ impl Sim {
         self.d().phase = Phase::Stopping;
         self.worker_event(WorkerEvent::Stop);
         self.until("the daemon stops", |sim| sim.live().phase == Phase::Stopped);
+    }
+
+    /// Steps of a stop after which a crash comes.
+    fn crashes_in_stop(&mut self) -> Option<u64> {
+        let rng = &mut self.images.rng;
+        rng.chance(1, 2).then(|| rng.pick(&[10, 40, 150])).map(|most| rng.below(most))
+    }
+
+    /// Stops the daemon, and does not come to the end of it.
+    fn stop_for(&mut self, mut steps: u64) {
+        trace!(self, "=== stop, for {steps} steps");
+        let mut wait = |sim: &mut Sim, so: fn(&Sim) -> bool| {
+            while !so(sim) && steps > 0 {
+                sim.step();
+                steps -= 1;
+            }
+            so(sim)
+        };
+        self.d().phase = Phase::Draining;
+        self.stop_place();
+        if !wait(self, |sim| sim.live().in_flight == 0) {
+            return;
+        }
+        self.end_scrub();
+        self.d().phase = Phase::Stopping;
+        self.worker_event(WorkerEvent::Stop);
+        wait(self, |sim| sim.live().phase == Phase::Stopped);
     }
 
     /// Goes on until it is so.

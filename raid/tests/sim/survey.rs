@@ -9,6 +9,7 @@ use mirrord_raid::{
 };
 
 use crate::blocks;
+use crate::boot::dirty;
 use crate::coverage::Saw;
 use crate::sim::{Recovery, Sim};
 
@@ -50,6 +51,16 @@ impl Sim {
         self.blocks.dirty(self.disks[leg.index()].read(blocks::log(self.config.sectors)))
     }
 
+    /// A leg that is not copied to as a whole when it is given back differs in dirty regions only.
+    pub(crate) fn check_given_back(&self, leg: Leg) {
+        let Some(source) = self.live().mirror.legs.states().in_sync().lowest() else { return };
+        let hidden = self.differences(source, leg, self.sectors()) & !dirty(self.live().log.as_ref());
+        assert!(
+            hidden == 0,
+            "invariant 10: {leg:?} is given back, differs in {hidden:#x} and is not copied to"
+        );
+    }
+
     /// What assembly takes: the source holds nothing illegal, legs differ in dirty regions only.
     /// `found`: what a log beside the legs said, if it was read.
     pub(crate) fn check_source(&self, assembly: &Assembly, found: Option<u64>) {
@@ -74,7 +85,7 @@ impl Sim {
                 let differs = self.differences(assembly.source, leg, sectors);
                 let stale = regions(dirty).filter(|&region| assembly.may_be_stale(leg, region));
                 let hidden = stale.fold(differs, |hidden, region| hidden & !(1 << region.0));
-                let is_stale = assembly.copy_whole.union(assembly.older).contains(leg);
+                let is_stale = assembly.copy_whole.union(assembly.disbelieved).contains(leg);
                 assert!(
                     hidden == 0 || is_stale,
                     "invariant 10: {leg:?} differs in {hidden:#x}, not dirty or not recent: {assembly:?}"
