@@ -42,7 +42,7 @@
 
 use crate::geometry::{Geometry, Region};
 use crate::held::Held;
-use crate::lineage::{Lineage, is_behind, is_part_of};
+use crate::lineage::{Lineage, is_behind, is_part_of, may_be_apart};
 use crate::recent::Recent;
 use crate::types::{FailReason, Leg, LegMap, LegSet, LegState, MAX_LEGS};
 
@@ -388,6 +388,10 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
             Some(record) if state.is_in_use() && !older.contains(leg) => held.set(leg, record.event_count),
             // From this start on the lineage names what it has, and does not tell it from what the volume went on from.
             Some(_) if disbelieved.contains(leg) && !older.contains(leg) => held.never_believe(leg),
+            // So it does with what a leg has that is away, and had that history in common with one that is there.
+            None if !in_use(leg) && found.iter().any(|other| may_be_apart(leg, other, authority)) => {
+                held.never_believe(leg);
+            }
             _ => held.set(leg, authority.held.of(leg)),
         }
     }

@@ -14,7 +14,7 @@
 //! an older image of a leg lacks what the leg had.
 
 use crate::assemble::LegRecord;
-use crate::types::{LegSet, LegState, MAX_LEGS};
+use crate::types::{Leg, LegSet, LegState, MAX_LEGS};
 
 /// Most sessions that a record names besides its own. A volume whose legs are all there needs none; a
 /// leg that is out, one or two; one more is needed for each start in a row that ended before its first
@@ -137,11 +137,18 @@ pub(crate) fn is_part_of(record: &LegRecord, other: &LegRecord) -> bool {
     parted(record, other) == Some(record.event_count)
 }
 
+/// Whether `leg` may hold a record that belongs to the history of `overruled`, and not to that of `record`, which decides.
+pub(crate) fn may_be_apart(leg: Leg, overruled: &LegRecord, record: &LegRecord) -> bool {
+    let parted = parted(overruled, record).unwrap_or(0);
+    let may_have_more = overruled.state_of(leg).is_in_use() || overruled.held.of(leg) > parted;
+    parted < overruled.event_count && may_have_more
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::held::Held;
-    use crate::types::{Leg, LegMap};
+    use crate::types::LegMap;
 
     fn legs(bits: u8) -> LegSet {
         LegSet::from_bits(bits)

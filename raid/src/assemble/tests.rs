@@ -150,6 +150,33 @@ fn a_leg_of_another_history_that_stays_out_is_not_believed_later() {
     assert_eq!(a.disbelieved, LegSet::one(leg(0)));
 }
 
+/// The same of a leg that is away at that start, of which another one tells that it had what was overruled.
+#[test]
+fn a_leg_that_was_with_one_of_another_history_is_not_believed_later() {
+    let out = LegState::Failed(FailReason::Admin);
+    let image = || {
+        let mut image = later(3, &[(2, 6)], 2, 9, &[out, out, InSync]);
+        image.held = [leg(0), leg(1)].into_iter().fold(Held::default(), |mut held, leg| {
+            held.set(leg, 5);
+            held
+        });
+        image
+    };
+    // In use under the record of leg 1; or out again, and it held one that the image lacks.
+    let in_use = later(2, &[], 1, 7, &[InSync; 3]);
+    let mut was_in_use = later(2, &[], 1, 8, &[out, InSync, InSync]);
+    was_in_use.held.set(leg(0), 7);
+    let alone = later(2, &[], 1, 7, &[out, InSync, InSync]);
+    for (with, event, is_believed) in [(in_use, 7, false), (was_in_use, 7, false), (alone, 6, true)] {
+        let a = assemble(&[with, image()], internal()).unwrap();
+        assert_eq!((a.source, a.disbelieved), (leg(2), LegSet::one(leg(1))));
+        let mut next = record(2, 10, &[out, out, InSync]);
+        (next.lineage, next.held) = (a.lineage(4), a.held);
+        let a = assemble(&[later(2, &[], 0, event, &[InSync; 3]), next], internal()).unwrap();
+        assert_eq!(a.disbelieved.contains(leg(0)), !is_believed);
+    }
+}
+
 #[test]
 fn split_brain_is_refused_and_a_named_source_settles_it() {
     for b_events in [6, 9] {
