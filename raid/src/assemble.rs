@@ -386,9 +386,10 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
             _ if forced && leg != source => held.never_believe(leg),
             // The driver makes it durable before the first record.
             Some(record) if state.is_in_use() && !older.contains(leg) => held.set(leg, record.event_count),
-            // From this start on the lineage names what it has, and does not tell it from what the volume went on from.
+            // From this start on the lineage lists the leg's session as past: nothing else tells any more that the leg is
+            // of another history.
             Some(_) if disbelieved.contains(leg) && !older.contains(leg) => held.never_believe(leg),
-            // So it does with what a leg has that is away, and had that history in common with one that is there.
+            // The same of a leg that is away and may be of that history, too.
             None if !in_use(leg) && found.iter().any(|other| may_be_apart(leg, other, authority)) => {
                 held.never_believe(leg);
             }

@@ -46,8 +46,9 @@ pub fn inherit_none_from(first: RawFd) -> io::Result<()> {
 /// and undo still show here, what is mounted here shows nowhere else. A daemon that serves a block device
 /// needs that: ended as the last user of a mount on its own device it would wait for itself.
 ///
-/// Where mounts are private, what others unmount stays mounted here. So it lets go of every volume that another daemon
-/// serves through FUSE: a clean stop of it would wait for this process. No leg lies on one, for a leg that is a file grows.
+/// Where mounts are private, what others unmount stays mounted here. So every volume that another daemon serves through
+/// FUSE is unmounted here: its clean stop would wait for this process. This process needs none of them: no leg can lie on
+/// such a file, which cannot grow by the leg's metadata.
 ///
 /// Not for a daemon that serves through FUSE, whose mount others are to see.
 ///

@@ -136,8 +136,8 @@ fn what_a_leg_has_of_another_history_is_not_believed() {
     assert_eq!(assemble(&found, internal()).unwrap().disbelieved, LegSet::EMPTY);
 }
 
-/// The start's records name what the leg has, as they name all that was found: then nothing else tells any more that it is of
-/// another history.
+/// The start's records list the session of each record that was found as past: nothing else would tell afterwards that the
+/// leg is of another history.
 #[test]
 fn a_leg_of_another_history_that_stays_out_is_not_believed_later() {
     let out = LegState::Failed(FailReason::Admin);
@@ -150,7 +150,7 @@ fn a_leg_of_another_history_that_stays_out_is_not_believed_later() {
     assert_eq!(a.disbelieved, LegSet::one(leg(0)));
 }
 
-/// The same of a leg that is away at that start, of which another one tells that it had what was overruled.
+/// The same of a leg that is away at that start, if the record of another leg says that it was with that one.
 #[test]
 fn a_leg_that_was_with_one_of_another_history_is_not_believed_later() {
     let out = LegState::Failed(FailReason::Admin);

@@ -210,7 +210,7 @@ impl Place {
         let life = self.life();
         life.is_lost |= life.was_ready;
         life.is_inexact = true;
-        // It may have got the log and not have heard of it.
+        // It may have got the log already; the answer was lost.
         self.had_by_others |= !self.life().was_ready;
     }
 
