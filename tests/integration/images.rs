@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use serde_json::Value;
 
-use crate::rig::{Rig, is_ublk, sh, until};
+use crate::rig::{Rig, is_ublk, newest_slot, sh, until};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 32 * MIB;
@@ -428,7 +428,7 @@ fn what_a_leg_says_of_its_file_is_told() {
         let born =
             fs::metadata(rig.path(leg)).unwrap().created().unwrap().duration_since(UNIX_EPOCH).unwrap();
         let report: Value = serde_json::from_str(&rig.ok(&["inspect", leg, "--json"])).unwrap();
-        let slot = &report["slots"][report["newest_slot"].as_u64().unwrap() as usize];
+        let slot = newest_slot(&report);
         assert_eq!((&slot["clean"], &slot["equal"]), (&true.into(), &true.into()), "{slot}");
         let file = &slot["leg_file"];
         assert_eq!(u128::from(file["born"].as_u64().unwrap()), born.as_nanos(), "{slot}");
