@@ -256,13 +256,23 @@ impl Sim {
         trace!(self, "=== stop");
         self.saw.saw_if(Saw::StopUnderErrors, self.faults.errors());
         self.saw.saw_if(Saw::StopUnderLastingErrors, self.faults.lasts());
+        self.drain();
+        self.until("requests end", |sim| sim.live().in_flight == 0);
+        self.stop_worker();
+        self.until("the daemon stops", |sim| sim.live().phase == Phase::Stopped);
+    }
+
+    /// A stop begins: no request comes any more.
+    fn drain(&mut self) {
         self.d().phase = Phase::Draining;
         self.stop_place();
-        self.until("requests end", |sim| sim.live().in_flight == 0);
+    }
+
+    /// It goes on once no request is in flight.
+    fn stop_worker(&mut self) {
         self.end_scrub();
         self.d().phase = Phase::Stopping;
         self.worker_event(WorkerEvent::Stop);
-        self.until("the daemon stops", |sim| sim.live().phase == Phase::Stopped);
     }
 
     /// Steps of a stop after which a crash comes.
@@ -281,15 +291,11 @@ impl Sim {
             }
             so(sim)
         };
-        self.d().phase = Phase::Draining;
-        self.stop_place();
-        if !wait(self, |sim| sim.live().in_flight == 0) {
-            return;
+        self.drain();
+        if wait(self, |sim| sim.live().in_flight == 0) {
+            self.stop_worker();
+            wait(self, |sim| sim.live().phase == Phase::Stopped);
         }
-        self.end_scrub();
-        self.d().phase = Phase::Stopping;
-        self.worker_event(WorkerEvent::Stop);
-        wait(self, |sim| sim.live().phase == Phase::Stopped);
     }
 
     /// Goes on until it is so.
