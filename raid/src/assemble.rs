@@ -411,7 +411,7 @@ pub fn assemble(found: &[LegRecord], options: AssembleOptions) -> Result<Assembl
     // Who was behind when the log began anew does not tell of that one.
     let log_lost = all_dirty || authority.log_failed;
     let event_count = found.iter().map(|record| record.event_count).max().unwrap_or(0);
-    let lineage = Lineage::after(found, newest);
+    let lineage = Lineage::after(found, newest, forced);
     // One that is back is not to be replaced.
     let replaces = authority.replaces.map(|replaced| replaced.filter(|&leg| !returned.contains(leg)));
     let size = authority.size;

@@ -54,8 +54,9 @@ impl Lineage {
     }
 
     /// Of a session that goes on from the record at `authority`; every record that is `found` is known
-    /// then, also one that was overruled. Without an id yet.
-    pub(crate) fn after(found: &[LegRecord], authority: usize) -> Lineage {
+    /// then, also one that was overruled. If that was by hand (`forced`), so is all that it came from: no leg but the one
+    /// that was named is believed then, so older images of legs may be known. Without an id yet.
+    pub(crate) fn after(found: &[LegRecord], authority: usize, forced: bool) -> Lineage {
         let from = &found[authority];
         let mut lineage = Lineage { session: 0, written: LegSet::EMPTY, ..from.lineage.clone() };
         if from.lineage.session == 0 {
@@ -63,17 +64,17 @@ impl Lineage {
                 lineage.last_out[leg.index()] = from.event_count;
             }
         }
-        let overruled = found.iter().filter(|record| !is_part_of(record, from));
-        for record in std::iter::once(from).chain(overruled) {
+        let left = |record: &LegRecord| {
             let session = record.lineage.session;
             let held_by = if session == 0 { record.legs.legs().collect() } else { record.lineage.written };
-            let mut left = Past { session, event_count: record.event_count, held_by };
-            if let Some(at) = lineage.past.iter().position(|past| past.session == session) {
-                let known = lineage.past.swap_remove(at);
-                left.event_count = left.event_count.max(known.event_count);
-                left.held_by = left.held_by.union(known.held_by);
+            Past { session, event_count: record.event_count, held_by }
+        };
+        lineage.leave(left(from));
+        for overruled in found.iter().filter(|record| !is_part_of(record, from)) {
+            lineage.leave(left(overruled));
+            if forced {
+                overruled.lineage.past.iter().for_each(|&past| lineage.leave(past));
             }
-            lineage.past.push(left);
         }
         // Sessions that no leg can hold a record of are named as long as there is room: an older image of one can.
         let newest = |past: &Past| std::cmp::Reverse(past.event_count);
@@ -81,6 +82,16 @@ impl Lineage {
         lineage.past.truncate(MAX_PAST);
         lineage.past.sort_by_key(newest);
         lineage
+    }
+
+    /// It does not go on from there any more, but knows of it.
+    fn leave(&mut self, mut left: Past) {
+        if let Some(at) = self.past.iter().position(|past| past.session == left.session) {
+            let known = self.past.swap_remove(at);
+            left.event_count = left.event_count.max(known.event_count);
+            left.held_by = left.held_by.union(known.held_by);
+        }
+        self.past.push(left);
     }
 
     /// A record with this event count goes out, in which only `in_use` of `all` legs are in use.
@@ -178,7 +189,7 @@ mod tests {
     #[test]
     fn a_session_is_named_until_no_leg_can_hold_a_record_of_it() {
         let found = [record(0, 4, Lineage::new(1, 3)), record(2, 3, Lineage::new(1, 3))];
-        let mut lineage = Lineage::after(&found, 0);
+        let mut lineage = Lineage::after(&found, 0, false);
         let past = |held_by| vec![Past { session: 1, event_count: 4, held_by: legs(held_by) }];
         assert_eq!(lineage.past, past(0b111));
         lineage.record(5, legs(0b101), legs(0b111));
@@ -191,8 +202,10 @@ mod tests {
         // It is kept for an older image of a leg, until there is no room.
         let next = |session, past| {
             let lineage = Lineage { session, past, ..Lineage::new(session, 3) };
-            let mut next =
-                Lineage { session: session + 1, ..Lineage::after(&[record(0, session + 6, lineage)], 0) };
+            let mut next = Lineage {
+                session: session + 1,
+                ..Lineage::after(&[record(0, session + 6, lineage)], 0, false)
+            };
             next.taken(legs(0b111));
             next.past
         };
@@ -210,7 +223,7 @@ mod tests {
             ..Lineage::new(session, 2)
         };
         let found = [record(0, 7, fork(2)), record(1, 9, fork(3)), record(2, 2, Lineage::new(1, 3))];
-        let after = Lineage::after(&found, 0);
+        let after = Lineage::after(&found, 0, false);
         let named: Vec<_> = after.past.iter().map(|past| (past.session, past.event_count)).collect();
         assert_eq!(named, [(3, 9), (2, 7), (1, 2)]);
         assert_eq!(after.past[2].held_by, legs(0b100));
@@ -234,7 +247,7 @@ mod tests {
     fn starts_that_never_end_forget_the_oldest() {
         let mut newest = record(0, 1, Lineage::new(1, 2));
         for session in 2..100 {
-            let lineage = Lineage { session, ..Lineage::after(&[newest.clone()], 0) };
+            let lineage = Lineage { session, ..Lineage::after(&[newest.clone()], 0, false) };
             newest = record(0, session, lineage);
             newest.lineage.record(session, legs(0b11), legs(0b11));
         }

@@ -551,6 +551,20 @@ fn a_named_source_is_copied_whole_to_all_others() {
     assert_eq!((a.older, a.held.recorded()[..2].to_vec()), (LegSet::EMPTY, vec![u64::MAX, 6]));
 }
 
+/// Who named the source overruled the sessions that the other leg had come from, too.
+#[test]
+fn an_older_image_of_what_was_overruled_by_hand_is_copied_whole() {
+    let overruled = later(4, &[(3, 8), (2, 6), (1, 1)], 0, 10, &[InSync, OUT]);
+    let image_of_the_source = later(2, &[(1, 1)], 1, 2, &[InSync; 2]);
+    let named = AssembleOptions { source: Some(1), ..internal() };
+    let a = assemble(&[overruled, image_of_the_source], named).unwrap();
+    let mut next = record(1, 11, &[OUT, InSync]);
+    (next.lineage, next.held) = (a.lineage(5), a.held);
+    let image_of_the_other = later(3, &[(2, 6), (1, 1)], 0, 7, &[InSync, OUT]);
+    let a = assemble(&[image_of_the_other, next], internal()).unwrap();
+    assert_eq!((a.source, a.copy_whole), (leg(1), LegSet::one(leg(0))));
+}
+
 #[test]
 fn legs_that_were_in_sync_when_the_volume_was_stopped_are() {
     let states = [InSync, InSync, OUT];
