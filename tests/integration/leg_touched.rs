@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::rig::{Rig, can_serve, have, is_root, sh};
+use crate::rig::{Rig, can_serve, have, is_root, sh, unmount};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
@@ -37,7 +37,7 @@ fn mount_and_write(rig: &Rig, leg: &str, touch: bool) {
     if touch {
         fs::write(format!("{at}/touched"), "x").unwrap();
     }
-    sh("umount", &[&at]);
+    unmount(&at);
     sh("sync", &[]);
 }
 
@@ -104,7 +104,7 @@ fn a_mount_alone_is_enough_also_of_a_device() {
     rig.ok(&["stop", "v"]);
     fs::create_dir(rig.path("mnt")).unwrap();
     sh("mount", &[&one, rig.path("mnt").to_str().unwrap()]);
-    sh("umount", &[rig.path("mnt").to_str().unwrap()]);
+    unmount(rig.path("mnt").to_str().unwrap());
     rig.refused(&["start", "v"], &[&one, &other, "differ at byte", "--source"]);
     rig.ok(&["start", "v", "--source", &other]);
     rig.wait();

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use crate::rig::{Rig, have, sh, try_sh};
+use crate::rig::{Rig, have, sh, try_sh, unmount};
 
 const MIB: u64 = 1 << 20;
 
@@ -127,18 +127,18 @@ fn a_file_system_on_a_loop_device_grows_with_it() {
     assert_eq!(sh("blockdev", &["--getsize64", &device]).trim(), (256 * MIB).to_string());
     // Without CAP_SYS_RESOURCE it cannot grow while it is mounted.
     if !try_sh("resize2fs", &[&device]).status.success() {
-        sh("umount", &[mount.to_str().unwrap()]);
+        unmount(mount.to_str().unwrap());
         try_sh("e2fsck", &["-f", "-p", &device]);
         sh("resize2fs", &[&device]);
         sh("mount", &[&device, mount.to_str().unwrap()]);
     }
     fs::write(mount.join("more"), vec![0xa5; 120 << 20]).unwrap();
-    sh("umount", &[mount.to_str().unwrap()]);
+    unmount(mount.to_str().unwrap());
     sh("e2fsck", &["-f", "-n", &device]);
     sh("mount", &[&device, mount.to_str().unwrap()]);
     assert!(fs::read(mount.join("kept")).unwrap().iter().all(|&byte| byte == 0x5a));
     assert!(fs::read(mount.join("more")).unwrap().iter().all(|&byte| byte == 0xa5));
-    sh("umount", &[mount.to_str().unwrap()]);
+    unmount(mount.to_str().unwrap());
     sh("losetup", &["-d", &device]);
     end(&rig, 256 * MIB);
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::rig::{Rig, have, is_root, is_ublk, sh, until};
+use crate::rig::{Rig, have, is_root, is_ublk, sh, unmount, until};
 use rustix::fs::OFlags;
 
 const MIB: u64 = 1 << 20;
@@ -209,22 +209,23 @@ fn a_split_leg_that_was_written_to_is_refused_or_copied_whole() {
 fn a_split_under_load_is_of_one_moment() {
     const BLOCKS: u64 = 512;
     let rig = volume();
-    let (path, ending) = (rig.volume(), Arc::new(AtomicBool::new(false)));
-    let asked = Arc::clone(&ending);
-    let writer = thread::spawn(move || {
-        // Past the page cache of a block device, or at least through it.
-        let flags = if is_ublk() { OFlags::DSYNC } else { OFlags::empty() };
-        let file = File::options().write(true).custom_flags(flags.bits() as i32).open(path).unwrap();
-        let mut count = 0;
-        while !asked.load(Ordering::SeqCst) {
-            count += 1;
-            // Spread over all regions.
-            let at = count % BLOCKS * (SIZE / BLOCKS);
-            file.write_all_at(&[u64::to_le_bytes(count); 512].concat(), at).unwrap();
-        }
-        count
-    });
+    let path = rig.volume();
+    let mut count = 0;
     for _ in 0..4 {
+        let (path, ending) = (path.clone(), Arc::new(AtomicBool::new(false)));
+        let asked = Arc::clone(&ending);
+        let writer = thread::spawn(move || {
+            // Past the page cache of a block device, or at least through it.
+            let flags = if is_ublk() { OFlags::DSYNC } else { OFlags::empty() };
+            let file = File::options().write(true).custom_flags(flags.bits() as i32).open(path).unwrap();
+            while !asked.load(Ordering::SeqCst) {
+                count += 1;
+                // Spread over all regions.
+                let at = count % BLOCKS * (SIZE / BLOCKS);
+                file.write_all_at(&[u64::to_le_bytes(count); 512].concat(), at).unwrap();
+            }
+            count
+        });
         thread::sleep(Duration::from_millis(500));
         let said = rig.ok(&["split", "v", "--leg", "b", "--track", "--yes", "--json"]);
         let said: serde_json::Value = serde_json::from_str(&said).unwrap();
@@ -241,10 +242,12 @@ fn a_split_under_load_is_of_one_moment() {
             assert_eq!(count_at(block), expected, "block {block}, {last} writes were split off");
         }
         rig.ok(&["merge", "v", "b"]);
+        // Users come first: beside one that never rests, the copy takes long.
+        ending.store(true, Ordering::SeqCst);
+        count = writer.join().unwrap();
         rig.wait();
     }
-    ending.store(true, Ordering::SeqCst);
-    println!("{} writes", writer.join().unwrap());
+    println!("{count} writes");
     end(&rig);
 }
 
@@ -328,7 +331,7 @@ fn the_file_system_on_a_split_leg_is_as_it_was() {
         if round == 0 {
             assert!(!Path::new(&format!("{theirs}/new")).exists());
         }
-        sh("umount", &[theirs]);
+        unmount(theirs);
         let stale = rig.status()["legs"][1]["stale_regions"].as_u64().unwrap();
         assert!((100..200).contains(&stale), "{stale} regions of 256 changed");
         rig.ok(&["merge", "v", "b"]);
@@ -336,7 +339,7 @@ fn the_file_system_on_a_split_leg_is_as_it_was() {
         let now = copied(&rig, 1) - before;
         assert!(now >= stale * MIB && now <= (stale + 8) * MIB, "{now} bytes copied of {stale} regions");
     }
-    sh("umount", &[ours]);
+    unmount(ours);
     sh("e2fsck", &["-fn", &device]);
     sh("losetup", &["-d", &device]);
     rig.wait();

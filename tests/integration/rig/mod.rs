@@ -263,6 +263,17 @@ pub fn try_sh(program: &str, args: &[&str]) -> Output {
     Command::new(program).args(args).env("PATH", path).stdin(Stdio::null()).output().unwrap()
 }
 
+/// Unmounts a file system. A program that another test starts holds what is open here until it is executed, so it may be
+/// busy for a moment.
+pub fn unmount(at: &str) {
+    until("the file system is unmounted", || {
+        let output = try_sh("umount", &[at]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() || said.contains("busy"), "umount {at}: {said}");
+        output.status.success()
+    });
+}
+
 /// Whether a program is installed; prints the skip if not.
 pub fn have(program: &str, what: &str) -> bool {
     let found = try_sh("sh", &["-c", &format!("command -v {program}")]).status.success();
