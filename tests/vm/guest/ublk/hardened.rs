@@ -22,7 +22,8 @@ pub(crate) fn a_daemon_is_protected() {
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", volume.pid())).unwrap();
     assert!(!mounts.contains(&volume.device), "{mounts}");
     sh("umount", &[&mnt]);
-    // Mounts are private here: it is not what keeps a file served that is stopped.
+    // Where mounts are private, it is not what keeps a file served that is stopped.
+    sh("mount", &["--make-rprivate", "/"]);
     rig.ok(&["create", "--name", "file", "--size", "64MiB", "--legs", "c", "d", "--mount", "file"]);
     volume.replace_daemon();
     rig.ok(&["stop", "file"]);
