@@ -17,7 +17,9 @@ use super::control::{Control, ControlError, Info, Shape, State};
 use super::features::Features;
 use super::front::UblkFront;
 use super::queue::{Gate, SourceConfig, Stopping, UblkSource};
-use super::{COME_UP, UblkError, UblkOptions, block_path, connect, find, is_waiting, mark_of};
+use super::{
+    FETCH_PATIENCE, NODE_PATIENCE, UblkError, UblkOptions, block_path, connect, find, is_waiting, mark_of,
+};
 use crate::buffer::BufferPool;
 use crate::front::Engine;
 use crate::{Spawn, Task};
@@ -258,7 +260,7 @@ impl UblkDevice {
         let mut threads = Vec::new();
         for _ in 0..self.shape.queues {
             let result =
-                starting.recv_timeout(COME_UP).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+                starting.recv_timeout(FETCH_PATIENCE).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             threads.push(result.map_err(UblkError::io("have a queue fetch"))?);
         }
         Ok(threads)
@@ -321,7 +323,7 @@ fn look_after_daemon(id: u32) {
 
 /// udev makes nodes, and gives them to users without privilege, in its own time.
 fn await_node(path: &Path) -> Result<(), UblkError> {
-    let deadline = Instant::now() + COME_UP;
+    let deadline = Instant::now() + NODE_PATIENCE;
     loop {
         match rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK) {
             Ok(()) => return Ok(()),

@@ -35,8 +35,10 @@ pub use front::UblkFront;
 pub(crate) use queue::Answer;
 use users::users_stay;
 
-/// How long the queues may take to fetch, and a device node to be there.
-const COME_UP: Duration = Duration::from_secs(10);
+/// How long the queues may take to fetch: far longer than they do on a machine that is very busy.
+const FETCH_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a device node may take to be there.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The device to serve a volume as. Sizes in bytes.
 pub struct UblkOptions {

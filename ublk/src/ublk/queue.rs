@@ -20,7 +20,7 @@ use mirrord_raid::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use zerocopy::IntoBytes;
 
-use super::COME_UP;
+use super::FETCH_PATIENCE;
 use super::command::{
     COMMIT_AND_FETCH, FETCH, FLAG_FUA, FLAG_NOUNMAP, IoCommand, IoDescriptor, MOST_DEPTH, OP_DISCARD,
     OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES,
@@ -63,7 +63,7 @@ impl Gate {
         *arrived += 1;
         changed.notify_all();
         let missing = |arrived: &mut usize| *arrived < self.queues * time;
-        let waited = changed.wait_timeout_while(arrived, COME_UP, missing);
+        let waited = changed.wait_timeout_while(arrived, FETCH_PATIENCE, missing);
         let (_arrived, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         if waited.timed_out() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
