@@ -9,7 +9,7 @@ build_mirrord() { nice scripts/build-tests build --quiet --bin mirrord; }
 # Sets $guest, and `tests` to lines "name file" of both test binaries.
 build_tests() {
   local messages
-  messages=$(nice scripts/build-tests test --quiet --no-run --message-format json-render-diagnostics \
+  messages=$(nice scripts/build-tests test --workspace --quiet --no-run --message-format json-render-diagnostics \
     --test guest --test integration) || return 1
   tests=$(sed -nE 's/.*"kind":\["test"\].*"name":"([a-z_]+)".*"executable":"([^"]+)".*/\1 \2/p' <<<"$messages")
   guest=$(sed -n 's/^guest //p' <<<"$tests")
